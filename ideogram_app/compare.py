@@ -1,0 +1,134 @@
+"""One request through several recipes: the same text features, the same noise, one picture after another.
+
+One recipe is loaded at a time and gone before the next, so memory is that of the largest and every peak is its own.
+The reference is drawn first wherever it stands, because the others are measured against its picture. A recipe that
+fails becomes a result with its reason and does not take the others down.
+
+Left out: preparing recipes (the studio and the command line do that first) and judging pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ideogram_app.architecture import check_size, find_model
+from ideogram_app.checkpoints.store import Store
+from ideogram_app.comparison import Comparison
+from ideogram_app.errors import AppError, DeviceError, RequestError
+from ideogram_app.flow import REFERENCE, Event, Request, Result
+from ideogram_app.hardware import Hardware
+from ideogram_app.measure import release
+from ideogram_app.metrics import psnr, ssim
+from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers
+from ideogram_app.model.residency import DTYPES, place, staged
+from ideogram_app.pipeline import Shared, draw, share
+from ideogram_app.planner import Plan, plan
+from ideogram_app.presets import find_preset, guidance_for
+from ideogram_app.recipes import find_recipe
+
+
+def check_request(request: Request) -> None:
+    """Refuse what cannot be drawn before anything is loaded.
+
+    Raises:
+        RequestError: names the field and what it may be.
+    """
+    check_size(request.width, request.height)
+    guidance_for(find_preset(request.preset), find_model(request.model), request.guidance)
+    if not request.recipes:
+        raise RequestError("No recipe was asked for", do="Choose at least one")
+    if len(set(request.recipes)) < len(request.recipes):
+        raise RequestError("A recipe was asked for twice", got=", ".join(request.recipes))
+    for recipe in request.recipes:
+        find_recipe(recipe)
+
+
+def compare(request: Request, store: Store, hardware: Hardware, chosen: Plan, output: Path) -> Iterator[Event]:
+    """Draw the request with each of its recipes; PNGs go to `output`.
+
+    Yields:
+        The events of every picture, one `result` for each recipe, failed ones included, and `done` at the end.
+
+    Raises:
+        AppError: nothing at all can be drawn (bad request, broken text encoder or VAE).
+    """
+    check_request(request)
+    device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
+    yield Event("encode")
+    parts = load_pipeline_parts(request.model, torch.device("cpu"), dtype)
+    with staged(parts.text_encoder, device, torch.device("cpu")):
+        shared = share(parts, request, device)
+    parts.vae.to(device)
+    if chosen.decode == "tiled":
+        parts.vae.enable_tiling()
+    reference: Result | None = None
+    for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):
+        for event in _draw_or_explain(request, recipe, store, hardware, parts, shared, output):
+            if event.result is None:
+                yield event
+                continue
+            result = with_distance(event.result, reference)
+            reference = result if recipe == REFERENCE and result.image else reference
+            yield replace(event, result=result)
+        release(device)
+    yield Event("done")
+
+
+def with_distance(result: Result, reference: Result | None) -> Result:
+    """The result with PSNR and SSIM to the reference's picture, where both exist."""
+    if reference is None or not reference.image or not result.image or result.recipe == REFERENCE:
+        return result
+    with Image.open(result.image) as picture, Image.open(reference.image) as truth:
+        return replace(result, psnr=psnr(picture, truth), ssim=ssim(picture, truth))
+
+
+def collect(request: Request, hardware: Hardware, chosen: Plan, results: list[Result]) -> Comparison:
+    """Results in the order asked for, with what they were made from."""
+    order = {name: index for index, name in enumerate(request.recipes)}
+    return Comparison(request, hardware, chosen, tuple(sorted(results, key=lambda result: order[result.recipe])))
+
+
+def _draw_or_explain(
+    request: Request, recipe: str, store: Store, hardware: Hardware, parts: Parts, shared: Shared, output: Path
+) -> Iterator[Event]:
+    """`draw`, with an error turned into a failed result."""
+    chosen = plan(hardware, request.model, width=request.width, height=request.height, recipe=recipe)
+
+    def load() -> Loaded:
+        if not chosen.fits:
+            raise DeviceError(f"{recipe} does not fit this machine: {' '.join(chosen.reasons)}", do=chosen.suggestion)
+        device = shared.noise.device
+        home = device if chosen.residency == "resident" else torch.device("cpu")
+        loaded = load_transformers(store, request.model, recipe, home, DTYPES[chosen.compute_dtype])
+        for transformer in (loaded.transformer, loaded.unconditional_transformer):
+            place(transformer, chosen.residency or "resident", device)
+        return loaded
+
+    try:
+        yield from draw(request, recipe, load, parts, shared, output)
+    except AppError as problem:
+        yield Event("result", recipe, result=_failed(request, recipe, str(problem)))
+    except torch.OutOfMemoryError as problem:
+        message = DeviceError("The device ran out of memory", got=str(problem), do="Try a smaller picture or gguf-q4_k")
+        yield Event("result", recipe, result=_failed(request, recipe, str(message)))
+
+
+def _failed(request: Request, recipe: str, error: str) -> Result:
+    steps = find_preset(request.preset).steps
+    return Result(
+        recipe=recipe,
+        engaged="",
+        image=None,
+        width=request.width,
+        height=request.height,
+        seed=request.seed,
+        preset=request.preset,
+        steps=steps,
+        caption=request.caption,
+        error=error,
+    )

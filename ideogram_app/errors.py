@@ -1,0 +1,68 @@
+"""The one family of errors a user may see.
+
+Every message says what happened, what was expected and what was got, and what to do next. The page turns an
+`AppError` into a red note in one place, the command line into one line on standard error and exit code 1. Anything
+else that escapes is a bug and keeps its traceback.
+
+Left out: error codes and translations; there are seven kinds because callers tell exactly these seven apart.
+"""
+
+from __future__ import annotations
+
+
+class AppError(Exception):
+    """Something the user can act upon.
+
+    Args:
+        what: what happened, in one sentence.
+        expected, got: the two sides of a mismatch, where there is one.
+        do: the next action that helps.
+    """
+
+    def __init__(self, what: str, *, expected: str = "", got: str = "", do: str = "") -> None:
+        self.what, self.expected, self.got, self.do = what, expected, got, do
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [_sentence(self.what)]
+        if self.expected:
+            parts.append(_sentence(f"Expected {self.expected}"))
+        if self.got:
+            parts.append(_sentence(f"Got {self.got}"))
+        if self.do:
+            parts.append(_sentence(self.do))
+        return " ".join(parts)
+
+
+class CaptionError(AppError):
+    """The prompt or caption cannot be used."""
+
+
+class RequestError(AppError):
+    """A size, seed, preset, recipe or flag is outside what the program knows."""
+
+
+class CheckpointError(AppError):
+    """A weight file is missing, truncated, altered or of an unknown layout."""
+
+
+class DiskError(AppError):
+    """There is not enough room to do what was asked."""
+
+
+class AccessError(AppError):
+    """The weights are gated and this user, token or network cannot reach them."""
+
+
+class DeviceError(AppError):
+    """The device cannot run this, or ran out of memory doing it."""
+
+
+class Cancelled(AppError):
+    """The user stopped it. Not a failure, but the asked-for work was not done."""
+
+
+def _sentence(text: str) -> str:
+    """Close a sentence with a full stop unless it already ends in punctuation."""
+    text = text.strip()
+    return text if text.endswith((".", "?", "!", ":")) else f"{text}."

@@ -1,0 +1,105 @@
+"""What flows from one room to the next, as frozen dataclasses without tensors.
+
+    Request -> Event ... -> Result -> Comparison
+
+`Hardware` and `Plan` stand with the code that makes them (hardware.py, planner.py). Field names are the names on the
+wire: the page, the command line, the PNG metadata and the files in `benchmarks/results/` use these and no others.
+Seconds are wall-clock seconds, sizes are bytes, images are paths of PNG files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture, or one comparison, asked for.
+
+    Attributes:
+        caption: the JSON caption as it is given to the text encoder, or plain text if `prompt_is_plain`.
+        recipes: what to draw it with, in the order of display.
+        guidance: one value for all steps, replacing the preset's; None keeps the preset's.
+    """
+
+    model: str
+    caption: str
+    recipes: tuple[str, ...] = (REFERENCE,)
+    preset: str = "default-20"
+    width: int = 128
+    height: int = 128
+    seed: int = 0
+    guidance: float | None = None
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of each phase; `first_step` is inside `denoise`."""
+
+    load: float = 0.0
+    encode: float = 0.0
+    first_step: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One picture drawn, or the reason why it was not.
+
+    Attributes:
+        recipe, engaged: what was asked for and what ran; never silently different.
+        image: path of the PNG, None where `error` says why.
+        seconds_per_step: median over the steps after the first.
+        peak_memory_bytes: on a device with its own memory `peak_device_bytes`, else `peak_host_bytes`.
+        peak_host_bytes: resident memory of the process above its start, at its highest.
+        weight_bytes: of both transformers as held while drawing.
+        psnr, ssim: to the reference's picture; None for the reference and where there is none.
+    """
+
+    recipe: str
+    engaged: str
+    image: str | None
+    width: int
+    height: int
+    seed: int
+    preset: str
+    steps: int
+    caption: str
+    seconds: Seconds = Seconds()
+    seconds_per_step: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    peak_device_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
+    weight_bytes: int | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    guidance: tuple[float, ...] = ()
+    error: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened that an onlooker may want to show.
+
+    Attributes:
+        phase: prepare, load, encode, denoise, decode, result (`result` is set), failed (`message` says why) or done.
+        done, total: units finished of this phase: steps while denoising, bytes while preparing.
+        rate: units a second; `seconds_left`: for this phase, from the rate so far.
+        preview: a small PNG of the picture so far, base64, or None.
+    """
+
+    phase: str
+    recipe: str | None = None
+    done: int = 0
+    total: int = 0
+    rate: float | None = None
+    seconds_left: float | None = None
+    message: str = ""
+    preview: str | None = None
+    result: Result | None = None

@@ -1,0 +1,138 @@
+"""Seconds and peak bytes of each phase: the only file that synchronizes a device.
+
+    meter = Meter(device)
+    with meter.phase("encode"):
+        ...
+    meter.seconds["encode"], meter.peak_device_bytes, meter.peak_host_bytes
+
+Times are wall-clock and the device has finished when a phase ends. Device peaks are the allocator's own counters.
+A process has no peak that can be reset on every system, so its resident memory is sampled by a thread; a spike shorter
+than the sampling interval can be missed, which torch's own allocator never is.
+
+Left out: profiles by kernel family (the benchmark's work) and other processes' memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import psutil
+import torch
+
+SAMPLING_SECONDS = 0.01
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
+
+
+def release(device: torch.device) -> None:
+    """Give freed memory back to the device and to the operating system, so that the next reading starts clean."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    elif device.type == "xpu":
+        torch.xpu.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(
+            ctypes.CDLL(None), "malloc_trim", None
+        )  # glibc keeps freed pages otherwise; musl has no such call
+        if trim is not None:
+            trim(0)
+
+
+class HostPeak:
+    """Highest resident memory of this process, in bytes above its start, while the context is open."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self.start = self.highest = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._sample, name="memory sampler", daemon=True)
+
+    def __enter__(self) -> HostPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.highest = max(self.highest, self._process.memory_info().rss)
+
+    @property
+    def above_start(self) -> int:
+        return self.highest - self.start
+
+    def _sample(self) -> None:
+        while not self._stop.wait(SAMPLING_SECONDS):
+            self.highest = max(self.highest, self._process.memory_info().rss)
+
+
+class Meter:
+    """Collects one run: seconds by phase and peaks over the whole of it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._host = HostPeak()
+        self._device_peaks: tuple[int, int] | None = None
+
+    def __enter__(self) -> Meter:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._host.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._host.__exit__(kind, error, trace)
+        if self.device.type == "cuda":
+            allocated = torch.cuda.max_memory_allocated(self.device)
+            self._device_peaks = allocated, torch.cuda.max_memory_reserved(self.device)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the body to `seconds[name]`, the device's work included."""
+        synchronize(self.device)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    @property
+    def peak_host_bytes(self) -> int:
+        return self._host.above_start
+
+    @property
+    def peak_device_bytes(self) -> int | None:
+        """Allocated, where the device counts it (CUDA and ROCm)."""
+        return self._device_peaks[0] if self._device_peaks else None
+
+    @property
+    def peak_device_reserved_bytes(self) -> int | None:
+        return self._device_peaks[1] if self._device_peaks else None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the device where it has its own memory, else of the process."""
+        return self.peak_device_bytes if self.peak_device_bytes is not None else self.peak_host_bytes

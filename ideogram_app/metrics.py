@@ -1,0 +1,35 @@
+"""How far one picture is from another: PSNR and SSIM.
+
+Both compare 8-bit RGB pictures of the same size; scikit-image does the arithmetic. They measure difference, not
+quality: over many steps the same seed drifts into another, equally good picture, so they are comparable between recipes
+of one request and not between requests. Left out: LPIPS, CLIPScore, PickScore and reading of lettering, which need
+models of their own.
+"""
+
+from __future__ import annotations
+
+import numpy
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+# Two pictures that are the same to the bit have no finite PSNR and JSON has no infinity. A single value off by one in a
+# 2048 x 2048 picture gives 119 dB, so no other pair comes near.
+IDENTICAL_PSNR = 150.0
+
+
+def psnr(picture: Image.Image, reference: Image.Image) -> float:
+    """Peak signal to noise ratio in dB; `IDENTICAL_PSNR` for equal pictures."""
+    first, second = _pixels(picture), _pixels(reference)
+    if numpy.array_equal(first, second):
+        return IDENTICAL_PSNR
+    return float(peak_signal_noise_ratio(second, first, data_range=255))
+
+
+def ssim(picture: Image.Image, reference: Image.Image) -> float:
+    """Structural similarity over 7 x 7 windows, averaged over the colour channels; 1.0 for equal pictures."""
+    return float(structural_similarity(_pixels(picture), _pixels(reference), channel_axis=2, data_range=255))
+
+
+def _pixels(picture: Image.Image) -> NDArray[numpy.uint8]:
+    return numpy.asarray(picture.convert("RGB"), dtype=numpy.uint8)

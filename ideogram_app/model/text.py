@@ -1,0 +1,51 @@
+"""Captions to text features: Qwen3-VL's decoder layers, tapped at 13 depths.
+
+The caption goes through the chat template as one user turn, at its true length: nothing is padded, so nothing is masked
+(stock diffusers pads to 2048 tokens and computes them all). Features are interleaved, index = hidden x 13 + tap, and
+float32. The last tap is the last layer before the final norm, so no layer can be left out, but the vision tower, that
+norm and the head never run.
+
+Left out: prompt enhancement and batches; pictures are drawn one caption at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ideogram_app.errors import CaptionError
+
+TAPPED_LAYERS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35)  # diffusers' QWEN3_VL_ACTIVATION_LAYERS
+LONGEST_TEXT = 2048  # tokens, diffusers' default and the reference's limit
+
+
+def tokenize(tokenizer: Any, caption: str) -> Tensor:
+    """Token ids (1, n) of one user turn.
+
+    Raises:
+        CaptionError: more tokens than the text encoder was trained to read.
+    """
+    turn = [{"role": "user", "content": [{"type": "text", "text": caption}]}]
+    text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    if ids.shape[1] > LONGEST_TEXT:
+        raise CaptionError("The caption is too long", expected=f"at most {LONGEST_TEXT} tokens", got=str(ids.shape[1]))
+    return ids
+
+
+@torch.inference_mode()
+def encode(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
+    """Text features (1, n, 13 x hidden) in float32, on the encoder's device."""
+    language = encoder.language_model
+    ids = tokenize(tokenizer, caption).to(language.embed_tokens.weight.device)
+    hidden = language.embed_tokens(ids)  # (1, n, hidden)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]  # the same on all three axes: text alone
+    rotary = language.rotary_emb(hidden, positions[None].expand(3, -1, -1))
+    taps = []
+    for index, layer in enumerate(language.layers):
+        hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, position_ids=positions)
+        if index in TAPPED_LAYERS:
+            taps.append(hidden)
+    return torch.stack(taps, dim=-1).flatten(2).float()

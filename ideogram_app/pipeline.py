@@ -1,0 +1,270 @@
+"""One picture as an iterator: encode, noise, schedule, denoise, decode.
+
+    shared = share(parts, request, device)               the same text features and noise for every recipe
+    for event in draw(request, recipe, load, parts, shared, ...):
+        ...                                              the last event carries the Result
+
+Whoever iterates owns progress, previews and cancelling: to stop between two steps is not to ask for the next event.
+Given the same noise, latents equal stock diffusers' `Ideogram4Pipeline.__call__` (a test holds them together). Against
+it: text at its true length instead of padded to 2048, one caption at a time, no prompt enhancement, and time and memory
+of every phase in the result.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
+from ideogram_app.flow import Event, Request, Result, Seconds
+from ideogram_app.measure import Meter
+from ideogram_app.model.loader import Loaded, Parts
+from ideogram_app.model.text import encode
+from ideogram_app.presets import Preset, find_preset, guidance_for
+from ideogram_app.versions import versions
+from ideogram_app.wire import to_json
+
+TEXT, IMAGE = 3, 2  # diffusers' LLM_TOKEN_INDICATOR and OUTPUT_IMAGE_INDICATOR
+IMAGE_OFFSET = 65536  # diffusers' IMAGE_POSITION_OFFSET
+TIMESTEPS = 1000  # diffusers hands sigma x 1000 to its scheduler and divides again; the rounding is part of equality
+LOWEST_LOGSNR, HIGHEST_LOGSNR = -15.0, 18.0  # clamps of the published schedule
+BASE_PIXELS = 512 * 512  # the size at which a preset's mu holds
+PREVIEW_SECONDS = 0.5  # at most one preview in this time, and none of it counts as denoising
+PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every recipe of one request starts from. features: (1, n, taps x hidden); noise: (1, tokens, 128)."""
+
+    features: Tensor
+    noise: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """After one Euler step: the latents, and the clean latents that the velocity points at, both (1, tokens, 128)."""
+
+    index: int
+    latents: Tensor
+    clean: Tensor
+
+
+def make_noise(seed: int, width: int, height: int) -> Tensor:
+    """Starting noise (1, tokens, 128) in float32, drawn on the CPU so that every device starts from the same."""
+    tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
+    return torch.randn(1, tokens, LATENT_CHANNELS, generator=torch.Generator().manual_seed(seed))
+
+
+def share(parts: Parts, request: Request, device: torch.device) -> Shared:
+    """Encode the caption and draw the noise.
+
+    Raises:
+        RequestError: the size is off the grid. CaptionError: the caption is too long.
+    """
+    check_size(request.width, request.height)
+    meter = Meter(device)
+    with meter.phase("encode"):
+        features = encode(parts.tokenizer, parts.text_encoder, request.caption).to(device)
+    return Shared(features, make_noise(request.seed, request.width, request.height).to(device), meter.seconds["encode"])
+
+
+def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
+    """Noise levels sigma, from near 1 down to exactly 0, as `steps + 1` float32 values.
+
+    Equally spaced quantiles of a logit-normal distribution whose mean rises with the size of the picture, then the
+    scheduler's own `shift` (1.0 for the published model), as diffusers applies it to the levels it is given.
+    """
+    mean = preset.mu + 0.5 * math.log(width * height / BASE_PIXELS)
+    quantiles = torch.linspace(0, 1, preset.steps + 1, dtype=torch.float64)
+    level = torch.special.expit(mean + preset.std * torch.special.ndtri(quantiles))
+    highest, lowest = (1 / (1 + math.exp(0.5 * bound)) for bound in (LOWEST_LOGSNR, HIGHEST_LOGSNR))
+    sigmas = (1.0 - (1.0 - level).clamp(1 - highest, 1 - lowest)).flip(0)[:-1].float()
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    return torch.cat((sigmas, torch.zeros(1)))
+
+
+def lay_out(text_tokens: int, rows: int, columns: int, device: torch.device) -> dict[str, Tensor]:
+    """Positions (1, L, 3), segments and roles (1, L) of `[text][image]`, as the transformer takes them."""
+    text = torch.arange(text_tokens)[:, None].expand(-1, 3)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
+    roles = torch.tensor([TEXT] * text_tokens + [IMAGE] * (rows * columns))[None]
+    return {
+        "position_ids": torch.cat((text, image))[None].to(device),
+        "segment_ids": torch.ones_like(roles).to(device),
+        "indicator": roles.to(device),
+    }
+
+
+class Velocity:
+    """Guided velocity of both transformers: `guidance x conditional + (1 - guidance) x unconditional`, in float32."""
+
+    def __init__(self, loaded: Loaded, features: Tensor, rows: int, columns: int) -> None:
+        self.conditional, self.unconditional = loaded.transformer, loaded.unconditional_transformer
+        self.dtype, device = loaded.dtype, features.device
+        tokens, self.text = rows * columns, features.shape[1]
+        no_text = features.new_zeros(1, tokens, features.shape[2])
+        self.features = torch.cat((features, no_text), 1).to(self.dtype)
+        self.no_features = no_text.to(self.dtype)
+        self.layout = lay_out(self.text, rows, columns, device)
+        self.image_layout = lay_out(0, rows, columns, device)
+
+    def __call__(self, latents: Tensor, time_: Tensor, guidance: float) -> Tensor:
+        """latents: (1, tokens, 128) float32; time_: (1,), 0 is noise and 1 is data."""
+        image, time_ = latents.to(self.dtype), time_.to(self.dtype)
+        sequence = torch.cat((image.new_zeros(1, self.text, image.shape[2]), image), 1)
+        with_text = self._run(self.conditional, sequence, time_, self.features, self.layout)[:, self.text :]
+        without = self._run(self.unconditional, image, time_, self.no_features, self.image_layout)
+        return guidance * with_text + (1.0 - guidance) * without
+
+    @staticmethod
+    def _run(network: Any, sequence: Tensor, time_: Tensor, features: Tensor, layout: dict[str, Tensor]) -> Tensor:
+        output: Tensor = network(
+            hidden_states=sequence, timestep=time_, encoder_hidden_states=features, return_dict=False, **layout
+        )[0]
+        return output.float()
+
+
+def denoise(velocity: Velocity, noise: Tensor, sigmas: Tensor, guidance: tuple[float, ...]) -> Iterator[Step]:
+    """Euler steps from noise to data, one at a time. sigmas: (steps + 1,); guidance: one value a step."""
+    latents = noise.float()
+    for index, weight in enumerate(guidance):
+        sigma, following = sigmas[index], sigmas[index + 1]
+        time_ = (1.0 - sigma * TIMESTEPS / TIMESTEPS).reshape(1)
+        with torch.inference_mode():
+            direction = velocity(latents, time_.to(latents.device), weight)
+            clean = latents + sigma.item() * direction
+            latents = latents + (following - sigma).item() * -direction
+        yield Step(index, latents, clean)
+
+
+@torch.inference_mode()
+def decode(vae: Any, latents: Tensor, rows: int, columns: int) -> Image.Image:
+    """Latents (1, rows x columns, 128) to a picture of 16 pixels a token."""
+    deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().to(latents)
+    packed = latents * deviation + vae.bn.running_mean.to(latents)
+    patches = packed.view(1, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)  # patch row, patch column, channel
+    grid = patches.reshape(1, -1, rows * 2, columns * 2)
+    decoded = vae.decode(grid.to(vae.dtype), return_dict=False)[0]
+    pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy(), "RGB")
+
+
+def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str:
+    """A small PNG of the picture so far, base64; large grids are averaged down before decoding."""
+    fold = math.ceil(max(rows, columns) / PREVIEW_TOKENS)
+    if fold > 1:
+        grid = clean.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+        rows, columns = max(1, rows // fold), max(1, columns // fold)
+        grid = torch.nn.functional.adaptive_avg_pool2d(grid, (rows, columns))
+        clean = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    buffer = io.BytesIO()
+    decode(vae, clean, rows, columns).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def draw(
+    request: Request, recipe: str, load: Callable[[], Loaded], parts: Parts, shared: Shared, output: Path
+) -> Iterator[Event]:
+    """Draw one picture with one recipe and save it as a PNG in `output`.
+
+    Args:
+        load: loads and places both transformers; called once, inside the measurement.
+
+    Yields:
+        Events of the phases load, denoise and decode; the last is `result`.
+    """
+    preset = find_preset(request.preset)
+    guidance = guidance_for(preset, find_model(request.model), request.guidance)
+    rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN
+    yield Event("load", recipe)
+    with Meter(shared.noise.device) as meter:
+        with meter.phase("load"):
+            loaded = load()
+        velocity = Velocity(loaded, shared.features, rows, columns)
+        sigmas = schedule(preset, request.width, request.height, float(parts.scheduler.config.shift))
+        steps = denoise(velocity, shared.noise, sigmas, guidance)
+        step_seconds: list[float] = []
+        latents = shared.noise
+        last_preview = time.monotonic()
+        yield Event("denoise", recipe, 0, preset.steps)
+        while len(step_seconds) < preset.steps:
+            with meter.phase(f"step {len(step_seconds)}"):
+                step = next(steps)
+            latents = step.latents
+            step_seconds.append(meter.seconds[f"step {step.index}"])
+            picture = None
+            if time.monotonic() - last_preview > PREVIEW_SECONDS and step.index + 1 < preset.steps:
+                picture, last_preview = preview(parts.vae, step.clean, rows, columns), time.monotonic()
+            yield _progress(recipe, step_seconds, preset.steps, picture)
+        yield Event("decode", recipe)
+        with meter.phase("decode"):
+            image = decode(parts.vae, latents, rows, columns)
+    result = _result(request, recipe, loaded, guidance, meter, step_seconds, shared.seconds)
+    yield Event("result", recipe, result=save(image, result, output))
+
+
+def save(image: Image.Image, result: Result, output: Path) -> Result:
+    """Write the PNG, with the result inside it as text, in one rename; returns the result with its path."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / f"{result.recipe}.png"
+    result = replace(result, image=str(path))
+    notes = PngInfo()
+    notes.add_itxt("ideogram_app", to_json(replace(result, image=path.name), indent=None))
+    draft = path.with_suffix(".png.partial")
+    image.save(draft, "PNG", pnginfo=notes)
+    draft.replace(path)
+    return result
+
+
+def _progress(recipe: str, step_seconds: list[float], steps: int, picture: str | None) -> Event:
+    """Time left is told from the steps after the first, which pays for allocations and caches."""
+    typical = statistics.median(step_seconds[1:] or step_seconds)
+    left = typical * (steps - len(step_seconds))
+    return Event("denoise", recipe, len(step_seconds), steps, 1 / typical, left, preview=picture)
+
+
+def _result(
+    request: Request,
+    recipe: str,
+    loaded: Loaded,
+    guidance: tuple[float, ...],
+    meter: Meter,
+    step_seconds: list[float],
+    encode_seconds: float,
+) -> Result:
+    load, finish, steps = meter.seconds["load"], meter.seconds["decode"], sum(step_seconds)
+    return Result(
+        recipe=recipe,
+        engaged=loaded.engaged,
+        image=None,
+        width=request.width,
+        height=request.height,
+        seed=request.seed,
+        preset=request.preset,
+        steps=len(step_seconds),
+        caption=request.caption,
+        seconds=Seconds(load, encode_seconds, step_seconds[0], steps, finish, load + encode_seconds + steps + finish),
+        seconds_per_step=statistics.median(step_seconds[1:] or step_seconds),
+        peak_memory_bytes=meter.peak_memory_bytes,
+        peak_device_bytes=meter.peak_device_bytes,
+        peak_device_reserved_bytes=meter.peak_device_reserved_bytes,
+        peak_host_bytes=meter.peak_host_bytes,
+        weight_bytes=loaded.weight_bytes,
+        guidance=guidance,
+        versions=versions(),
+    )

@@ -1,0 +1,95 @@
+"""INT8 weights, one scale a row, times INT8 activations, one scale a token: W8A8 in plain torch.
+
+    weight = values * scale[:, None]        values int8 (rows, columns), scale float32 (rows,)
+    y = (x_values @ values.T) * x_scale * scale + bias      the product accumulated exactly in int32
+
+Weights divide a row by its largest magnitude / 127, so values stay within -127..127 and a row negates exactly: the
+convention of the INT8 files other programs read. Activations divide a token by its largest magnitude / 127.5, as
+torchao's symmetric mapping does at run time: `linear` is the truth of what a model built from `Int8Tensor` computes,
+to the last bit for float32 input. (For bfloat16 input torchao also rounds the token's scale to bfloat16, this file
+does not.) torchao's `Int8DynamicActivationInt8WeightConfig` divides weights by 127.5 too and clips the largest one.
+
+Left out: asymmetric and static activations, per-group scales, speed on a GPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+WEIGHT_LEVELS = 127.0
+ACTIVATION_LEVELS = 127.5  # (127 + 128) / 2: torchao's MappingType.SYMMETRIC for int8
+# Floors under the scales keep 1 / scale finite for rows of zeros. Weights: the smallest normal float32. Activations:
+# torchao's floor for int8, a token below 1.5e-5 counts as nearly silent.
+SMALLEST_WEIGHT_SCALE = torch.finfo(torch.float32).tiny
+SMALLEST_ACTIVATION_SCALE = torch.finfo(torch.float32).eps
+# A sum of so many products of int8 stays within 2^24 = 1024 * 128 * 128, where float32 still holds every whole number.
+EXACT_RUN = 1024
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight (rows, columns) to int8 (rows, columns) and float32 scales (rows,).
+
+    A row of zeros gets a tiny scale and zeros. The weight must be finite.
+    """
+    weight = weight.float()
+    scale = (weight.abs().amax(-1, keepdim=True) / WEIGHT_LEVELS).clamp_(min=SMALLEST_WEIGHT_SCALE)
+    values = (weight * (1.0 / scale)).round_().clamp_(-127, 127).to(torch.int8)
+    return values, scale.squeeze(-1)
+
+
+def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The inverse of `quantize_rows` up to rounding; computed in float32, rounded to `dtype` once."""
+    return values.float().mul_(scale.unsqueeze(-1)).to(dtype)
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round activations (..., columns) to int8 of that shape and float32 scales (..., 1)."""
+    x = x.float()
+    scale = (x.abs().amax(-1, keepdim=True) / ACTIVATION_LEVELS).clamp_(min=SMALLEST_ACTIVATION_SCALE)
+    values = (x * (1.0 / scale)).round_().clamp_(-128, 127).to(torch.int8)
+    return values, scale
+
+
+def linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear` with both sides in int8.
+
+    Args:
+        x: (..., columns), any floating type; the result has the same.
+        values, scale: of `quantize_rows`.
+        bias: (rows,).
+
+    Returns:
+        (..., rows).
+    """
+    x_values, x_scale = quantize_tokens(x)
+    product = int32_product(x_values.reshape(-1, x.shape[-1]), values)  # (tokens, rows)
+    y = product.float() * x_scale.reshape(-1, 1) * scale
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype).view(*x.shape[:-1], scale.shape[0])
+
+
+def int32_product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right.T` of int8 matrices (m, k) and (n, k), exact in int32 (m, n).
+
+    Sums runs of columns that float32 holds exactly. `torch._int_mm` is faster, but it wants m > 16 on CUDA and
+    saturates on some CPUs (`cpu_multiplies_exactly`); this has the same answer on every device.
+    """
+    total = torch.zeros(left.shape[0], right.shape[0], dtype=torch.int32, device=left.device)
+    for left_run, right_run in zip(left.split(EXACT_RUN, -1), right.split(EXACT_RUN, -1), strict=True):
+        total += (left_run.float() @ right_run.float().t()).to(torch.int32)
+    return total
+
+
+@cache
+def cpu_multiplies_exactly() -> bool:
+    """Whether `torch._int_mm`, and so torchao, can be trusted on this CPU.
+
+    Without VNNI instructions (oneDNN held to AVX2 or AVX512_CORE) it adds pairs of products in 16 bits, which overflow
+    silently: 127 * 127 summed 256 times comes out wrong.
+    """
+    left, right = torch.full((32, 256), 127, dtype=torch.int8), torch.full((32, 256), 127, dtype=torch.int8)
+    return torch.equal(torch._int_mm(left, right.t()), int32_product(left, right))
