@@ -9,18 +9,26 @@ Left out: logic. A command reads its flags, calls one function of the package an
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ideogram_app.architecture import MODELS
+from ideogram_app.architecture import MODELS, find_model
+from ideogram_app.backend import real_backend
+from ideogram_app.captions import understand
+from ideogram_app.console import describe_hardware, describe_plan, describe_result, follow
 from ideogram_app.errors import AppError, RequestError
-from ideogram_app.footprint import gb
+from ideogram_app.flow import Request
 from ideogram_app.hardware import Hardware, detect
-from ideogram_app.planner import Plan, plan
+from ideogram_app.history import COMPARISON_FILE, SHEET_FILE
+from ideogram_app.planner import plan
+from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
+from ideogram_app.studio import Job, Studio
 from ideogram_app.wire import from_json, to_plain
 
 app = typer.Typer(
@@ -37,6 +45,10 @@ WidthFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")
 HeightFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DataFlag = Annotated[Path, typer.Option(help="The folder where weights rest; its disk is the one that is measured.")]
+OutputFlag = Annotated[Path, typer.Option(help="The folder of the history, which the page shows too.")]
+PromptFlag = Annotated[str, typer.Option(help="Plain text or a JSON caption; `-` reads it from standard input.")]
+PresetFlag = Annotated[str, typer.Option(help=", ".join(PRESETS))]
+GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
 
 
 @app.command()
@@ -66,6 +78,73 @@ def plan_command(
     _report(_read_hardware(hardware), model, recipe, width, height, as_json)
 
 
+@app.command()
+def prepare(
+    recipe: Annotated[str, typer.Argument(help=f"One or several, with commas: {', '.join(RECIPES)}.")],
+    model: ModelFlag = "miniature",
+    data: DataFlag = Path("data"),
+    output: OutputFlag = Path("outputs"),
+) -> None:
+    """Make the files of a recipe, so that drawing starts at once."""
+    studio = Studio(real_backend(data), output)
+    job = _run(studio, lambda: studio.submit_prepare(model, _names(recipe)))
+    print(f"{', '.join(job.recipes)} ready for {MODELS[model].title}")
+
+
+@app.command()
+def generate(
+    prompt: PromptFlag,
+    out: Annotated[Path, typer.Option(help="Where the PNG goes.")],
+    model: ModelFlag = "miniature",
+    recipe: RecipeFlag = None,
+    preset: PresetFlag = "default-20",
+    width: WidthFlag = None,
+    height: HeightFlag = None,
+    seed: int = 0,
+    guidance: GuidanceFlag = None,
+    data: DataFlag = Path("data"),
+    output: OutputFlag = Path("outputs"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Draw one picture with one recipe; the plan chooses it where none is named."""
+    chosen = recipe or plan(detect(data), model, width=width, height=height).recipe or "reference"
+    request = _request(prompt, model, (chosen,), preset, width, height, seed, guidance)
+    job = _draw(request, data, output)
+    result = job.results[0]
+    if result.image:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(result.image, out)
+    _print_json(to_plain(result)) if as_json else print(describe_result(result))
+    _insist(job)
+
+
+@app.command()
+def compare(
+    prompt: PromptFlag,
+    recipes: Annotated[str, typer.Option(help=f"With commas, in the order of display: {', '.join(RECIPES)}.")],
+    out: Annotated[Path | None, typer.Option(help="Where the contact sheet (PNG) goes.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go, as JSON.")] = None,
+    model: ModelFlag = "miniature",
+    preset: PresetFlag = "default-20",
+    width: WidthFlag = None,
+    height: HeightFlag = None,
+    seed: int = 0,
+    guidance: GuidanceFlag = None,
+    data: DataFlag = Path("data"),
+    output: OutputFlag = Path("outputs"),
+) -> None:
+    """Draw one caption in several precisions and put them side by side."""
+    request = _request(prompt, model, _names(recipes), preset, width, height, seed, guidance)
+    job = _draw(request, data, output)
+    folder = output / (job.entry or "")
+    for target, source in ((out, SHEET_FILE), (json_file, COMPARISON_FILE)):
+        if target and job.entry:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / source, target)
+    print("\n".join(describe_result(result) for result in job.results))
+    _insist(job)
+
+
 def main() -> None:
     """Run a command; a problem the user can act upon becomes one line and exit code 1."""
     try:
@@ -73,6 +152,55 @@ def main() -> None:
     except AppError as problem:
         print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _request(
+    prompt: str,
+    model: str,
+    recipes: tuple[str, ...],
+    preset: str,
+    width: int | None,
+    height: int | None,
+    seed: int,
+    guidance: float | None,
+) -> Request:
+    """The request that the flags describe; sizes left out are the model's own."""
+    typed = sys.stdin.read() if prompt == "-" else prompt
+    default = find_model(model).default_size
+    caption = understand(typed).caption
+    return Request(model, caption, recipes, preset, width or default[0], height or default[1], seed, guidance)
+
+
+def _draw(request: Request, data: Path, output: Path) -> Job:
+    studio = Studio(real_backend(data), output)
+    return _run(studio, lambda: studio.submit_compare(request))
+
+
+def _run(studio: Studio, submit: Callable[[], str]) -> Job:
+    """Do one job in the same worker as the page's, with progress on standard error.
+
+    Raises:
+        RequestError: the job failed as a whole, or was stopped.
+    """
+    studio.start()
+    try:
+        job = follow(studio, submit())
+    finally:
+        studio.close()
+    if job.state != "done" and not job.results:
+        raise RequestError(job.error or "Stopped before anything was done")
+    return job
+
+
+def _insist(job: Job) -> None:
+    """Exit code 1 unless everything asked for was drawn."""
+    failed = [result.recipe for result in job.results if result.error]
+    if job.state != "done" or failed:
+        raise RequestError(job.error or f"Not everything was drawn: {', '.join(failed) or job.state}")
 
 
 def _read_hardware(path: Path) -> Hardware:
@@ -98,54 +226,11 @@ def _report(
     if as_json:
         _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided)})
     else:
-        print("\n".join([*_hardware_lines(hardware), "", *_plan_lines(decided)]))
+        print("\n".join([*describe_hardware(hardware), "", *describe_plan(decided)]))
 
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _hardware_lines(hardware: Hardware) -> list[str]:
-    """The machine in a few lines; what is not known is left out."""
-    capability = hardware.compute_capability
-    mark = f" (sm_{capability[0]}{capability[1]})" if capability and hardware.kind == "cuda" else ""
-    generation = f", {hardware.architecture}{mark}" if hardware.architecture else ""
-    count = f", {hardware.device_count} of them" if hardware.device_count > 1 else ""
-    lines = [f"Device   {hardware.name} [{hardware.kind}{generation}{count}]"]
-    sizes = (
-        ("Memory", hardware.device_free_bytes, hardware.device_memory_bytes, "of the device"),
-        ("RAM", hardware.host_free_bytes, hardware.host_memory_bytes, ""),
-        ("Disk", hardware.disk_free_bytes, None, ""),
-    )
-    for label, free, total, of in sizes:
-        if free is not None or total is not None:
-            parts = [f"{gb(free)} free" if free is not None else "", f"{gb(total)} in all" if total is not None else ""]
-            lines.append(f"{label:<8} {', '.join(filter(None, parts))} {of}".rstrip())
-    if hardware.cpu_name:
-        features = f" ({' '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
-        lines.append(f"CPU      {hardware.cpu_name}, {hardware.cpu_cores} cores{features}")
-    if hardware.problem:
-        lines.append(f"Problem  {hardware.problem}")
-    return lines
-
-
-def _plan_lines(decided: Plan) -> list[str]:
-    """The decision, then its reasons."""
-    title = MODELS[decided.model].title
-    lines = [f"Plan for {title}, {decided.width} x {decided.height}"]
-    if decided.recipe is None:
-        lines.append("  nothing fits" if not decided.requested_recipe else f"  {decided.requested_recipe} does not fit")
-    else:
-        lines.append(f"  {decided.recipe}, {decided.residency}, {decided.compute_dtype} on {decided.device}")
-        expected = decided.predicted
-        seconds = expected.seconds_per_step
-        lines.append(f"  peak: {gb(expected.peak_device_bytes)} device, {gb(expected.peak_host_bytes)} RAM")
-        lines.append(f"  download {gb(expected.download_bytes)}, disk {gb(expected.disk_bytes)} in all")
-        lines.append(f"  about {seconds:.1f} s a step" if seconds else "  time a step: not known for this device")
-    lines += [f"  - {reason}" for reason in decided.reasons]
-    if decided.suggestion:
-        lines.append(f"  > {decided.suggestion}")
-    return lines
 
 
 if __name__ == "__main__":

@@ -14,7 +14,17 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from ideogram_app.errors import CaptionError
 
@@ -89,11 +99,28 @@ class ArtStyle(_Strict):
     color_palette: GlobalPalette | None = None
 
 
+def _one_style(value: Any) -> Any:
+    if isinstance(value, dict) and ("photo" in value) == ("art_style" in value):
+        raise ValueError("exactly one of photo and art_style is needed")
+    return value
+
+
+def _kind_of_style(value: Any) -> str:
+    return "photo" if isinstance(value, dict) and "photo" in value else "art"
+
+
+Style = Annotated[
+    Annotated[PhotoStyle, Tag("photo")] | Annotated[ArtStyle, Tag("art")],
+    Discriminator(_kind_of_style),
+    BeforeValidator(_one_style),
+]
+
+
 class Caption(_Strict):
     """A whole caption. `style_description` holds exactly one of `photo` and `art_style`."""
 
     high_level_description: str | None = None
-    style_description: PhotoStyle | ArtStyle | None = Field(default=None, union_mode="smart")
+    style_description: Style | None = None
     compositional_deconstruction: Composition
 
 
@@ -164,12 +191,10 @@ def understand(typed: str) -> Prompt:
 
 
 def _explain(problem: ValidationError) -> str:
-    """The deepest complaint, as `place: rule`; a union reports every branch, and the deepest one is the one meant."""
-    worst = max(problem.errors(), key=lambda error: len(error["loc"]))
-    names = {"obj", "text", "PhotoStyle", "ArtStyle"}
-    steps = [
-        step for index, step in enumerate(worst["loc"]) if not (index and step in names and step != worst["loc"][-1])
-    ]
+    """The first complaint, as `place: rule`, without the tags by which pydantic names a union's branch."""
+    first = problem.errors()[0]
+    tags = {"style_description": 1, "elements": 2}  # how far behind these keys the tag of the branch stands
+    skipped = {first["loc"].index(key) + distance for key, distance in tags.items() if key in first["loc"]}
+    steps = [step for index, step in enumerate(first["loc"]) if index not in skipped]
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    rule = worst["msg"].removeprefix("Value error, ")
-    return f"{place or 'the root'}: {rule}"
+    return f"{place or 'the root'}: {first['msg'].removeprefix('Value error, ')}"

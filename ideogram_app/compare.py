@@ -105,7 +105,7 @@ def _draw_or_explain(
         device = shared.noise.device
         home = device if chosen.residency == "resident" else torch.device("cpu")
         loaded = load_transformers(store, request.model, recipe, home, DTYPES[chosen.compute_dtype])
-        for transformer in (loaded.transformer, loaded.unconditional_transformer):
+        for transformer in loaded.modules:
             place(transformer, chosen.residency or "resident", device)
         return loaded
 

@@ -91,8 +91,8 @@ def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
     mean = preset.mu + 0.5 * math.log(width * height / BASE_PIXELS)
     quantiles = torch.linspace(0, 1, preset.steps + 1, dtype=torch.float64)
     level = torch.special.expit(mean + preset.std * torch.special.ndtri(quantiles))
-    highest, lowest = (1 / (1 + math.exp(0.5 * bound)) for bound in (LOWEST_LOGSNR, HIGHEST_LOGSNR))
-    sigmas = (1.0 - (1.0 - level).clamp(1 - highest, 1 - lowest)).flip(0)[:-1].float()
+    cleanest, noisiest = (1 / (1 + math.exp(0.5 * bound)) for bound in (LOWEST_LOGSNR, HIGHEST_LOGSNR))
+    sigmas = (1.0 - (1.0 - level).clamp(noisiest, cleanest)).flip(0)[:-1].float()  # the clamp is on time, 1 - sigma
     sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
     return torch.cat((sigmas, torch.zeros(1)))
 

@@ -8,7 +8,6 @@ pydantic's: a file edited by hand with a wrong type fails with the field's name.
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,14 +17,9 @@ from ideogram_app.errors import RequestError
 T = TypeVar("T")
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
 def to_plain(value: Any) -> Any:
     """A dataclass instance as dicts, lists, strings, numbers and None."""
-    return _adapter(type(value)).dump_python(value, mode="json")
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def to_json(value: Any, indent: int | None = 2) -> str:
@@ -40,7 +34,7 @@ def from_plain(kind: type[T], value: Any) -> T:
         RequestError: a field is missing or has the wrong type; the message names it.
     """
     try:
-        result: T = _adapter(kind).validate_python(value)
+        result: T = TypeAdapter(kind).validate_python(value)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(step) for step in first["loc"]) or "the whole value"

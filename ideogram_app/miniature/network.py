@@ -10,6 +10,8 @@ Left out: packed sequences, vision, dropout, every mask but the one for padding 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import Ideogram4Transformer2DModel
 from torch import Tensor, nn
@@ -70,7 +72,7 @@ class TextFeatures(nn.Module):
         return torch.stack(taps, -1).flatten(2)  # feature index = hidden x 13 + tap
 
     @staticmethod
-    def _layer(layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, causal: Tensor) -> Tensor:
+    def _layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor, causal: Tensor) -> Tensor:
         attention, mlp = layer.self_attn, layer.mlp
         x = rms_norm(hidden, layer.input_layernorm.weight, layer.input_layernorm.variance_epsilon)
         size = attention.head_dim
@@ -97,6 +99,9 @@ class Velocity(nn.Module):
         text_width: text tokens a batch is padded to; 0 for the unconditional branch.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, transformer: Ideogram4Transformer2DModel, grid: int, text_width: int) -> None:
         super().__init__()
         self.net, self.text_width = transformer, text_width
@@ -119,7 +124,7 @@ class Velocity(nn.Module):
         return net.final_layer(hidden[:, self.text_width :], condition)
 
     @staticmethod
-    def _block(block: nn.Module, hidden: Tensor, condition: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
+    def _block(block: Any, hidden: Tensor, condition: Tensor, cos: Tensor, sin: Tensor, bias: Tensor) -> Tensor:
         scale_attention, gate_attention, scale_mlp, gate_mlp = block.adaln_modulation(condition).chunk(4, -1)
         attention, mlp = block.attention, block.feed_forward
         x = rms_norm(hidden, block.attention_norm1.weight, 1e-5) * (1 + scale_attention)

@@ -1,0 +1,171 @@
+"""What a folder of weights says of itself: which files, how large, with which hashes.
+
+A prepared folder has `manifest.json`; the folder that ships with the program may have `sha256.json`, a plain list of
+hashes. Hashes are of whole files. Left out: signatures; who can write the files can write their hashes, so these find
+damage, not malice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ideogram_app.checkpoints.readers import weight_files
+from ideogram_app.checkpoints.sources import BRANCHES
+from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.wire import from_json
+
+FORMAT = 1  # of the manifest and of everything it lists; a change makes older folders be prepared again
+MANIFEST = "manifest.json"
+SUMS = "sha256.json"  # path inside the folder -> sha256
+HASH_CHUNK = 2**22
+AGAIN = "Prepare it again"
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One file: its path inside the folder, bytes and hash."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published folder says of itself.
+
+    Attributes:
+        protected: the recipe's protected layers when it was made.
+        source, source_files: what it was made from.
+        files: everything in the folder but the manifest.
+        created: UTC, ISO 8601.
+    """
+
+    format: int
+    model: str
+    recipe: str
+    protected: tuple[str, ...]
+    source: str
+    source_files: tuple[FileRow, ...]
+    files: tuple[FileRow, ...]
+    app_version: str
+    created: str
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a published folder says of itself.
+
+    Raises:
+        CheckpointError: not there or not readable.
+    """
+    path = folder / MANIFEST
+    try:
+        return from_json(Manifest, path.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        raise CheckpointError(f"There is no file {path}", do=AGAIN) from problem
+    except (RequestError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"{path} is damaged", got=str(problem), do=AGAIN) from problem
+
+
+def source_files(folder: Path) -> list[Path]:
+    """The weights of both transformers of a pipeline folder."""
+    return [path for name in BRANCHES for path in weight_files(folder / name)]
+
+
+def source_rows(folder: Path) -> tuple[FileRow, ...]:
+    """The weights of both transformers of a pipeline folder, hashed; a file that did not change is hashed once."""
+    return tuple(
+        FileRow(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path)) for path in source_files(folder)
+    )
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, remembered as long as its size and time of change stay.
+
+    Raises:
+        CheckpointError: the file is missing.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError as problem:
+        raise CheckpointError(f"There is no file {path}") from problem
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> str:
+    """The hash of a file as it is now."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path) -> Path:
+    """Record the hashes of every weight file below a pipeline folder, for `verify_sums`."""
+    files = sorted(folder.rglob("*.safetensors"))
+    sums = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+    write_text(folder / SUMS, json.dumps(sums, indent=2) + "\n")
+    return folder / SUMS
+
+
+def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
+    """Compare weight files of some parts of a pipeline folder with its recorded hashes, where it records any.
+
+    Raises:
+        CheckpointError: names the file that differs.
+    """
+    path = folder / SUMS
+    sums: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, expected in sums.items():
+        if name.split("/")[0] in parts:
+            expect_hash(folder / name, expected, "Restore it from the program's own files")
+
+
+def expect_size(path: Path, expected: int, do: str = AGAIN) -> None:
+    """Refuse a file of another size."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}", expected=f"{expected:,} bytes", do=do)
+    got = path.stat().st_size
+    if got != expected:
+        what = "truncated" if got < expected else "too long"
+        raise CheckpointError(f"{path} is {what}", expected=f"{expected:,} bytes", got=f"{got:,} bytes", do=do)
+
+
+def expect_hash(path: Path, expected: str, do: str = AGAIN) -> None:
+    """Refuse a file of another content."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}", do=do)
+    got = hash_file(path)
+    if got != expected:
+        raise CheckpointError(f"{path} was altered", expected=f"sha256 {expected}", got=got, do=do)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    sync(draft)
+    draft.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk; Windows cannot do the latter and needs not."""
+    with suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,404 @@
+"""The one worker: a queue of jobs, what is known of them, and the history of comparisons on disk.
+
+Work never runs inside a page's event. Jobs wait in one queue and one thread does them, so two tabs never fight for a
+device, a reload loses nothing, and stopping means that the worker does not ask for the next event. Watchers get an
+immutable `State` and wait for a newer one. What does the work comes in as a `Backend`, so that tests can force it.
+
+Left out: jobs that survive a restart of the program (their finished comparisons do), several workers, priorities.
+ComfyUI and Fooocus keep a server of their own for this; here it is one thread, one lock and one folder a comparison.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ideogram_app.architecture import MODELS, check_size, find_model
+from ideogram_app.backend import Backend
+from ideogram_app.comparison import Comparison
+from ideogram_app.errors import AppError, Cancelled, DeviceError, RequestError
+from ideogram_app.flow import Event, Request, Result
+from ideogram_app.hardware import Hardware
+from ideogram_app.history import SHEET_FILE, Entry, find_entry, new_name, read_history, write_entry
+from ideogram_app.planner import Plan, plan
+from ideogram_app.presets import find_preset
+from ideogram_app.recipes import RECIPES, find_recipe
+
+log = logging.getLogger(__name__)
+
+AT_HAND = ("ready", "included")  # states of a recipe that need no preparation
+JOBS_KEPT = 50  # finished jobs that can still be asked for
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing asked for and how far it is.
+
+    Attributes:
+        kind: prepare or compare.
+        state: waiting, running, done, stopped or failed; `error` says why it failed.
+        stage: the latest event; `progress` the latest of each recipe.
+        entry: the name of its folder in the history, once it has one.
+    """
+
+    id: str
+    kind: str
+    model: str
+    recipes: tuple[str, ...]
+    request: Request | None = None
+    state: str = "waiting"
+    stage: Event | None = None
+    progress: Mapping[str, Event] = field(default_factory=dict)
+    results: tuple[Result, ...] = ()
+    error: str = ""
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    entry: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.finished is not None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The hardware and what is planned for each model at its default size."""
+
+    hardware: Hardware
+    plans: Mapping[str, Plan]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a watcher may show. `job` runs, or ran last; `comparison` is the last such job that compares."""
+
+    version: int = 0
+    machine: Machine | None = None
+    machine_error: str = ""
+    statuses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    job: Job | None = None
+    comparison: Job | None = None
+    waiting: tuple[Job, ...] = ()
+    history: tuple[Entry, ...] = ()
+
+
+class Studio:
+    """Start it, submit jobs, watch `state`. Every public method may be called from any thread."""
+
+    def __init__(self, backend: Backend, output: Path) -> None:
+        self.output = output.absolute()
+        self._backend = backend
+        self._changed = threading.Condition()
+        self._state = State(history=tuple(read_history(self.output)))
+        self._jobs: dict[str, Job] = {}
+        self._queue: list[str] = []
+        self._stop = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="studio", daemon=True)
+
+    def start(self) -> None:
+        """Let the worker begin: first it looks at the machine, then it takes jobs."""
+        self._thread.start()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Stop the running job, drop the waiting ones and wait for the worker to end."""
+        with self._changed:
+            self._closing = True
+            self._queue.clear()
+            self._stop.set()
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    @property
+    def state(self) -> State:
+        with self._changed:
+            return self._state
+
+    def watch(self, version: int, timeout: float) -> State:
+        """The first state newer than `version`, or the present one when the time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.version > version, timeout)
+            return self._state
+
+    def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """The job once it is over, or as it is when the time is up."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._find(job_id).is_over or self._closing, timeout)
+            return self._find(job_id)
+
+    def submit_prepare(self, model: str, recipes: tuple[str, ...]) -> str:
+        """Queue the preparation of recipes; gives the job's id.
+
+        Raises:
+            RequestError: an unknown model or recipe, or none at all.
+        """
+        find_model(model)
+        check_recipes(recipes)
+        return self._submit(Job(_new_id(), "prepare", model, recipes, created=time.time()))
+
+    def submit_compare(self, request: Request) -> str:
+        """Queue a comparison; gives the job's id.
+
+        Raises:
+            RequestError: something asked for does not exist or is outside what can be drawn.
+            DeviceError: this machine cannot run the model.
+        """
+        find_model(request.model)
+        find_preset(request.preset)
+        check_recipes(request.recipes)
+        check_size(request.width, request.height)
+        if not 0 <= request.seed < 2**63:
+            raise RequestError("The seed cannot be used", expected="0 to 2^63 - 1", got=str(request.seed))
+        machine = self.state.machine
+        if machine:
+            check_fits(plan(machine.hardware, request.model, width=request.width, height=request.height))
+        job = Job(_new_id(), "compare", request.model, request.recipes, request, created=time.time())
+        return self._submit(job)
+
+    def stop(self, job_id: str | None = None) -> None:
+        """Stop the running job within one step, or take a waiting one out of the queue."""
+        with self._changed:
+            running = self._state.job
+            if job_id in self._queue:
+                self._queue.remove(job_id)
+                self._put(replace(self._find(job_id), state="stopped", finished=time.time()))
+            elif running and not running.is_over and job_id in (None, running.id):
+                self._stop.set()
+
+    def entry(self, entry_id: str) -> Entry:
+        """One comparison of the history.
+
+        Raises:
+            RequestError: there is none of that name.
+        """
+        return find_entry(self.output, entry_id)
+
+    # The rest runs in the worker, or under its lock.
+
+    def _find(self, job_id: str) -> Job:
+        if job_id not in self._jobs:
+            raise RequestError("There is no such job", got=repr(job_id)[:60])
+        return self._jobs[job_id]
+
+    def _submit(self, job: Job) -> str:
+        with self._changed:
+            self._queue.append(job.id)
+            self._put(job)
+        return job.id
+
+    def _put(self, job: Job) -> None:
+        """Keep this version of a job and tell everybody."""
+        with self._changed:
+            self._jobs[job.id] = job
+            over = [known.id for known in self._jobs.values() if known.is_over]
+            for old in over[:-JOBS_KEPT]:
+                del self._jobs[old]
+            shown = self._state.job
+            current = job if job.started and (not shown or shown.is_over or shown.id == job.id) else shown
+            waiting = tuple(self._jobs[name] for name in self._queue)
+            comparison = current if current and current.kind == "compare" else self._state.comparison
+            self._publish(job=current, comparison=comparison, waiting=waiting)
+
+    def _publish(self, **changes: Any) -> None:
+        with self._changed:
+            self._state = replace(self._state, version=self._state.version + 1, **changes)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        self._look_around()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                if self._closing:
+                    return
+                job = self._jobs[self._queue.pop(0)]
+                self._stop.clear()
+                self._put(replace(job, state="running", started=time.time()))
+            self._run(job.id)
+
+    def _look_around(self) -> None:
+        """What the machine is, then which recipes are at hand."""
+        try:
+            self._measure_machine()
+            for model in MODELS:
+                self._refresh_statuses(model)
+        except AppError as problem:
+            self._publish(machine_error=str(problem))
+        except Exception as problem:
+            log.exception("looking at the machine failed")
+            self._publish(machine_error=_bug(problem))
+
+    def _measure_machine(self) -> Hardware:
+        hardware = self._backend.detect()
+        plans = {name: plan(hardware, name, stored_bytes=self._stored_bytes(name)) for name in MODELS}
+        self._publish(machine=Machine(hardware, MappingProxyType(plans)), machine_error="")
+        return hardware
+
+    def _refresh_statuses(self, model: str) -> None:
+        found = MappingProxyType({recipe: self._backend.status(model, recipe) for recipe in RECIPES})
+        self._publish(statuses=MappingProxyType({**self.state.statuses, model: found}))
+
+    def _stored_bytes(self, model: str) -> int:
+        statuses = self.state.statuses.get(model, {})
+        return sum(status.bytes for status in statuses.values() if status.state in (*AT_HAND, "partial"))
+
+    def _run(self, job_id: str) -> None:
+        """One job from start to end; whatever happens, the worker survives."""
+        state, error = "done", ""
+        try:
+            job = self._find(job_id)
+            if job.kind == "prepare":
+                self._prepare(job)
+            else:
+                self._compare(job)
+        except Cancelled:
+            state = "stopped"
+        except AppError as problem:
+            state, error = "failed", str(problem)
+        except Exception as problem:
+            log.exception("job %s failed", job_id)
+            state, error = "failed", _bug(problem)
+        job = self._find(job_id)
+        progress = {recipe: replace(event, preview=None) for recipe, event in job.progress.items()}
+        self._put(replace(job, state=state, error=error, finished=time.time(), progress=progress))
+
+    def _prepare(self, job: Job) -> None:
+        try:
+            for recipe in job.recipes:
+                self._follow(job.id, self._backend.prepare(job.model, recipe), recipe)
+        finally:
+            self._refresh_statuses(job.model)
+
+    def _compare(self, job: Job) -> None:
+        request = job.request
+        assert request is not None
+        hardware = self._measure_machine()
+        sized = plan(
+            hardware, job.model, width=request.width, height=request.height, stored_bytes=self._stored_bytes(job.model)
+        )
+        check_fits(sized)
+        failed = self._prepare_missing(job)
+        drawn = tuple(recipe for recipe in request.recipes if recipe not in failed)
+        if not drawn:
+            raise next(iter(failed.values()))
+        for recipe, problem in failed.items():
+            self._add_result(job.id, _failed_result(request, recipe, str(problem)))
+        entry = new_name()
+        folder = self.output / entry
+        folder.mkdir(parents=True)
+        try:
+            events = self._backend.compare(replace(request, recipes=drawn), hardware, sized, folder)
+            self._follow(job.id, events)
+        finally:
+            results = self._find(job.id).results
+            if any(result.image for result in results):
+                self._keep(job.id, entry, Comparison(request, hardware, sized, results))
+            elif not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _prepare_missing(self, job: Job) -> dict[str, AppError]:
+        """Prepare what is not at hand; recipes that cannot be prepared, with the reason."""
+        failed: dict[str, AppError] = {}
+        self._refresh_statuses(job.model)
+        for recipe in job.recipes:
+            if self.state.statuses[job.model][recipe].state in AT_HAND:
+                continue
+            try:
+                self._follow(job.id, self._backend.prepare(job.model, recipe), recipe)
+            except Cancelled:
+                raise
+            except AppError as problem:
+                failed[recipe] = problem
+            finally:
+                self._refresh_statuses(job.model)
+        return failed
+
+    def _follow(self, job_id: str, events: Iterator[Event], recipe: str | None = None) -> None:
+        """Note every event; between two of them, obey Stop.
+
+        Raises:
+            Cancelled: the user stopped it.
+        """
+        try:
+            while not self._stop.is_set():
+                event = next(events, None)
+                if event is None:
+                    return
+                self._note(job_id, event if event.recipe else replace(event, recipe=recipe))
+            raise Cancelled("Stopped")
+        finally:
+            close = getattr(events, "close", None)
+            if close:
+                close()
+
+    def _note(self, job_id: str, event: Event) -> None:
+        if event.result:
+            self._add_result(job_id, event.result)
+        job = self._find(job_id)
+        before = job.progress.get(event.recipe or "")
+        if before and not event.preview and event.phase in ("denoise", "decode"):
+            event = replace(event, preview=before.preview)  # not every step brings a picture
+        progress = {**job.progress, event.recipe: event} if event.recipe else job.progress
+        self._put(replace(job, stage=event, progress=progress))
+
+    def _add_result(self, job_id: str, result: Result) -> None:
+        """Results stay in the order asked for; a later one of the same recipe replaces the earlier."""
+        job = self._find(job_id)
+        known = {old.recipe: old for old in job.results} | {result.recipe: result}
+        ordered = tuple(known[recipe] for recipe in job.recipes if recipe in known)
+        self._put(replace(job, results=ordered))
+
+    def _keep(self, job_id: str, entry: str, comparison: Comparison) -> None:
+        """Write the comparison into its folder, and tell that the history is longer by one."""
+        folder = self.output / entry
+        write_entry(folder, comparison)
+        self._backend.write_sheet(comparison, folder / SHEET_FILE)
+        self._put(replace(self._find(job_id), entry=entry))
+        self._publish(history=tuple(read_history(self.output)))
+
+
+def check_recipes(recipes: tuple[str, ...]) -> None:
+    """Refuse unknown recipes, the same one twice, and none at all."""
+    for recipe in recipes:
+        find_recipe(recipe)
+    if not recipes or len(set(recipes)) < len(recipes):
+        raise RequestError("Choose at least one precision, each once", expected=" or ".join(RECIPES))
+
+
+def check_fits(sized: Plan) -> None:
+    """Refuse what the plan says cannot run here, with its reasons."""
+    if not sized.fits:
+        title = find_model(sized.model).title
+        raise DeviceError(f"{title} cannot run on this machine: {' '.join(sized.reasons)}", do=sized.suggestion)
+
+
+def _new_id() -> str:
+    return secrets.token_hex(6)
+
+
+def _failed_result(request: Request, recipe: str, error: str) -> Result:
+    return Result(
+        recipe=recipe,
+        engaged="",
+        image=None,
+        width=request.width,
+        height=request.height,
+        seed=request.seed,
+        preset=request.preset,
+        steps=find_preset(request.preset).steps,
+        caption=request.caption,
+        error=error,
+    )
+
+
+def _bug(problem: Exception) -> str:
+    return f"This is a bug in the program: {type(problem).__name__}: {problem}. The terminal shows where."

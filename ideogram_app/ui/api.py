@@ -1,0 +1,99 @@
+"""The public endpoints, for gradio_client and plain HTTP: system_info, status, prepare, compare.
+
+They speak the names on the wire and go the same way as the page: through the studio's queue, waiting for the end.
+Everything else on the page is private. Left out: uploads, and progress, which `status` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gradio.events import api
+
+from ideogram_app.architecture import find_model
+from ideogram_app.comparison import Comparison
+from ideogram_app.errors import AppError, DeviceError
+from ideogram_app.studio import Job, Studio
+from ideogram_app.ui.form import request_of
+from ideogram_app.wire import to_plain
+
+MACHINE_SECONDS = 120.0  # how long a call waits for the first look at the machine
+
+
+def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Add the endpoints to the page that is being built. `told` turns an `AppError` into an answer."""
+
+    def system_info(model: str = "miniature") -> dict[str, Any]:
+        """The machine, and the plan for a model at its default size."""
+        find_model(model)
+        state = studio.state
+        while state.machine is None and not state.machine_error:
+            newer = studio.watch(state.version, MACHINE_SECONDS)
+            if newer.version == state.version:
+                break
+            state = newer
+        if state.machine is None:
+            raise DeviceError(state.machine_error or "The machine is still being looked at", do="Try again in a moment")
+        return {"hardware": to_plain(state.machine.hardware), "plan": to_plain(state.machine.plans[model])}
+
+    def status(model: str = "miniature") -> dict[str, Any]:
+        """The recipes of a model on disk, the running job and the number of waiting ones."""
+        find_model(model)
+        state = studio.state
+        return {
+            "recipes": {name: _status(row) for name, row in state.statuses.get(model, {}).items()},
+            "job": _job(state.job) if state.job else None,
+            "waiting": len(state.waiting),
+        }
+
+    def prepare(model: str, recipe: str) -> dict[str, Any]:
+        """Prepare one recipe and wait until it is there."""
+        _finish(studio, studio.submit_prepare(model, (recipe,)))
+        return _status(studio.state.statuses[model][recipe])
+
+    def compare(
+        prompt: str,
+        recipes: list[str],
+        preset: str = "default-20",
+        width: int = 0,
+        height: int = 0,
+        seed: int = 0,
+        model: str = "miniature",
+    ) -> dict[str, Any]:
+        """Draw one caption in several precisions and wait for the Comparison. A side of 0 means the model's own."""
+        own = find_model(model).default_size
+        request = request_of(model, prompt, preset, width or own[0], height or own[1], seed, recipes)
+        job = _finish(studio, studio.submit_compare(request))
+        comparison: Comparison = studio.entry(job.entry or "").comparison
+        answer: dict[str, Any] = to_plain(comparison)
+        return answer
+
+    for endpoint in (system_info, status, prepare, compare):
+        api(told(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+
+
+def _finish(studio: Studio, job_id: str) -> Job:
+    """Wait for a job; one that did not get through raises."""
+    job = studio.wait(job_id)
+    if job.state != "done":
+        raise AppError(job.error or "It was stopped before it was done")
+    return job
+
+
+def _status(row: Any) -> dict[str, Any]:
+    return {"state": row.state, "bytes": row.bytes, "detail": row.detail}
+
+
+def _job(job: Job) -> dict[str, Any]:
+    stage = job.stage
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "state": job.state,
+        "phase": stage.phase if stage else None,
+        "recipe": stage.recipe if stage else None,
+        "done": stage.done if stage else 0,
+        "total": stage.total if stage else 0,
+        "error": job.error,
+    }

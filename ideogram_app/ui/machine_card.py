@@ -1,0 +1,123 @@
+"""The machine, the plan for the chosen model, and *Why?*: every reason and every recipe that was passed over.
+
+Left out: live meters of memory and load; the numbers are those the plan was made from.
+"""
+
+from __future__ import annotations
+
+from ideogram_app.architecture import find_model
+from ideogram_app.hardware import Hardware
+from ideogram_app.planner import Plan, Rejected
+from ideogram_app.studio import State
+from ideogram_app.ui.words import HOMES, duration, esc, recipe_title, size
+
+KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
+
+
+def machine_card(state: State, model: str) -> str:
+    """The card; while the machine is not known it says so."""
+    if state.machine is None:
+        text = state.machine_error or "Looking at the machine …"
+        role = "alert" if state.machine_error else "status"
+        return f'<section class="card machine" aria-label="This machine"><p role="{role}">{esc(text)}</p></section>'
+    return (
+        '<section class="card machine" aria-label="This machine and the plan">'
+        f"{_machine(state.machine.hardware)}{_plan(state.machine.plans[model])}</section>"
+    )
+
+
+def _machine(hardware: Hardware) -> str:
+    rows: list[tuple[str, str]] = []
+    if hardware.device_memory_bytes:
+        rows.append(("Device memory", _free_of(hardware.device_free_bytes, hardware.device_memory_bytes)))
+    if hardware.host_memory_bytes:
+        rows.append(("RAM", _free_of(hardware.host_free_bytes, hardware.host_memory_bytes)))
+    if hardware.disk_free_bytes is not None:
+        rows.append(("Disk", f"{size(hardware.disk_free_bytes)} free"))
+    if hardware.torch:
+        rows.append(("PyTorch", hardware.torch))
+    problem = f'<p class="note warn">{esc(hardware.problem)}</p>' if hardware.problem else ""
+    return (
+        f'<div><p class="eyebrow">This machine</p><h2>{esc(hardware.name)}</h2>'
+        f'<p class="quiet">{esc(_kind(hardware))}</p>{facts(rows)}{problem}</div>'
+    )
+
+
+def _kind(hardware: Hardware) -> str:
+    parts = [KINDS.get(hardware.kind, hardware.kind)]
+    if hardware.architecture:
+        parts.append(hardware.architecture)
+    if hardware.kind == "cuda" and hardware.compute_capability:
+        parts.append("compute capability {}.{}".format(*hardware.compute_capability))
+    if hardware.device_count > 1:
+        parts.append(f"{hardware.device_count} devices")
+    if hardware.kind == "cpu" and hardware.cpu_cores:
+        parts.append(f"{hardware.cpu_cores} cores")
+    return " · ".join(parts)
+
+
+def _free_of(free: int | None, total: int) -> str:
+    return f"{size(free)} free of {size(total)}" if free is not None else size(total)
+
+
+def facts(rows: list[tuple[str, str]]) -> str:
+    """Pairs of a name and a value."""
+    inside = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in rows)
+    return f'<dl class="facts">{inside}</dl>'
+
+
+def _plan(plan: Plan) -> str:
+    title = find_model(plan.model).title
+    if not plan.fits or plan.recipe is None:
+        advice = f'<p class="note warn">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
+        return (
+            f'<div><p class="eyebrow">Plan for {esc(title)}</p><h2 class="no">Cannot run here</h2>'
+            f'<p class="quiet">{esc(plan.reasons[0] if plan.reasons else "")}</p>'
+            f"{_needs(plan)}{advice}{_why(plan)}</div>"
+        )
+    chips = "".join(
+        f'<span class="chip">{esc(text)}</span>'
+        for text in (HOMES.get(plan.residency or "", ""), plan.compute_dtype, f"on {plan.device}")
+        if text
+    )
+    advice = f'<p class="note">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
+    return (
+        f'<div><p class="eyebrow">Plan for {esc(title)}</p>'
+        f"<h2>{esc(recipe_title(plan.recipe))} {chips}</h2>{facts(_expected(plan))}{advice}{_why(plan)}</div>"
+    )
+
+
+def _expected(plan: Plan) -> list[tuple[str, str]]:
+    predicted = plan.predicted
+    rows = [("Weights", size(predicted.weight_bytes))]
+    if predicted.peak_device_bytes:
+        rows.append(("Peak device memory", size(predicted.peak_device_bytes)))
+    rows.append(("Peak RAM", size(predicted.peak_host_bytes)))
+    if predicted.download_bytes:
+        rows.append(("Download", size(predicted.download_bytes)))
+    rows.append(("Disk", size(predicted.disk_bytes)))
+    if predicted.seconds_per_step:
+        rows.append(("Expected", f"{duration(predicted.seconds_per_step)} a step"))
+    return rows
+
+
+def _needs(plan: Plan) -> str:
+    """What the smallest recipe would take, so that one can compare with a machine one has in mind."""
+    predicted = plan.predicted
+    return facts([("Weights at least", size(predicted.weight_bytes)), ("Download", size(predicted.download_bytes))])
+
+
+def _why(plan: Plan) -> str:
+    """Every decision with its numbers."""
+    reasons = "".join(f"<li>{esc(reason)}</li>" for reason in plan.reasons)
+    rejected = "".join(
+        f"<li><strong>{esc(_passed_over(row))}:</strong> {esc(row.reason)}</li>" for row in plan.rejected
+    )
+    passed = f'<p class="eyebrow">Not taken</p><ul>{rejected}</ul>' if rejected else ""
+    return f'<details class="why"><summary>Why?</summary><ul>{reasons}</ul>{passed}</details>'
+
+
+def _passed_over(row: Rejected) -> str:
+    """The recipe, and where it would have lived."""
+    home = HOMES.get(row.residency or "", "")
+    return f"{recipe_title(row.recipe)}, {home}" if home else recipe_title(row.recipe)

@@ -1,0 +1,196 @@
+"""The page: its blocks, and what happens when something is pressed. `build(studio, model) -> gr.Blocks`.
+
+Handlers only submit, stop or open; they return at once. What is shown comes from `panes`, asked for by a timer, so a
+generator that a reload would kill is nowhere. `told` is the one place where an `AppError` becomes a note on the page.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from ideogram_app.architecture import find_model
+from ideogram_app.errors import AppError
+from ideogram_app.recipes import RECIPES
+from ideogram_app.studio import Studio
+from ideogram_app.ui.api import add_endpoints
+from ideogram_app.ui.form import (
+    Extras,
+    Form,
+    build_form,
+    caption_note,
+    example_rows,
+    first_example,
+    guidance_note,
+    request_of,
+    suggested_recipes,
+    values_of,
+)
+from ideogram_app.ui.panes import NAMES, Seen, changed, looked_at
+from ideogram_app.ui.results import Shown, from_entry
+from ideogram_app.ui.slider import slider_component
+from ideogram_app.ui.weights import SCRIPT
+
+TITLE = "Ideogram 4, locally"
+REFRESH_SECONDS = 0.5
+COMPARE = "compare"  # the tab that pictures are on
+SEEDS = 2**31  # random seeds are below this, short enough to be read out
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PRIVATE = {**QUIET, "queue": False}  # at once, but what it raises reaches nobody
+ASKING = {**QUIET, "concurrency_limit": None}  # through Gradio's queue, where errors become notes
+HEADER = (
+    f'<header class="top"><h1>{TITLE}</h1>'
+    "<p>One caption, several precisions, side by side: what fits on this machine, and what each precision costs.</p>"
+    "</header>"
+)
+
+
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn what the user can act upon into a note that stays until it is closed."""
+
+    @functools.wraps(function)
+    def inner(*arguments: Any, **named: Any) -> Any:
+        try:
+            return function(*arguments, **named)
+        except AppError as problem:
+            raise gr.Error(str(problem), duration=None, title="That did not work", print_exception=False) from problem
+
+    return inner
+
+
+def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
+    """The whole page around a studio that runs."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        _pane(HEADER)
+        panes = {"machine": _pane(elem_id="machine"), "job": _pane(elem_id="job", js_on_load=SCRIPT)}
+        opened, seen = gr.State(None), gr.State(Seen())
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Compare", id=COMPARE), gr.Row(elem_classes="split"):
+                with gr.Column(scale=4, min_width=300, elem_classes="asking"):
+                    form, extras = build_form(model)
+                with gr.Column(scale=9, min_width=300, elem_classes="outcome"):
+                    panes["results"] = _pane(elem_id="results")
+                    panes["downloads"] = _pane(elem_id="downloads")
+                    panes["slider"] = slider_component()
+                    panes["charts"] = _pane(elem_id="charts")
+            with gr.Tab("Precisions on disk", id="weights"):
+                panes["weights"] = _pane(elem_id="weights", js_on_load=SCRIPT)
+            with gr.Tab("History", id="history"):
+                panes["gallery"] = _pane(elem_id="gallery", js_on_load=SCRIPT)
+        _wire_form(studio, form, extras, opened)
+        _wire_history(studio, page, form, extras, panes["gallery"], opened, seen, tabs)
+        _wire_buttons(studio, form, panes)
+        _wire_panes(studio, form, extras, panes, opened, seen)
+        add_endpoints(studio, told)
+    return page
+
+
+def _pane(value: str = "", **options: Any) -> gr.HTML:
+    """A piece of the page that is made here and replaced in place when it changes."""
+    return gr.HTML(value, apply_default_css=False, **{"js_on_load": None, **options})
+
+
+def _wire_form(studio: Studio, form: Form, extras: Extras, opened: gr.State) -> None:
+    """What the inputs do to each other, Generate and Stop."""
+
+    def adopt_model(model: str) -> tuple[Any, ...]:
+        width, height = find_model(model).default_size
+        examples = gr.Dataset(**example_rows(model))
+        return width, height, suggested_recipes(studio.state.machine, model), examples, first_example(model)
+
+    def submit(*values: Any) -> None:
+        request = request_of(*values)
+        ordered = tuple(sorted(request.recipes, key=list(RECIPES).index))  # boxes come in the order of the clicks
+        studio.submit_compare(replace(request, recipes=ordered))
+
+    form.model.input(
+        adopt_model,
+        form.model,
+        [form.width, form.height, form.recipes, extras.examples, form.prompt],
+        **PRIVATE,
+    )
+    gr.on(
+        [form.preset.change, form.model.change],
+        guidance_note,
+        [form.preset, form.model],
+        extras.guidance,
+        **PRIVATE,
+    )
+    form.prompt.change(caption_note, form.prompt, extras.caption, trigger_mode="always_last", **PRIVATE)
+    extras.examples.click(lambda row: row[0], extras.examples, form.prompt, **PRIVATE)
+    extras.random.click(lambda: random.randrange(SEEDS), None, form.seed, **PRIVATE)
+    extras.stop.click(studio.stop, None, None, **PRIVATE)
+    gr.on([extras.generate.click, form.prompt.submit], told(submit), form.inputs, None, **ASKING).success(
+        lambda: None, None, opened, **PRIVATE
+    )
+
+
+def _wire_panes(
+    studio: Studio, form: Form, extras: Extras, panes: dict[str, gr.HTML], opened: gr.State, seen: gr.State
+) -> None:
+    """The timer that keeps a tab up to date."""
+
+    def refresh(model: str, opened: str | None, seen: Seen) -> list[Any]:
+        state = studio.state
+        fresh, now = changed(studio, state, model, opened, seen)
+        recipes: Any = gr.skip()
+        if state.machine and not seen.filled:
+            recipes, now = suggested_recipes(state.machine, model), replace(now, filled=True)
+        if now is seen:
+            return [gr.skip()] * (len(NAMES) + 4)
+        running = state.job is not None and not state.job.is_over
+        fits = state.machine is None or state.machine.plans[model].fits
+        buttons = [gr.Button(interactive=fits), gr.Button(interactive=running)]
+        return [*(fresh.get(name, gr.skip()) for name in NAMES), recipes, *buttons, now]
+
+    outputs = [*(panes[name] for name in NAMES), form.recipes, extras.generate, extras.stop, seen]
+    gr.Timer(REFRESH_SECONDS).tick(refresh, [form.model, opened, seen], outputs, **PRIVATE)
+
+
+def _wire_history(
+    studio: Studio,
+    page: gr.Blocks,
+    form: Form,
+    extras: Extras,
+    gallery: gr.HTML,
+    opened: gr.State,
+    seen: gr.State,
+    tabs: gr.Tabs,
+) -> None:
+    """Fill the form from what is shown when the page loads, and from what is opened again."""
+
+    def fill(shown: Shown | None) -> tuple[Any, ...]:
+        if shown is None:
+            return tuple(gr.skip() for _ in filled)
+        return *values_of(shown.request), gr.Dataset(**example_rows(shown.request.model))
+
+    def load() -> tuple[Any, ...]:
+        shown = looked_at(studio, studio.state, None)
+        return *fill(shown), Seen(filled=shown is not None)
+
+    def open_again(event: gr.EventData) -> tuple[Any, ...]:
+        entry = studio.entry(str(event._data.get("name")))
+        return *fill(from_entry(entry)), entry.id, gr.Tabs(selected=COMPARE)
+
+    filled = [*form.inputs, extras.examples]
+    page.load(load, None, [*filled, seen], **PRIVATE)
+    gallery.click(told(open_again), None, [*filled, opened, tabs], **ASKING)
+
+
+def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None:
+    """The buttons inside panes: prepare a recipe, stop a job."""
+
+    def act(model: str, event: gr.EventData) -> None:
+        name = str(event._data.get("name"))
+        if event._data.get("act") == "stop":
+            studio.stop(name)
+        else:
+            studio.submit_prepare(model, (name,))
+
+    for name in ("weights", "job"):
+        panes[name].click(told(act), form.model, None, **ASKING)

@@ -1,0 +1,174 @@
+"""Pictures side by side with their numbers underneath: live while they are drawn, exact when they are done.
+
+A finished picture is an <img> on the PNG file itself, so what the page shows are the file's pixels; enlarged ones are
+not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ideogram_app.flow import REFERENCE, Event, Request, Result
+from ideogram_app.history import COMPARISON_FILE, SHEET_FILE, Entry
+from ideogram_app.studio import Job
+from ideogram_app.ui.words import bar, duration, esc, file_url, gist, progress_words, recipe_title, settings, size
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The comparison that a tab looks at: a job, or an entry of the history."""
+
+    request: Request
+    results: tuple[Result, ...]
+    progress: Mapping[str, Event]
+    running: bool = False
+    state: str = "done"
+    error: str = ""
+    entry: Entry | None = None
+
+
+def from_job(job: Job, entry: Entry | None) -> Shown:
+    assert job.request is not None
+    return Shown(job.request, job.results, job.progress, not job.is_over, job.state, job.error, entry)
+
+
+def from_entry(entry: Entry) -> Shown:
+    return Shown(entry.comparison.request, entry.comparison.results, {}, entry=entry)
+
+
+def results_grid(shown: Shown | None) -> str:
+    """A heading with the settings, then one card a recipe in the order asked for."""
+    if shown is None:
+        return (
+            '<section class="empty" aria-label="Results"><h2>No picture yet</h2>'
+            "<p>Describe something, choose the precisions to compare and press Generate. "
+            "Every precision starts from the same noise and the same text, so what differs is the precision.</p>"
+            "</section>"
+        )
+    request = shown.request
+    known = {result.recipe: result for result in shown.results}
+    cards = "".join(
+        _card(known[recipe]) if recipe in known else _pending(recipe, shown.progress.get(recipe), shown)
+        for recipe in request.recipes
+    )
+    error = f'<p class="note bad" role="alert">{esc(shown.error)}</p>' if shown.error else ""
+    if shown.state == "stopped":
+        error = '<p class="note" role="status">Stopped.</p>'
+    ratio = f"{request.width} / {request.height}"
+    return (
+        f'<section aria-label="Results"><header class="over"><h2>{esc(gist(request.caption))}</h2>'
+        f'<p class="quiet">{esc(settings(request))} · {_guidance(shown)}</p></header>{error}'
+        f'<div class="grid" style="--ratio:{ratio};--count:{len(request.recipes)}" '
+        f'data-running="{str(shown.running).lower()}">{cards}</div></section>'
+    )
+
+
+def _guidance(shown: Shown) -> str:
+    """The guidance that ran, as a range of its steps."""
+    used = next((result.guidance for result in shown.results if result.guidance), ())
+    if not used:
+        return esc(shown.request.model)
+    ends = f"{used[0]:g}" if used[0] == used[-1] else f"{used[0]:g} to {used[-1]:g}"
+    return f"guidance {ends} · {esc(shown.request.model)}"
+
+
+def _card(result: Result) -> str:
+    title = esc(recipe_title(result.recipe))
+    if result.error or not result.image:
+        return (
+            f'<article class="result failed" data-recipe="{esc(result.recipe)}" aria-label="{title}, failed">'
+            f'<div class="picture"><p>{esc(result.error or "No picture.")}</p></div>'
+            f'<header><h3>{title}</h3><span class="chip bad">failed</span></header></article>'
+        )
+    url = esc(file_url(result.image))
+    text = esc(f"{recipe_title(result.recipe)}: {gist(result.caption)}")
+    return (
+        f'<article class="result" data-recipe="{esc(result.recipe)}" aria-label="{title}">'
+        f'<a class="picture" href="{url}" target="_blank" rel="noopener" aria-label="Open the PNG of {title}">'
+        f'<img src="{url}" width="{result.width}" height="{result.height}" alt="{text}"></a>'
+        f"<header><h3>{title}</h3>{_engaged(result)}</header>{_numbers(result)}</article>"
+    )
+
+
+def _engaged(result: Result) -> str:
+    """What really ran, where it is not simply what was asked for."""
+    if result.recipe == REFERENCE and result.engaged == REFERENCE:
+        return '<span class="chip">baseline</span>'
+    if result.engaged == result.recipe:
+        return '<span class="chip ok" title="What was asked for is what ran">ran as asked</span>'
+    return f'<span class="chip" title="What really ran">ran: {esc(result.engaged)}</span>'
+
+
+def _numbers(result: Result) -> str:
+    rows = [
+        ("A step", duration(result.seconds_per_step)),
+        ("Total", duration(result.seconds.total)),
+        ("Memory", size(result.peak_memory_bytes)),
+        ("Weights", size(result.weight_bytes)),
+        ("PSNR", f"{result.psnr:.1f} dB" if result.psnr is not None else "–"),
+        ("SSIM", f"{result.ssim:.4f}" if result.ssim is not None else "–"),
+    ]
+    inside = "".join(f"<div><dt>{name}</dt><dd>{esc(value)}</dd></div>" for name, value in rows)
+    return f'<dl class="strip">{inside}</dl>'
+
+
+def _pending(recipe: str, event: Event | None, shown: Shown) -> str:
+    """A card whose picture is still to come."""
+    title = esc(recipe_title(recipe))
+    if not shown.running or (event and event.phase == "failed"):
+        text = event.message if event and event.phase == "failed" else "Not drawn."
+        return (
+            f'<article class="result failed" data-recipe="{esc(recipe)}" aria-label="{title}, not drawn">'
+            f'<div class="picture"><p>{esc(text)}</p></div><header><h3>{title}</h3></header></article>'
+        )
+    preview = ""
+    if event and event.preview:
+        preview = f'<img src="data:image/png;base64,{esc(event.preview)}" alt="Preview of {title}">'
+    if event and event.phase == "prepare" and event.done >= event.total:
+        event = None  # prepared, and now it waits for its turn
+    words = esc(progress_words(event)) if event else "Waiting"
+    label = f"{recipe_title(recipe)}: progress"
+    return (
+        f'<article class="result live" data-recipe="{esc(recipe)}" aria-label="{title}, in progress">'
+        f'<div class="picture">{preview}</div><header><h3>{title}</h3></header>'
+        f'{bar(label, event) if event else ""}<p class="quiet words">{words}</p></article>'
+    )
+
+
+def job_bar(job: Job | None, waiting: int) -> str:
+    """One line about what the worker does; empty when it rests."""
+    if job is None or (job.is_over and not (job.kind == "prepare" and job.state != "done")):
+        return ""
+    if job.is_over:
+        text = job.error or "Preparation was stopped; what is done is kept."
+        return f'<div class="job"><p class="note {"bad" if job.error else ""}" role="alert">{esc(text)}</p></div>'
+    several = len(job.recipes) > 1
+    names = f"{len(job.recipes)} precisions" if several else recipe_title(job.recipes[0])
+    verb = "Preparing" if job.kind == "prepare" else "Comparing"
+    now = ""
+    if job.stage:
+        who = f"{recipe_title(job.stage.recipe)}: " if job.stage.recipe else ""
+        now = esc(who + progress_words(job.stage))
+    more = f' <span class="chip">{waiting} waiting</span>' if waiting else ""
+    return (
+        f'<div class="job"><header><div><p role="status"><strong>{verb} {esc(names)}</strong>{more}</p>'
+        f'<p class="quiet words">{now or "Starting …"}</p></div>'
+        f'<button type="button" class="button" data-act="stop" data-name="{esc(job.id)}" '
+        f'aria-label="Stop this job">Stop</button></header>{bar(f"{verb} {names}", job.stage)}</div>'
+    )
+
+
+def downloads(shown: Shown | None) -> str:
+    """Links to the files of a kept comparison: the sheet and the JSON as they lie on disk."""
+    if shown is None or shown.entry is None:
+        return ""
+    name, folder = shown.entry.id, shown.entry.folder
+    links = "".join(
+        f'<a class="button" id="{key}" href="{esc(file_url(folder / file))}" download="{esc(name)}-{file}">{label}</a>'
+        for key, file, label in (
+            ("download-sheet", SHEET_FILE, "Download contact sheet"),
+            ("download-json", COMPARISON_FILE, "Download JSON"),
+        )
+    )
+    return f'<p class="links">{links}</p>'

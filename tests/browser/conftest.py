@@ -1,0 +1,129 @@
+"""One page on a fake backend and one browser for all tests here; each test gets a fresh tab.
+
+The browser is the system's Chromium. A tab notes every request that leaves this machine and every complaint of the
+page's scripts, and each test ends by finding neither.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlparse
+
+import pytest
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ideogram_app.studio import Studio
+from ideogram_app.ui.page import build
+from ideogram_app.ui.style import launch_options
+from tests.fake_backend import Fake
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-renderer-backgrounding",
+]
+PATIENCE = 20_000  # milliseconds an assertion waits; the machine may be busy
+
+
+@dataclass(frozen=True)
+class Site:
+    """The page that is served, and what stands behind it."""
+
+    url: str
+    studio: Studio
+    fake: Fake
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    fake = Fake()
+    root = tmp_path_factory.mktemp("site")
+    studio = Studio(fake.backend(), root / "outputs")
+    page = build(studio)
+    port = free_port()
+    page.launch(
+        server_name="127.0.0.1",
+        server_port=port,
+        prevent_thread_lock=True,
+        **launch_options(studio.output, root / "data"),
+    )
+    studio.start()
+    yield Site(f"http://127.0.0.1:{port}", studio, fake)
+    studio.close()
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        pytest.skip("there is no Chromium on this machine; the environment variable CHROMIUM can name one")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(autouse=True)
+def rested(site: Site) -> Iterator[None]:
+    """Every test begins and ends with a worker that rests and a fake that does as it should."""
+    reset(site)
+    yield
+    reset(site)
+
+
+def reset(site: Site) -> None:
+    site.studio.stop()
+    for job in site.studio.state.waiting:
+        site.studio.stop(job.id)
+    if site.studio.state.job:
+        site.studio.wait(site.studio.state.job.id, 20)
+    fresh = Fake()
+    for name in vars(fresh):
+        if name != "prepared":
+            setattr(site.fake, name, getattr(fresh, name))
+
+
+@pytest.fixture
+def tab(browser: Browser, site: Site) -> Iterator[Page]:
+    """A tab of 1440 x 900 on the page."""
+    yield from watched(browser, site.url, (1440, 900))
+
+
+def watched(browser: Browser, url: str, size: tuple[int, int]) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    strangers: list[str] = []
+    complaints: list[str] = []
+    host = urlparse(url).netloc
+    page.on("request", lambda r: strangers.append(r.url) if leaves(r.url, host) else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(url)
+    page.get_by_text("Plan for Miniature").wait_for()
+    yield page
+    context.close()
+    assert strangers == [] and complaints == []
+
+
+def leaves(url: str, host: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme in ("http", "https", "ws", "wss") and parts.netloc != host
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,161 @@
+"""A backend without a model: the studio and the page are tested on it, fast and the same every time.
+
+It draws the scene that a picture's number asks for with Pillow, and each recipe differs from the reference by a known
+number of pixels. Steps, bytes and failures can be set.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from ideogram_app.backend import Backend
+from ideogram_app.checkpoints.store import Status
+from ideogram_app.comparison import Comparison
+from ideogram_app.errors import AppError, DeviceError, DiskError
+from ideogram_app.flow import REFERENCE, Event, Request, Result, Seconds
+from ideogram_app.hardware import Hardware
+from ideogram_app.planner import Plan
+from ideogram_app.presets import find_preset
+from ideogram_app.sheet import write_sheet
+
+MACHINE = Hardware(
+    kind="cpu",
+    name="Example processor",
+    host_memory_bytes=32_000_000_000,
+    host_free_bytes=24_000_000_000,
+    disk_free_bytes=200_000_000_000,
+    cpu_name="Example processor",
+    cpu_cores=8,
+    torch="2.13.0",
+)
+WEIGHTS = {"reference": 44.5e6, "fp8": 13.2e6, "int8-w8a8": 12.9e6, "gguf-q8_0": 15.1e6, "gguf-q4_k": 9.8e6}
+BYTES = 12_000_000  # of every preparation
+
+
+@dataclass
+class Fake:
+    """Knobs and notes. `broken` recipes fail while drawing, `unpreparable` ones before; `bug` is raised in a step."""
+
+    step_seconds: float = 0.0
+    look_seconds: float = 0.0
+    prepared: set[tuple[str, str]] = field(default_factory=lambda: {("miniature", REFERENCE)})
+    broken: set[str] = field(default_factory=set)
+    unpreparable: set[str] = field(default_factory=set)
+    bug: Exception | None = None
+    steps_done: list[str] = field(default_factory=list)
+    closed: int = 0
+
+    def backend(self) -> Backend:
+        return Backend(self.detect, self.status, self.prepare, self.compare, write_sheet)
+
+    def detect(self) -> Hardware:
+        time.sleep(self.look_seconds)
+        return MACHINE
+
+    def status(self, model: str, recipe: str) -> Status:
+        there = (model, recipe) in self.prepared
+        state = "missing" if not there else "included" if recipe == REFERENCE else "ready"
+        return Status(model, recipe, state, Path("nowhere"), int(WEIGHTS[recipe]) if there else 0, "")
+
+    def prepare(self, model: str, recipe: str) -> Iterator[Event]:
+        if recipe in self.unpreparable:
+            raise DiskError("The disk is full", do="Free some of it")
+        try:
+            for tenth in range(11):
+                done = BYTES * tenth // 10
+                left = self.step_seconds * (10 - tenth)
+                yield Event("prepare", recipe, done, BYTES, 8e6, left, f"layers.{tenth}")
+                time.sleep(self.step_seconds)
+            self.prepared.add((model, recipe))
+        finally:
+            self.closed += 1
+
+    def compare(self, request: Request, hardware: Hardware, plan: Plan, output: Path) -> Iterator[Event]:
+        try:
+            yield Event("encode")
+            for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):
+                yield from self._draw(request, recipe, output)
+            yield Event("done")
+        finally:
+            self.closed += 1
+
+    def _draw(self, request: Request, recipe: str, output: Path) -> Iterator[Event]:
+        steps = find_preset(request.preset).steps
+        yield Event("load", recipe)
+        if recipe in self.broken:
+            problem: AppError = DeviceError("The device ran out of memory", do="Try gguf-q4_k")
+            yield Event("result", recipe, result=result_of(request, recipe, None, str(problem)))
+            return
+        picture = paint(request, recipe)
+        for step in range(1, steps + 1):
+            if self.bug:
+                raise self.bug
+            time.sleep(self.step_seconds)
+            self.steps_done.append(recipe)
+            seen = as_text(picture) if step % 3 == 0 else None
+            rate = 1 / max(self.step_seconds, 1e-3)
+            yield Event("denoise", recipe, step, steps, rate, (steps - step) / rate, preview=seen)
+        yield Event("decode", recipe)
+        path = output / f"{recipe}.png"
+        picture.save(path)
+        yield Event("result", recipe, result=result_of(request, recipe, path))
+
+
+def paint(request: Request, recipe: str) -> Image.Image:
+    """A shape on a gradient; other recipes than the reference differ in some pixels."""
+    width, height = request.width, request.height
+    picture = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    x = width // 4 + request.seed % (width // 4)
+    pen.ellipse((x, height // 4, x + width // 2, height * 3 // 4), fill=(200, 60, 40))
+    pen.text((6, height - 16), "HELLO", fill=(250, 250, 250))
+    for index in range(0 if recipe == REFERENCE else len(recipe)):
+        place = (index * 37 % width, index * 53 % height)
+        red, green, blue = picture.getpixel(place)
+        picture.putpixel(place, (min(255, red + 9), green, blue))
+    return picture
+
+
+def as_text(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.resize((32, 32)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def result_of(request: Request, recipe: str, path: Path | None, error: str | None = None) -> Result:
+    """A result with plausible numbers."""
+    steps, factor = find_preset(request.preset).steps, 1 + 0.4 * list(WEIGHTS).index(recipe)
+    step = 0.11 * factor
+    return Result(
+        recipe=recipe,
+        engaged="" if error else recipe,
+        image=str(path) if path else None,
+        width=request.width,
+        height=request.height,
+        seed=request.seed,
+        preset=request.preset,
+        steps=steps,
+        caption=request.caption,
+        seconds=Seconds(0.31, 0.12, step * 1.5, step * steps, 0.08, 0.51 + step * steps),
+        seconds_per_step=step,
+        peak_memory_bytes=int(WEIGHTS[recipe] * 2.1),
+        peak_host_bytes=int(WEIGHTS[recipe] * 2.1),
+        weight_bytes=int(WEIGHTS[recipe]),
+        psnr=None if recipe == REFERENCE or error else 52.0 / factor,
+        ssim=None if recipe == REFERENCE or error else 1 - 0.004 * factor,
+        guidance=(3.0,) * steps,
+        error=error,
+        versions={"torch": "2.13.0"},
+    )
+
+
+def compared(comparison: Comparison) -> list[str]:
+    """The recipes that were drawn."""
+    return [result.recipe for result in comparison.results if result.image]

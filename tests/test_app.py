@@ -1,0 +1,204 @@
+"""app.py: its flags, its port, the page it serves, and the public endpoints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client
+
+import app
+from ideogram_app.errors import RequestError
+from ideogram_app.studio import Studio
+from ideogram_app.ui.page import build
+from ideogram_app.ui.style import launch_options
+from tests.fake_backend import Fake
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port somebody else listens on."""
+    with socket.socket() as other:
+        other.bind((app.LOCAL, 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((app.LOCAL, 0))
+        return int(probe.getsockname()[1])
+
+
+def flags(*arguments: str) -> argparse.Namespace:
+    return app.read_flags(list(arguments))
+
+
+def test_a_port_that_was_asked_for_is_taken_or_refused_by_name(taken: int) -> None:
+    with pytest.raises(RequestError, match=f"Port {taken} is in use"):
+        app.choose_port(app.LOCAL, str(taken))
+    for wrong in ("0", "70000", "http", "-1"):
+        with pytest.raises(RequestError, match="no port"):
+            app.choose_port(app.LOCAL, wrong)
+    port = free_port()
+    assert app.choose_port(app.LOCAL, str(port)) == port
+
+
+def test_without_a_port_the_next_free_one_is_taken_and_named(
+    taken: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app, "FIRST_PORT", taken)
+    port = app.choose_port(app.LOCAL, "")
+    assert port > taken and str(port) in capsys.readouterr().out
+
+
+def test_every_flag_has_a_twin_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "LISTEN": "1",
+        "PORT": "7999",
+        "SHARE": "false",
+        "AUTH": "a:b",
+        "NO_BROWSER": "yes",
+        "DATA": "weights",
+        "OUTPUT_DIR": "drawn",
+        "MODEL": "ideogram-4",
+    }.items():
+        monkeypatch.setenv(f"IDEOGRAM_APP_{name}", value)
+    read = flags()
+    assert (read.listen, read.port, read.share, read.auth, read.no_browser) == (True, "7999", False, "a:b", True)
+    assert (str(read.data_dir), str(read.output_dir), read.model) == ("weights", "drawn", "ideogram-4")
+    assert flags("--port", "1", "--model", "miniature").port == "1"
+
+
+def test_by_default_nobody_else_can_reach_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("IDEOGRAM_APP_", "GRADIO_", "SPACE_"))]:
+        monkeypatch.delenv(name)
+    read = flags()
+    assert not read.listen and not read.share and read.auth == ""
+
+
+def test_a_password_needs_both_halves() -> None:
+    assert app.credentials("") is None and app.credentials("a:b:c") == ("a", "b:c")
+    for wrong in ("a", "a:", ":b"):
+        with pytest.raises(RequestError, match="USER:PASSWORD"):
+            app.credentials(wrong)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "app.py"), "--no-browser", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_port_in_use_ends_in_one_line_and_exit_code_1(taken: int) -> None:
+    answer = run("--port", str(taken))
+    assert answer.returncode == 1 and answer.stdout == ""
+    assert answer.stderr.splitlines() == [
+        f"error: Port {taken} is in use. Close the program that uses it, or leave --port away."
+    ]
+
+
+def test_an_unknown_model_ends_in_one_line_and_exit_code_1() -> None:
+    answer = run("--model", "sdxl")
+    assert answer.returncode == 1 and "ideogram-4 or miniature" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, str(ROOT / "app.py"), "--no-browser", "--port", str(port)]
+    command += ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "outputs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            url = f"http://{app.LOCAL}:{port}"
+            until_up(url, process)
+            answer = Client(url, verbose=False).predict(api_name="/system_info")
+            assert answer["hardware"]["torch"] and answer["plan"]["model"] == "miniature"
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+
+
+def until_up(url: str, process: subprocess.Popen[str]) -> None:
+    for _ in range(300):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("the page never came up")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Fake, str, Path]]:
+    """The page on a fake backend."""
+    fake, root = Fake(), tmp_path_factory.mktemp("served")
+    (root / "data").mkdir()
+    (root / "data" / "token").write_text("secret", encoding="utf-8")
+    studio = Studio(fake.backend(), root / "outputs")
+    page, port = build(studio), free_port()
+    options: dict[str, Any] = launch_options(studio.output, root / "data")
+    page.launch(server_name=app.LOCAL, server_port=port, prevent_thread_lock=True, **options)
+    studio.start()
+    url = f"http://{app.LOCAL}:{port}"
+    yield Client(url, verbose=False), fake, url, root
+    studio.close()
+    page.close(verbose=False)
+
+
+Served = tuple[Client, Fake, str, Path]
+
+
+def test_a_comparison_over_the_api_speaks_the_names_on_the_wire(served: Served) -> None:
+    client, _, _, _ = served
+    answer = client.predict("a red circle", ["gguf-q4_k", "reference"], preset="turbo-12", seed=3, api_name="/compare")
+    assert list(answer) == ["request", "hardware", "plan", "results"]
+    assert [row["recipe"] for row in answer["results"]] == ["gguf-q4_k", "reference"]
+    assert answer["request"]["width"] == 128 and Path(answer["results"][0]["image"]).is_file()
+    assert {"recipe", "engaged", "seconds", "seconds_per_step", "psnr", "ssim", "error"} <= set(answer["results"][1])
+
+
+def test_preparing_over_the_api_waits_until_it_is_there(served: Served) -> None:
+    client, fake, _, _ = served
+    answer = client.predict("miniature", "fp8", api_name="/prepare")
+    assert answer["state"] == "ready" and ("miniature", "fp8") in fake.prepared
+    assert client.predict(api_name="/status")["recipes"]["fp8"]["state"] == "ready"
+
+
+def test_what_cannot_be_done_comes_back_as_a_sentence(served: Served) -> None:
+    client, _, _, _ = served
+    with pytest.raises(Exception, match="Unknown recipe 'nf4'"):
+        client.predict("a red circle", ["nf4"], api_name="/compare")
+    with pytest.raises(Exception, match="cannot run on this machine"):
+        client.predict("a red circle", ["int8-w8a8"], model="ideogram-4", api_name="/compare")
+
+
+def test_only_the_four_endpoints_are_public(served: Served) -> None:
+    client, _, _, _ = served
+    described = client.view_api(return_format="dict")
+    assert isinstance(described, dict)
+    assert sorted(described["named_endpoints"]) == ["/compare", "/prepare", "/status", "/system_info"]
+    assert described["unnamed_endpoints"] == {}
+
+
+def test_only_pictures_can_be_read_from_the_page(served: Served) -> None:
+    client, _, url, root = served
+    image = client.predict("a red circle", ["reference"], preset="turbo-12", api_name="/compare")["results"][0]["image"]
+    with urllib.request.urlopen(f"{url}/gradio_api/file={image}") as answer:
+        assert answer.read() == Path(image).read_bytes()
+    for secret in (root / "data" / "token", ROOT / "app.py", Path("/etc/passwd")):
+        with pytest.raises(OSError, match=re.compile("40[34]")):
+            urllib.request.urlopen(f"{url}/gradio_api/file={secret}")

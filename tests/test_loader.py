@@ -1,0 +1,216 @@
+"""What was prepared is what runs: every recipe against the dense weights and libraries that share its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import Ideogram4Transformer2DModel
+from safetensors.torch import load_file, save_file
+from small_model import NAME, relative_error, shrink_published_model, velocity, write_source
+
+from ideogram_app.architecture import MODELS, weight_bytes
+from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
+from ideogram_app.checkpoints.sources import BRANCHES, local_folder
+from ideogram_app.checkpoints.store import Store
+from ideogram_app.errors import AccessError, CheckpointError
+from ideogram_app.model.layers import Fp8Linear, GgufLinear, Int8Linear
+from ideogram_app.model.loader import load_pipeline_parts, load_transformers
+from ideogram_app.quantization import int8
+from ideogram_app.quantization.writer import prepare
+from ideogram_app.recipes import RECIPES
+
+LAYERS = {"fp8": Fp8Linear, "int8": Int8Linear, "gguf": GgufLinear}
+# Relative error of the velocity on random weights, at most; about twice what was measured.
+LARGEST_ERROR = {"reference": 0.0, "fp8": 0.12, "int8-w8a8": 0.03, "gguf-q8_0": 0.02, "gguf-q4_k": 0.2}
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The miniature in every recipe."""
+    store = Store(tmp_path_factory.mktemp("data"))
+    for recipe in RECIPES:
+        list(prepare(store, "miniature", recipe))
+    return store
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A random bfloat16 model in every recipe."""
+    folder = tmp_path_factory.mktemp("small")
+    source = write_source(folder / "source")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_published_model(patch)
+        store = Store(folder / "data")
+        for recipe in RECIPES:
+            list(prepare(store, NAME, recipe, source))
+        yield store
+
+
+@pytest.fixture
+def copied(miniature: Store, tmp_path: Path) -> Store:
+    """A copy that may be damaged."""
+    return Store(Path(shutil.copytree(miniature.root, tmp_path / "copy")))
+
+
+def both(store: Store, recipe: str, model: str = NAME) -> list[torch.Tensor]:
+    loaded = load_transformers(store, model, recipe, "cpu", torch.float32)
+    return [velocity(module) for module in (loaded.transformer, loaded.unconditional_transformer)]
+
+
+def test_the_reference_is_what_diffusers_loads(miniature) -> None:
+    for name, got in zip(BRANCHES, both(miniature, "reference", "miniature"), strict=True):
+        stock = Ideogram4Transformer2DModel.from_pretrained(
+            local_folder("miniature") / name, torch_dtype=torch.float32, local_files_only=True
+        )
+        assert torch.equal(got, velocity(stock))
+
+
+def test_every_recipe_is_close_to_the_reference_in_the_expected_order(small) -> None:
+    reference = both(small, "reference")
+    errors = {
+        recipe: max(relative_error(got, want) for got, want in zip(both(small, recipe), reference, strict=True))
+        for recipe in RECIPES
+    }
+    assert all(error <= LARGEST_ERROR[recipe] for recipe, error in errors.items()), errors
+    ordered = ["reference", "gguf-q8_0", "int8-w8a8", "fp8", "gguf-q4_k"]
+    assert sorted(errors, key=errors.__getitem__) == ordered, errors
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_packed_layers_are_those_of_the_recipe_and_sizes_are_as_planned(miniature, recipe) -> None:
+    loaded = load_transformers(miniature, "miniature", recipe, "cpu", torch.float32)
+    row, planned = RECIPES[recipe], 0
+    assert loaded.engaged == recipe
+    for module, branch in zip(
+        (loaded.transformer, loaded.unconditional_transformer), MODELS["miniature"].branches, strict=True
+    ):
+        planned += weight_bytes(branch, row, dense_bytes=4)
+        for linear in branch.linears():
+            kind = LAYERS[row.storage] if row.packs(linear.name) else torch.nn.Linear
+            assert type(module.get_submodule(linear.name)) is kind, linear.name
+        assert not module.training and not [name for name, value in module.named_parameters() if value.requires_grad]
+    assert planned <= loaded.weight_bytes <= planned + 1000  # the rotary frequencies are in no plan
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_narrow_computing_type_keeps_frequencies_and_scales_wide(miniature, recipe) -> None:
+    module = load_transformers(miniature, "miniature", recipe, "cpu", torch.bfloat16).transformer
+    assert module.get_parameter("input_proj.bias").dtype == torch.bfloat16
+    assert module.get_buffer("rotary_emb.inv_freq").dtype == torch.float32
+    assert not [name for name, buffer in module.named_buffers() if "scale" in name and buffer.dtype != torch.float32]
+
+
+def test_stock_diffusers_loads_the_int8_folder_and_agrees(small) -> None:
+    if not int8.cpu_multiplies_exactly():
+        pytest.skip("torch._int_mm saturates on this CPU")
+    for name, got in zip(BRANCHES, both(small, "int8-w8a8"), strict=True):
+        stock = Ideogram4Transformer2DModel.from_pretrained(
+            small.path(NAME, "int8-w8a8") / name, torch_dtype=torch.float32, local_files_only=True
+        )
+        assert type(stock.layers[0].feed_forward.w1.weight).__name__ == "Int8Tensor"
+        assert type(stock.layers[0].adaln_modulation.weight) is torch.nn.Parameter
+        assert relative_error(got, velocity(stock)) < 1e-6
+
+
+def test_the_int8_metadata_is_what_torchao_would_write(small) -> None:
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    file = SafetensorsFile(small.path(NAME, "int8-w8a8") / BRANCHES[0] / "diffusion_pytorch_model.safetensors")
+    names = json.loads(file.metadata["tensor_names"])
+    module = load_transformers(small, NAME, "int8-w8a8", "cpu", torch.bfloat16).transformer
+    tensors, metadata = flatten_tensor_state_dict({name: module.get_parameter(name).data for name in names})
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        name: info.shape for name, info in file.infos.items()
+    }
+    for name in names:
+        assert json.loads(file.metadata[name]) == json.loads(metadata[name])
+
+
+def test_the_published_model_runs_from_a_prepared_reference(small) -> None:
+    for name, got in zip(BRANCHES, both(small, "reference"), strict=True):
+        stock = Ideogram4Transformer2DModel.from_pretrained(
+            small.root.parent / "source" / name, torch_dtype=torch.float32
+        )
+        assert torch.equal(got, velocity(stock))
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_loading_is_quick(miniature, recipe) -> None:
+    load_transformers(miniature, "miniature", recipe, "cpu", torch.float32)
+    started = time.perf_counter()
+    load_transformers(miniature, "miniature", recipe, "cpu", torch.float32)
+    assert time.perf_counter() - started < 3  # 0.1 s on an idle machine
+
+
+def test_what_was_not_prepared_says_so(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"is missing: .*Prepare fp8 first"):
+        load_transformers(Store(tmp_path), "miniature", "fp8", "cpu", torch.float32)
+
+
+def damaged(store: Store, recipe: str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_transformers(store, "miniature", recipe, "cpu", torch.float32)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "reference"])
+def test_a_file_that_is_missing_truncated_or_altered_is_named(copied, recipe) -> None:
+    folder = copied.path("miniature", recipe)
+    path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    whole = bytearray(path.read_bytes())
+    os.truncate(path, len(whole) // 2)
+    assert str(path) in damaged(copied, recipe)
+    path.unlink()
+    assert str(path) in damaged(copied, recipe)
+    whole[len(whole) // 2] ^= 16
+    path.write_bytes(whole)
+    assert str(path) in damaged(copied, recipe)
+
+
+def test_nothing_is_loaded_from_a_file_that_changes_afterwards(copied) -> None:
+    loaded = load_transformers(copied, "miniature", "gguf-q8_0", "cpu", torch.float32)
+    before = velocity(loaded.transformer)
+    for path in copied.path("miniature", "gguf-q8_0").glob("*.gguf"):
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(b"\xff" * 10_000)
+    assert torch.equal(velocity(loaded.transformer), before)
+
+
+def test_the_parts_of_the_miniature_load_from_its_folder() -> None:
+    parts = load_pipeline_parts("miniature", "cpu", torch.float32)
+    assert parts.scheduler.config.shift > 0
+    tokens = parts.tokenizer("a red circle", return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = parts.text_encoder.language_model(tokens).last_hidden_state
+        picture = parts.vae.decode(torch.zeros(1, 32, 4, 4)).sample
+    assert torch.isfinite(states).all() and picture.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "vae"])
+def test_a_damaged_part_is_named(tmp_path, part) -> None:
+    folder = Path(shutil.copytree(local_folder("miniature"), tmp_path / "miniature"))
+    (path,) = (folder / part).glob("*.safetensors")
+    whole, tensors = path.read_bytes(), load_file(path)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match=rf"{path} is truncated"):
+        load_pipeline_parts("miniature", "cpu", torch.float32, folder)
+    tensors.pop(sorted(tensors)[3])
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=part):
+        load_pipeline_parts("miniature", "cpu", torch.float32, folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{part} holds no weights"):
+        load_pipeline_parts("miniature", "cpu", torch.float32, folder)
+
+
+def test_the_parts_of_the_published_model_need_a_folder() -> None:
+    with pytest.raises(AccessError, match="gated"):
+        load_pipeline_parts("ideogram-4", "cpu", torch.float32)

@@ -1,0 +1,53 @@
+"""Seconds and peaks: phases add up, and a large allocation is seen at its size."""
+
+from __future__ import annotations
+
+import time
+
+import numpy
+import pytest
+import torch
+
+from ideogram_app.measure import HostPeak, Meter, release
+
+MEGABYTE = 1_000_000
+
+
+def test_a_large_array_raises_the_peak_by_its_size_even_when_it_is_gone_at_the_end() -> None:
+    release(torch.device("cpu"))
+    with HostPeak() as peak:
+        block = numpy.ones(200 * MEGABYTE, dtype=numpy.uint8)
+        time.sleep(0.05)
+        del block
+    assert 180 * MEGABYTE < peak.above_start < 300 * MEGABYTE
+
+
+def test_phases_of_the_same_name_add_up() -> None:
+    meter = Meter(torch.device("cpu"))
+    for _ in range(2):
+        with meter.phase("sleep"):
+            time.sleep(0.02)
+    assert meter.seconds["sleep"] >= 0.04 and set(meter.seconds) == {"sleep"}
+
+
+def test_a_phase_that_fails_is_timed_too() -> None:
+    meter = Meter(torch.device("cpu"))
+    with pytest.raises(KeyError), meter.phase("work"):
+        raise KeyError("x")
+    assert "work" in meter.seconds
+
+
+def test_without_a_device_of_its_own_memory_the_process_counts() -> None:
+    with Meter(torch.device("cpu")) as meter:
+        pass
+    assert meter.peak_device_bytes is None and meter.peak_device_reserved_bytes is None
+    assert meter.peak_memory_bytes == meter.peak_host_bytes >= 0
+
+
+@pytest.mark.gpu
+def test_a_device_counts_its_own_peak() -> None:
+    with Meter(torch.device("cuda")) as meter:
+        block = torch.ones(50 * MEGABYTE, dtype=torch.uint8, device="cuda")
+        del block
+    assert meter.peak_device_bytes is not None and meter.peak_device_bytes >= 50 * MEGABYTE
+    assert meter.peak_memory_bytes == meter.peak_device_bytes

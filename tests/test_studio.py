@@ -1,0 +1,219 @@
+"""The worker: its queue, stopping, failures, what watchers see, and what stays on disk."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ideogram_app.captions import wrap_plain
+from ideogram_app.errors import DeviceError, RequestError
+from ideogram_app.flow import Request
+from ideogram_app.history import read_history
+from ideogram_app.studio import Job, State, Studio
+from tests.fake_backend import Fake
+
+REQUEST = Request("miniature", wrap_plain("a red circle"), ("reference", "int8-w8a8"), "turbo-12", 128, 128, 7)
+SOON = 20.0
+
+
+@pytest.fixture
+def fake() -> Fake:
+    return Fake()
+
+
+@pytest.fixture
+def studio(fake: Fake, tmp_path: Path) -> Iterator[Studio]:
+    studio = Studio(fake.backend(), tmp_path / "outputs")
+    studio.start()
+    yield studio
+    studio.close()
+
+
+def until(studio: Studio, test: object, seconds: float = SOON) -> State:
+    """The first state for which the test holds."""
+    assert callable(test)
+    state, end = studio.state, time.monotonic() + seconds
+    while not test(state):
+        assert time.monotonic() < end, f"never came: {state}"
+        state = studio.watch(state.version, 1.0)
+    return state
+
+
+def finish(studio: Studio, request: Request = REQUEST) -> Job:
+    return studio.wait(studio.submit_compare(request), SOON)
+
+
+def test_the_machine_and_every_plan_are_known_after_the_start(studio: Studio) -> None:
+    machine = until(studio, lambda state: state.machine).machine
+    assert machine and machine.plans["miniature"].fits and not machine.plans["ideogram-4"].fits
+
+
+def test_a_comparison_prepares_what_is_missing_and_keeps_the_order_asked(studio: Studio, fake: Fake) -> None:
+    job = finish(studio, replace(REQUEST, recipes=("gguf-q4_k", "reference")))
+    assert job.state == "done" and [result.recipe for result in job.results] == ["gguf-q4_k", "reference"]
+    assert ("miniature", "gguf-q4_k") in fake.prepared
+    assert all(Path(result.image or "").is_file() for result in job.results)
+
+
+def test_stop_acts_within_one_step_and_closes_the_iterator(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.05
+    job_id = studio.submit_compare(replace(REQUEST, recipes=("reference",), preset="quality-48"))
+    until(studio, lambda state: len(fake.steps_done) >= 2)
+    before = len(fake.steps_done)
+    studio.stop()
+    job = studio.wait(job_id, SOON)
+    assert job.state == "stopped" and job.error == ""
+    assert len(fake.steps_done) <= before + 1 and fake.closed == 1
+
+
+def test_what_was_drawn_before_a_stop_is_kept(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.03
+    job_id = studio.submit_compare(REQUEST)
+    until(studio, lambda state: state.job and state.job.results)
+    studio.stop()
+    job = studio.wait(job_id, SOON)
+    assert job.state == "stopped" and len(job.results) == 1
+    assert studio.entry(job.entry or "").comparison.results == job.results
+
+
+def test_nothing_drawn_leaves_no_folder(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.05
+    job_id = studio.submit_compare(replace(REQUEST, recipes=("reference",)))
+    until(studio, lambda state: fake.steps_done)
+    studio.stop()
+    studio.wait(job_id, SOON)
+    assert list(studio.output.iterdir()) == []
+
+
+def test_jobs_wait_their_turn_and_a_waiting_one_can_be_taken_out(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.02
+    first, second, third = (studio.submit_compare(replace(REQUEST, seed=seed)) for seed in range(3))
+    studio.stop(second)
+    assert studio.wait(second, SOON).state == "stopped"
+    assert studio.wait(first, SOON).state == "done" and studio.wait(third, SOON).state == "done"
+    assert len(studio.state.history) == 2
+
+
+def test_a_recipe_that_fails_leaves_the_others(studio: Studio, fake: Fake) -> None:
+    fake.broken, fake.unpreparable = {"int8-w8a8"}, {"gguf-q4_k"}
+    job = finish(studio, replace(REQUEST, recipes=("reference", "int8-w8a8", "gguf-q4_k")))
+    errors = {result.recipe: result.error for result in job.results}
+    assert job.state == "done" and errors["reference"] is None
+    assert "out of memory" in (errors["int8-w8a8"] or "") and "disk is full" in (errors["gguf-q4_k"] or "")
+
+
+def test_when_nothing_can_be_prepared_the_job_fails_with_the_reason(studio: Studio, fake: Fake) -> None:
+    fake.unpreparable = {"gguf-q4_k"}
+    job = finish(studio, replace(REQUEST, recipes=("gguf-q4_k",)))
+    assert job.state == "failed" and "disk is full" in job.error
+
+
+def test_a_bug_is_named_and_the_worker_survives(studio: Studio, fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    fake.bug = ZeroDivisionError("by nought")
+    job = finish(studio)
+    assert job.state == "failed" and "ZeroDivisionError: by nought" in job.error
+    assert "Traceback" in caplog.text
+    fake.bug = None
+    assert finish(studio).state == "done"
+
+
+def test_what_cannot_be_drawn_is_refused_at_once(studio: Studio) -> None:
+    until(studio, lambda state: state.machine)
+    for wrong in (
+        replace(REQUEST, width=130),
+        replace(REQUEST, preset="fast"),
+        replace(REQUEST, recipes=()),
+        replace(REQUEST, recipes=("nf4",)),
+        replace(REQUEST, seed=-1),
+        replace(REQUEST, model="sdxl"),
+    ):
+        with pytest.raises(RequestError):
+            studio.submit_compare(wrong)
+    with pytest.raises(DeviceError, match="cannot run on this machine"):
+        studio.submit_compare(replace(REQUEST, model="ideogram-4", width=1024, height=1024))
+    assert studio.state.job is None
+
+
+def test_preparing_tells_bytes_and_ends_ready(studio: Studio, fake: Fake) -> None:
+    seen: list[int] = []
+    job_id = studio.submit_prepare("miniature", ("fp8",))
+    state = studio.state
+    while not studio.wait(job_id, 0).is_over:
+        state = studio.watch(state.version, 1.0)
+        if state.job and state.job.stage:
+            seen.append(state.job.stage.done)
+    assert seen == sorted(seen) and studio.wait(job_id).state == "done"
+    assert studio.state.statuses["miniature"]["fp8"].state == "ready"
+
+
+def test_the_history_survives_a_restart_even_where_the_folder_has_moved(
+    studio: Studio, fake: Fake, tmp_path: Path
+) -> None:
+    finish(studio)
+    second = finish(studio, replace(REQUEST, seed=8))
+    saved = json.loads((studio.output / (second.entry or "") / "comparison.json").read_text(encoding="utf-8"))
+    assert [row["image"] for row in saved["results"]] == ["reference.png", "int8-w8a8.png"]
+    studio.output.rename(tmp_path / "moved")
+    again = Studio(fake.backend(), tmp_path / "moved")
+    seeds = [entry.comparison.request.seed for entry in again.state.history]
+    assert sorted(seeds) == [7, 8]
+    assert all(Path(r.image or "").is_file() for entry in again.state.history for r in entry.comparison.results)
+
+
+def test_broken_folders_and_strange_names_are_no_history(tmp_path: Path) -> None:
+    for name, text in (("20260101-000000-aaaa", "{"), ("20260101-000000-bbbb", '{"request": 1}'), ("other", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(text, encoding="utf-8")
+    assert list(read_history(tmp_path)) == []
+
+
+def test_names_from_outside_do_not_leave_the_folder(studio: Studio) -> None:
+    finish(studio)
+    for name in ("..", "../outputs", "", "/etc", "20260101-000000-zzzz"):
+        with pytest.raises(RequestError):
+            studio.entry(name)
+
+
+def test_a_lost_picture_says_so(studio: Studio) -> None:
+    job = finish(studio)
+    Path(job.results[0].image or "").unlink()
+    first, second = studio.entry(job.entry or "").comparison.results
+    assert first.image is None and "no longer" in (first.error or "") and second.image
+
+
+def test_watchers_are_woken_and_previews_are_dropped_at_the_end(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.01
+    previews: list[bool] = []
+
+    def watch() -> None:
+        version = -1
+        while not previews or previews[-1] is not None:
+            state = studio.watch(version, 5.0)
+            version = state.version
+            if state.job and state.job.is_over:
+                return
+            if state.job:
+                previews.append(any(event.preview for event in state.job.progress.values()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    job = finish(studio)
+    watcher.join(SOON)
+    assert not watcher.is_alive() and any(previews)
+    assert not any(event.preview for event in job.progress.values())
+
+
+def test_closing_stops_the_running_job(fake: Fake, tmp_path: Path) -> None:
+    fake.step_seconds = 0.05
+    studio = Studio(fake.backend(), tmp_path)
+    studio.start()
+    studio.submit_compare(REQUEST)
+    until(studio, lambda state: fake.steps_done)
+    studio.close()
+    assert fake.closed >= 1 and studio.state.job and studio.state.job.state == "stopped"
