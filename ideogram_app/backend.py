@@ -44,9 +44,9 @@ def real_backend(data: Path) -> Backend:
         return Store(data)
 
     def prepare(model: str, recipe: str) -> Iterator[Event]:
-        from ideogram_app.quantization import writer
+        from ideogram_app.quantization.writer import prepare as write
 
-        return iter(writer.prepare(store(), model, recipe))
+        return write(store(), model, recipe)
 
     def compare(request: Request, hardware: Hardware, sized: Plan, folder: Path) -> Iterator[Event]:
         from ideogram_app import compare as comparing

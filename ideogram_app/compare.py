@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from ideogram_app.architecture import check_size, find_model
 from ideogram_app.checkpoints.store import Store
-from ideogram_app.comparison import Comparison
-from ideogram_app.errors import AppError, DeviceError, RequestError
+from ideogram_app.checks import check_request, failed_result
+from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.flow import REFERENCE, Event, Request, Result
 from ideogram_app.hardware import Hardware
 from ideogram_app.measure import release
@@ -28,24 +28,6 @@ from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_t
 from ideogram_app.model.residency import DTYPES, place, staged
 from ideogram_app.pipeline import Shared, draw, share
 from ideogram_app.planner import Plan, plan
-from ideogram_app.presets import find_preset, guidance_for
-from ideogram_app.recipes import find_recipe
-
-
-def check_request(request: Request) -> None:
-    """Refuse what cannot be drawn before anything is loaded.
-
-    Raises:
-        RequestError: names the field and what it may be.
-    """
-    check_size(request.width, request.height)
-    guidance_for(find_preset(request.preset), find_model(request.model), request.guidance)
-    if not request.recipes:
-        raise RequestError("No recipe was asked for", do="Choose at least one")
-    if len(set(request.recipes)) < len(request.recipes):
-        raise RequestError("A recipe was asked for twice", got=", ".join(request.recipes))
-    for recipe in request.recipes:
-        find_recipe(recipe)
 
 
 def compare(request: Request, store: Store, hardware: Hardware, chosen: Plan, output: Path) -> Iterator[Event]:
@@ -63,9 +45,9 @@ def compare(request: Request, store: Store, hardware: Hardware, chosen: Plan, ou
     parts = load_pipeline_parts(request.model, torch.device("cpu"), dtype)
     with staged(parts.text_encoder, device, torch.device("cpu")):
         shared = share(parts, request, device)
-    parts.vae.to(device)
+    vae: Any = parts.vae.to(device)
     if chosen.decode == "tiled":
-        parts.vae.enable_tiling()
+        vae.enable_tiling()
     reference: Result | None = None
     for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):
         for event in _draw_or_explain(request, recipe, store, hardware, parts, shared, output):
@@ -87,12 +69,6 @@ def with_distance(result: Result, reference: Result | None) -> Result:
         return replace(result, psnr=psnr(picture, truth), ssim=ssim(picture, truth))
 
 
-def collect(request: Request, hardware: Hardware, chosen: Plan, results: list[Result]) -> Comparison:
-    """Results in the order asked for, with what they were made from."""
-    order = {name: index for index, name in enumerate(request.recipes)}
-    return Comparison(request, hardware, chosen, tuple(sorted(results, key=lambda result: order[result.recipe])))
-
-
 def _draw_or_explain(
     request: Request, recipe: str, store: Store, hardware: Hardware, parts: Parts, shared: Shared, output: Path
 ) -> Iterator[Event]:
@@ -112,23 +88,7 @@ def _draw_or_explain(
     try:
         yield from draw(request, recipe, load, parts, shared, output)
     except AppError as problem:
-        yield Event("result", recipe, result=_failed(request, recipe, str(problem)))
+        yield Event("result", recipe, result=failed_result(request, recipe, str(problem)))
     except torch.OutOfMemoryError as problem:
         message = DeviceError("The device ran out of memory", got=str(problem), do="Try a smaller picture or gguf-q4_k")
-        yield Event("result", recipe, result=_failed(request, recipe, str(message)))
-
-
-def _failed(request: Request, recipe: str, error: str) -> Result:
-    steps = find_preset(request.preset).steps
-    return Result(
-        recipe=recipe,
-        engaged="",
-        image=None,
-        width=request.width,
-        height=request.height,
-        seed=request.seed,
-        preset=request.preset,
-        steps=steps,
-        caption=request.caption,
-        error=error,
-    )
+        yield Event("result", recipe, result=failed_result(request, recipe, str(message)))

@@ -20,16 +20,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ideogram_app.architecture import MODELS, check_size, find_model
+from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.backend import Backend
+from ideogram_app.checks import check_recipes, check_request, failed_result
 from ideogram_app.comparison import Comparison
 from ideogram_app.errors import AppError, Cancelled, DeviceError, RequestError
 from ideogram_app.flow import Event, Request, Result
 from ideogram_app.hardware import Hardware
 from ideogram_app.history import SHEET_FILE, Entry, find_entry, new_name, read_history, write_entry
 from ideogram_app.planner import Plan, plan
-from ideogram_app.presets import find_preset
-from ideogram_app.recipes import RECIPES, find_recipe
+from ideogram_app.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +152,7 @@ class Studio:
             RequestError: something asked for does not exist or is outside what can be drawn.
             DeviceError: this machine cannot run the model.
         """
-        find_model(request.model)
-        find_preset(request.preset)
-        check_recipes(request.recipes)
-        check_size(request.width, request.height)
-        if not 0 <= request.seed < 2**63:
-            raise RequestError("The seed cannot be used", expected="0 to 2^63 - 1", got=str(request.seed))
+        check_request(request)
         machine = self.state.machine
         if machine:
             check_fits(plan(machine.hardware, request.model, width=request.width, height=request.height))
@@ -291,7 +286,7 @@ class Studio:
         if not drawn:
             raise next(iter(failed.values()))
         for recipe, problem in failed.items():
-            self._add_result(job.id, _failed_result(request, recipe, str(problem)))
+            self._add_result(job.id, failed_result(request, recipe, str(problem)))
         entry = new_name()
         folder = self.output / entry
         folder.mkdir(parents=True)
@@ -366,14 +361,6 @@ class Studio:
         self._publish(history=tuple(read_history(self.output)))
 
 
-def check_recipes(recipes: tuple[str, ...]) -> None:
-    """Refuse unknown recipes, the same one twice, and none at all."""
-    for recipe in recipes:
-        find_recipe(recipe)
-    if not recipes or len(set(recipes)) < len(recipes):
-        raise RequestError("Choose at least one precision, each once", expected=" or ".join(RECIPES))
-
-
 def check_fits(sized: Plan) -> None:
     """Refuse what the plan says cannot run here, with its reasons."""
     if not sized.fits:
@@ -383,21 +370,6 @@ def check_fits(sized: Plan) -> None:
 
 def _new_id() -> str:
     return secrets.token_hex(6)
-
-
-def _failed_result(request: Request, recipe: str, error: str) -> Result:
-    return Result(
-        recipe=recipe,
-        engaged="",
-        image=None,
-        width=request.width,
-        height=request.height,
-        seed=request.seed,
-        preset=request.preset,
-        steps=find_preset(request.preset).steps,
-        caption=request.caption,
-        error=error,
-    )
 
 
 def _bug(problem: Exception) -> str:

@@ -15,16 +15,30 @@ PACKAGE = ROOT / "ideogram_app"
 # Each line imports only from the lines above it; the first line, which knows no torch, also from itself. A folder
 # stands for everything in it that no other line names, and its files may know each other.
 LINES: list[list[str]] = [
-    ["errors", "recipes", "captions", "wire", "presets", "architecture", "flow", "rates", "footprint"],
-    ["hardware", "measure", "quantization"],
+    [
+        "errors",
+        "recipes",
+        "captions",
+        "wire",
+        "presets",
+        "architecture",
+        "flow",
+        "rates",
+        "footprint",
+        "versions",
+        "checks",
+    ],
+    ["hardware", "measure", "metrics", "quantization"],
     ["verdicts"],
     ["placement"],
     ["planner", "checkpoints", "kernels"],
     ["model", "quantization.calibration", "quantization.writer", "comparison"],
-    ["pipeline"],
-    ["compare", "metrics", "miniature"],
+    ["pipeline", "history", "sheet"],
+    ["compare", "miniature"],
+    ["backend"],
     ["studio"],
-    ["ui", "__main__"],
+    ["ui", "console"],
+    ["__main__"],
 ]
 WITHOUT_TORCH = [*LINES[0], "hardware", "verdicts", "placement", "planner"]
 

@@ -23,7 +23,7 @@ from ideogram_app.presets import PRESETS, Preset
 CPU = torch.device("cpu")
 PROMPTS = [
     understand("a red circle on a yellow background").caption,
-    '{"compositional_deconstruction":{"background":"blue","elements":[{"type":"text","text":"SKY","desc":"white letters"}]}}',
+    '{"compositional_deconstruction":{"background":"blue","elements":[{"type":"text","text":"SKY","desc":"white"}]}}',
     "a plain sentence that was never wrapped",
 ]
 

@@ -6,6 +6,7 @@ are asked for as JSON captions, as plain sentences and as plain sentences in the
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from pathlib import Path
@@ -16,9 +17,12 @@ import typer
 from diffusers import Ideogram4Pipeline
 from PIL import Image
 
+from ideogram_app.architecture import MODELS
 from ideogram_app.miniature import scenes
 from ideogram_app.miniature.score import Tally, score
 from ideogram_app.presets import PRESETS, Preset
+from ideogram_app.versions import versions
+from ideogram_app.wire import to_plain
 
 FORMS = {"json": scenes.to_json, "plain": scenes.to_plain, "wrapped": scenes.to_wrapped}
 BATCH = 20
@@ -78,15 +82,21 @@ def main(
     guidance: Annotated[list[float] | None, typer.Option(help="May be given several times.")] = None,
     forms: Annotated[list[str] | None, typer.Option("--form", help="json, plain, wrapped; all when absent.")] = None,
     preset: str = "default-20",
+    out: Annotated[Path | None, typer.Option(help="Where the shares go, as JSON.")] = None,
 ) -> None:
     """Print the share of right answers for each form of caption and each guidance."""
     pipeline = load(path)
-    for weight in guidance or [1.5]:
+    rows = []
+    for weight in guidance or [MODELS["miniature"].guidance or 1.0]:
         for form in forms or list(FORMS):
             started = time.monotonic()
             tally = evaluate(pipeline, count, form, weight, preset)
             seconds = (time.monotonic() - started) / count
             print(f"{preset} guidance {weight} {form}: {tally.shares()} ({seconds:.2f} s a picture)", flush=True)
+            rows.append({"form": form, "guidance": weight, "shares": tally.shares(), "counts": to_plain(tally)})
+    if out:
+        report = {"preset": preset, "captions": count, "versions": versions(), "rows": rows}
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

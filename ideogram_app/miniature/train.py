@@ -31,6 +31,7 @@ from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from ideogram_app.checkpoints.manifest import write_sums
 from ideogram_app.miniature import blueprint, scenes
 from ideogram_app.miniature.autoencoder import encode, normalise, set_statistics, train_autoencoder
 from ideogram_app.miniature.network import TextFeatures, Velocity, padding_bias
@@ -301,6 +302,7 @@ def export(work: Path, out: Path, encoder: nn.Module, first: nn.Module, second: 
     parts[0].bn.float()  # the latents' statistics stay exact: 512 bytes
     pipeline = Ideogram4Pipeline(blueprint.build_scheduler(), parts[0], parts[1], tokenizer, parts[2], parts[3])
     pipeline.save_pretrained(out)
+    write_sums(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     say(f"wrote {out}, {size / 1e6:.1f} MB")
 

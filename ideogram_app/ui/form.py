@@ -76,7 +76,7 @@ def build_form(model: str) -> tuple[Form, Extras]:
         first_example(model),
         label="Prompt",
         info="A sentence or a JSON caption. Shift+Enter generates.",
-        lines=3,
+        lines=2,
         max_lines=12,
         elem_id="prompt",
     )

@@ -6,6 +6,7 @@ not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -102,15 +103,24 @@ def _engaged(result: Result) -> str:
 
 def _numbers(result: Result) -> str:
     rows = [
-        ("A step", duration(result.seconds_per_step)),
-        ("Total", duration(result.seconds.total)),
-        ("Memory", size(result.peak_memory_bytes)),
-        ("Weights", size(result.weight_bytes)),
-        ("PSNR", f"{result.psnr:.1f} dB" if result.psnr is not None else "–"),
-        ("SSIM", f"{result.ssim:.4f}" if result.ssim is not None else "–"),
+        ("A step", "Median of the steps after the first", duration(result.seconds_per_step)),
+        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total)),
+        ("Memory", "Peak of the device, or of the process where there is no device", size(result.peak_memory_bytes)),
+        ("Weights", "Of both transformers, as held while drawing", size(result.weight_bytes)),
+        ("PSNR", "To the reference's picture; higher is closer", _figure(result.psnr, ".1f", " dB")),
+        ("SSIM", "To the reference's picture; 1 is the same", _figure(result.ssim, ".4f")),
     ]
-    inside = "".join(f"<div><dt>{name}</dt><dd>{esc(value)}</dd></div>" for name, value in rows)
+    inside = "".join(
+        f'<div><dt title="{esc(meaning)}">{name}</dt><dd>{esc(value)}</dd></div>' for name, meaning, value in rows
+    )
     return f'<dl class="strip">{inside}</dl>'
+
+
+def _figure(value: float | None, form: str, unit: str = "") -> str:
+    """A number, or a dash; identical pictures have an infinite PSNR."""
+    if value is None:
+        return "–"
+    return "identical" if math.isinf(value) else f"{value:{form}}{unit}"
 
 
 def _pending(recipe: str, event: Event | None, shown: Shown) -> str:

@@ -31,7 +31,7 @@ def slider(shown: Shown | None) -> str:
     drawn = [result for result in shown.results if result.image] if shown else []
     if shown is None or shown.running or len(drawn) < 2:
         return ""
-    first, second = drawn[0], drawn[1]
+    first, second = drawn[0], drawn[-1]
     return (
         '<section class="card slider" aria-label="Compare two pictures"><div class="tools">'
         f"{_choice('left', 'Left', drawn, first)}{_choice('right', 'Right', drawn, second)}"

@@ -53,6 +53,8 @@ def duration(seconds: float | None) -> str:
     """340 ms, 4.21 s, 2 min 5 s, 1 h 20 min."""
     if seconds is None:
         return "–"
+    if 0 < seconds < 0.0005:
+        return "under 1 ms"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:

@@ -1,0 +1,130 @@
+"""Photograph the page: wide and narrow, light and dark, with real pictures of the miniature. Run from the project's folder.
+
+    python tools/screenshots.py [--prompt TEXT] [--seed N] [--to assets/screenshots]
+
+It starts a page of its own on a free port, with folders of its own, draws one comparison and drives the system's
+Chromium. Left out: other browsers, and any comparison with earlier screenshots; a person looks at them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from ideogram_app.backend import real_backend
+from ideogram_app.recipes import RECIPES
+from ideogram_app.studio import Studio
+from ideogram_app.ui.form import request_of
+from ideogram_app.ui.page import build
+from ideogram_app.ui.style import launch_options
+
+LARGEST = 400_000  # bytes of one screenshot
+PROMPT = (
+    '{"compositional_deconstruction":{"background":"white","elements":[{"type":"obj","desc":"large red circle at the '
+    'center"},{"type":"obj","desc":"small blue triangle at the top left"},{"type":"text","text":"MOON","desc":"black '
+    'letters"}]}}'
+)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+WIDE, NARROW = (1440, 900), (390, 844)
+CALM = "*, *::before, *::after { animation: none !important; transition: none !important; caret-color: transparent !important }"
+
+
+def main() -> None:
+    """Draw, photograph, and say what was written."""
+    parser = argparse.ArgumentParser(description="Photograph the page.")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--to", type=Path, default=ROOT / "assets" / "screenshots")
+    flags = parser.parse_args()
+    flags.to.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        photograph(Path(folder), flags.prompt, flags.seed, flags.to)
+
+
+def photograph(folder: Path, prompt: str, seed: int, to: Path) -> None:
+    """One comparison of every recipe, then every picture of the page."""
+    studio = Studio(real_backend(folder / "data"), folder / "outputs")
+    page, port = build(studio), free_port()
+    options = launch_options(studio.output, folder / "data")
+    page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, **options)
+    studio.start()
+    request = request_of("miniature", prompt, "default-20", 128, 128, seed, list(RECIPES))
+    studio.wait(studio.submit_compare(request))  # the first one pays for imports and for preparing
+    job = studio.wait(studio.submit_compare(request))
+    if job.state != "done":
+        raise SystemExit(f"The comparison failed: {job.error}")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        url = f"http://127.0.0.1:{port}"
+        for theme in ("light", "dark"):
+            wide(browser, f"{url}?__theme={theme}", to, theme)
+            narrow(browser, f"{url}?__theme={theme}", to, theme)
+        browser.close()
+    studio.close()
+    page.close(verbose=False)
+
+
+def wide(browser: Browser, url: str, to: Path, theme: str) -> None:
+    """The comparison, its divider and charts, the plan's reasons and the precisions on disk."""
+    tab = opened(browser, url, WIDE)
+    shoot(tab, to / f"compare-{theme}.png")
+    tab.locator("#slider").scroll_into_view_if_needed()
+    tab.evaluate("document.querySelector('#download-sheet').scrollIntoView()")
+    shoot(tab, to / f"divider-{theme}.png")
+    tab.evaluate("scrollTo(0, 0)")
+    tab.get_by_text("Why?").click()
+    tab.get_by_role("tab", name="Precisions on disk").click()
+    shoot(tab, to / f"plan-{theme}.png")
+    tab.context.close()
+
+
+def narrow(browser: Browser, url: str, to: Path, theme: str) -> None:
+    """What a phone shows of the comparison."""
+    tab = opened(browser, url, NARROW)
+    tab.evaluate("document.querySelector('#results').scrollIntoView()")
+    shoot(tab, to / f"phone-{theme}.png")
+    tab.context.close()
+
+
+def opened(browser: Browser, url: str, size: tuple[int, int]) -> Page:
+    """A tab in which everything has arrived."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, reduced_motion="reduce")
+    tab = context.new_page()
+    tab.goto(url)
+    tab.locator("#download-sheet").wait_for()
+    tab.add_style_tag(content=CALM)
+    tab.wait_for_function("[...document.images].every(image => image.complete)")
+    tab.wait_for_timeout(700)  # the form is filled after the page has loaded
+    return tab
+
+
+def shoot(tab: Page, path: Path) -> None:
+    """Save what the window shows; too large a file is an error, because it goes into the repository."""
+    tab.wait_for_timeout(300)
+    tab.screenshot(path=path)
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise SystemExit(f"{path} has {size} bytes, more than {LARGEST}")
+    print(f"{path.name}: {size / 1000:.0f} kB")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
