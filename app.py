@@ -44,6 +44,13 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def choose_host(listen: bool) -> str:
+    """This computer alone, unless a flag, a Space or Gradio's own variable says otherwise."""
+    if listen or "SPACE_ID" in os.environ:
+        return EVERYWHERE
+    return os.environ.get("GRADIO_SERVER_NAME") or LOCAL
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether the port can be bound."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -95,8 +102,7 @@ def credentials(text: str) -> tuple[str, str] | None:
 
 def serve(flags: argparse.Namespace) -> None:
     """Build and serve until interrupted."""
-    in_space = "SPACE_ID" in os.environ
-    host = EVERYWHERE if flags.listen or in_space else os.environ.get("GRADIO_SERVER_NAME") or LOCAL
+    host, in_space = choose_host(flags.listen), "SPACE_ID" in os.environ
     port, auth = choose_port(host, flags.port), credentials(flags.auth)
     from ideogram_app.architecture import find_model
     from ideogram_app.backend import real_backend
@@ -143,6 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
     except AppError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # interrupted before it was up; what shells expect
     return 0
 
 

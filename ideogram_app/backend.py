@@ -8,6 +8,8 @@ Left out: logic.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ class Backend:
 
 def real_backend(data: Path) -> Backend:
     """The rooms below, each imported when it is first needed: torch comes with the first of them."""
+    _hush()
 
     def detect() -> Hardware:
         from ideogram_app import hardware
@@ -59,3 +62,16 @@ def real_backend(data: Path) -> Backend:
         sheet.write_sheet(comparison, path)
 
     return Backend(detect, lambda model, recipe: store().status(model, recipe), prepare, compare, write_sheet)
+
+
+def _hush() -> None:
+    """Keep libraries from reporting on the terminal what a user can neither use nor change.
+
+    torchao lists CUDA extensions that a CPU build lacks, torch a deprecation inside torchao, diffusers an optional
+    class, transformers its loading bars. Errors still come through.
+    """
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for variable in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -53,7 +53,7 @@ def describe_plan(decided: Plan) -> list[str]:
         seconds = expected.seconds_per_step
         lines.append(f"  peak: {gb(expected.peak_device_bytes)} device, {gb(expected.peak_host_bytes)} RAM")
         lines.append(f"  download {gb(expected.download_bytes)}, disk {gb(expected.disk_bytes)} in all")
-        lines.append(f"  about {seconds:.1f} s a step" if seconds else "  time a step: not known for this device")
+        lines.append(f"  about {_duration(seconds)} a step" if seconds else "  time a step: not known for this device")
     lines += [f"  - {reason}" for reason in decided.reasons]
     if decided.suggestion:
         lines.append(f"  > {decided.suggestion}")
@@ -105,6 +105,10 @@ def describe_result(result: Result) -> str:
     memory = f"weights {gb(result.weight_bytes or 0):>8}, peak {gb(result.peak_memory_bytes or 0):>8}"
     distance = f"PSNR {result.psnr:5.1f} dB, SSIM {result.ssim:.4f}" if result.psnr is not None else ""
     return f"{title} {result.seconds.total:7.2f} s {step}, {memory}  {distance}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "under 1 ms"
 
 
 def _overwrite(stream: TextIO, line: str, before: str) -> None:

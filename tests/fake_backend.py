@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 
 from ideogram_app.backend import Backend
 from ideogram_app.checkpoints.store import Status
-from ideogram_app.comparison import Comparison
 from ideogram_app.errors import AppError, DeviceError, DiskError
 from ideogram_app.flow import REFERENCE, Event, Request, Result, Seconds
 from ideogram_app.hardware import Hardware
@@ -154,8 +153,3 @@ def result_of(request: Request, recipe: str, path: Path | None, error: str | Non
         error=error,
         versions={"torch": "2.13.0"},
     )
-
-
-def compared(comparison: Comparison) -> list[str]:
-    """The recipes that were drawn."""
-    return [result.recipe for result in comparison.results if result.image]

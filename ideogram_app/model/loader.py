@@ -124,7 +124,7 @@ def load_pipeline_parts(
         _check_dense(folder / name)
     with _no_progress_bar():
         encoder = _pretrained(Qwen3VLModel, folder / "text_encoder", dtype=dtype, use_safetensors=True)
-    vae = _pretrained(AutoencoderKLFlux2, folder / "vae", torch_dtype=dtype, use_safetensors=True)
+    vae = _pretrained(AutoencoderKLFlux2, folder / "vae", use_safetensors=True).to(dtype)
     return Parts(
         tokenizer=_named(AutoTokenizer.from_pretrained, folder / "tokenizer"),
         text_encoder=encoder.to(device),

@@ -74,8 +74,8 @@ def build_form(model: str) -> tuple[Form, Extras]:
     chosen = gr.Radio(names, value=model, label="Model", elem_id="model")
     prompt = gr.Textbox(
         first_example(model),
-        label="Prompt",
-        info="A sentence or a JSON caption. Shift+Enter generates.",
+        label="Prompt: a sentence or a JSON caption",
+        placeholder="Say what to draw. Shift+Enter generates.",
         lines=2,
         max_lines=12,
         elem_id="prompt",

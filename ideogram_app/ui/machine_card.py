@@ -111,7 +111,9 @@ def _why(plan: Plan) -> str:
     """Every decision with its numbers."""
     reasons = "".join(f"<li>{esc(reason)}</li>" for reason in plan.reasons)
     rejected = "".join(
-        f"<li><strong>{esc(_passed_over(row))}:</strong> {esc(row.reason)}</li>" for row in plan.rejected
+        f"<li><strong>{esc(_passed_over(row))}:</strong> {esc(row.reason)}</li>"
+        for row in plan.rejected
+        if row.reason not in plan.reasons
     )
     passed = f'<p class="eyebrow">Not taken</p><ul>{rejected}</ul>' if rejected else ""
     return f'<details class="why"><summary>Why?</summary><ul>{reasons}</ul>{passed}</details>'

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import gradio as gr
@@ -17,7 +17,7 @@ import gradio as gr
 from ideogram_app.architecture import find_model
 from ideogram_app.errors import AppError
 from ideogram_app.recipes import RECIPES
-from ideogram_app.studio import Studio
+from ideogram_app.studio import State, Studio
 from ideogram_app.ui.api import add_endpoints
 from ideogram_app.ui.form import (
     Extras,
@@ -31,6 +31,7 @@ from ideogram_app.ui.form import (
     suggested_recipes,
     values_of,
 )
+from ideogram_app.ui.machine_card import machine_card
 from ideogram_app.ui.panes import NAMES, Seen, changed, looked_at
 from ideogram_app.ui.results import Shown, from_entry
 from ideogram_app.ui.slider import slider_component
@@ -67,8 +68,11 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
     """The whole page around a studio that runs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         _pane(HEADER)
-        panes = {"machine": _pane(elem_id="machine"), "job": _pane(elem_id="job", js_on_load=SCRIPT)}
-        opened, seen = gr.State(None), gr.State(Seen())
+        panes = {
+            "machine": _pane(machine_card(State(), model), elem_id="machine"),
+            "job": _pane(elem_id="job", js_on_load=SCRIPT),
+        }
+        opened = gr.State(None)  # the name of an earlier comparison that this tab looks at
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE), gr.Row(elem_classes="split"):
                 with gr.Column(scale=4, min_width=300, elem_classes="asking"):
@@ -83,9 +87,9 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
             with gr.Tab("History", id="history"):
                 panes["gallery"] = _pane(elem_id="gallery", js_on_load=SCRIPT)
         _wire_form(studio, form, extras, opened)
-        _wire_history(studio, page, form, extras, panes["gallery"], opened, seen, tabs)
+        _wire_gallery(studio, form, extras, panes["gallery"], opened, tabs)
         _wire_buttons(studio, form, panes)
-        _wire_panes(studio, form, extras, panes, opened, seen)
+        _wire_panes(studio, page, form, extras, panes, opened)
         add_endpoints(studio, told)
     return page
 
@@ -130,10 +134,22 @@ def _wire_form(studio: Studio, form: Form, extras: Extras, opened: gr.State) -> 
     )
 
 
+def _filled(shown: Shown | None) -> tuple[Any, ...]:
+    """What the inputs and the examples become for a comparison; nothing changes where there is none."""
+    if shown is None:
+        return tuple(gr.skip() for _ in range(len(fields(Form)) + 1))
+    return *values_of(shown.request), gr.Dataset(**example_rows(shown.request.model))
+
+
 def _wire_panes(
-    studio: Studio, form: Form, extras: Extras, panes: dict[str, gr.HTML], opened: gr.State, seen: gr.State
+    studio: Studio, page: gr.Blocks, form: Form, extras: Extras, panes: dict[str, gr.HTML], opened: gr.State
 ) -> None:
-    """The timer that keeps a tab up to date."""
+    """Fill the form when the page has loaded, then keep the tab up to date by a timer."""
+    seen, timer = gr.State(Seen()), gr.Timer(REFRESH_SECONDS, active=False)
+
+    def load() -> tuple[Any, ...]:
+        shown = looked_at(studio, studio.state, None)
+        return *_filled(shown), Seen(filled=shown is not None), gr.Timer(active=True)
 
     def refresh(model: str, opened: str | None, seen: Seen) -> list[Any]:
         state = studio.state
@@ -148,38 +164,24 @@ def _wire_panes(
         buttons = [gr.Button(interactive=fits), gr.Button(interactive=running)]
         return [*(fresh.get(name, gr.skip()) for name in NAMES), recipes, *buttons, now]
 
+    inputs = [form.model, opened, seen]
     outputs = [*(panes[name] for name in NAMES), form.recipes, extras.generate, extras.stop, seen]
-    gr.Timer(REFRESH_SECONDS).tick(refresh, [form.model, opened, seen], outputs, **PRIVATE)
+    page.load(load, None, [*form.inputs, extras.examples, seen, timer], **PRIVATE).then(
+        refresh, inputs, outputs, **PRIVATE
+    )
+    timer.tick(refresh, inputs, outputs, **PRIVATE)
 
 
-def _wire_history(
-    studio: Studio,
-    page: gr.Blocks,
-    form: Form,
-    extras: Extras,
-    gallery: gr.HTML,
-    opened: gr.State,
-    seen: gr.State,
-    tabs: gr.Tabs,
+def _wire_gallery(
+    studio: Studio, form: Form, extras: Extras, gallery: gr.HTML, opened: gr.State, tabs: gr.Tabs
 ) -> None:
-    """Fill the form from what is shown when the page loads, and from what is opened again."""
-
-    def fill(shown: Shown | None) -> tuple[Any, ...]:
-        if shown is None:
-            return tuple(gr.skip() for _ in filled)
-        return *values_of(shown.request), gr.Dataset(**example_rows(shown.request.model))
-
-    def load() -> tuple[Any, ...]:
-        shown = looked_at(studio, studio.state, None)
-        return *fill(shown), Seen(filled=shown is not None)
+    """Open an earlier comparison: its pictures, and its settings in the form."""
 
     def open_again(event: gr.EventData) -> tuple[Any, ...]:
         entry = studio.entry(str(event._data.get("name")))
-        return *fill(from_entry(entry)), entry.id, gr.Tabs(selected=COMPARE)
+        return *_filled(from_entry(entry)), entry.id, gr.Tabs(selected=COMPARE)
 
-    filled = [*form.inputs, extras.examples]
-    page.load(load, None, [*filled, seen], **PRIVATE)
-    gallery.click(told(open_again), None, [*filled, opened, tabs], **ASKING)
+    gallery.click(told(open_again), None, [*form.inputs, extras.examples, opened, tabs], **ASKING)
 
 
 def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None:

@@ -127,9 +127,11 @@ def _pending(recipe: str, event: Event | None, shown: Shown) -> str:
     """A card whose picture is still to come."""
     title = esc(recipe_title(recipe))
     if not shown.running or (event and event.phase == "failed"):
-        text = event.message if event and event.phase == "failed" else "Not drawn."
+        failed = event is not None and event.phase == "failed"
+        text = event.message if event and failed else "Not drawn."
         return (
-            f'<article class="result failed" data-recipe="{esc(recipe)}" aria-label="{title}, not drawn">'
+            f'<article class="result failed{"" if failed else " undrawn"}" data-recipe="{esc(recipe)}" '
+            f'aria-label="{title}, not drawn">'
             f'<div class="picture"><p>{esc(text)}</p></div><header><h3>{title}</h3></header></article>'
         )
     preview = ""
@@ -148,11 +150,8 @@ def _pending(recipe: str, event: Event | None, shown: Shown) -> str:
 
 def job_bar(job: Job | None, waiting: int) -> str:
     """One line about what the worker does; empty when it rests."""
-    if job is None or (job.is_over and not (job.kind == "prepare" and job.state != "done")):
+    if job is None or job.is_over:
         return ""
-    if job.is_over:
-        text = job.error or "Preparation was stopped; what is done is kept."
-        return f'<div class="job"><p class="note {"bad" if job.error else ""}" role="alert">{esc(text)}</p></div>'
     several = len(job.recipes) > 1
     names = f"{len(job.recipes)} precisions" if several else recipe_title(job.recipes[0])
     verb = "Preparing" if job.kind == "prepare" else "Comparing"

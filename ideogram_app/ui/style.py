@@ -14,7 +14,6 @@ import gradio as gr
 CSS = Path(__file__).with_name("style.css")
 SANS = ("ui-sans-serif", "system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
 
 
 def theme() -> gr.themes.Base:
@@ -91,7 +90,6 @@ def launch_options(output: Path, data: Path) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css_paths": CSS,
-        "head": HEAD,
         "allowed_paths": [str(output)],
         "blocked_paths": [str(data)],
         "max_file_size": "25mb",

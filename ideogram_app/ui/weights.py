@@ -38,13 +38,21 @@ def weights_table(state: State, model: str) -> str:
         else f"{esc(shape.title)} ships with the program; each precision is made from it in seconds."
     )
     return (
-        '<section class="card" aria-label="Precisions on disk">'
+        f'<section class="card" aria-label="Precisions on disk">{_failure(state, model)}'
         f'<p class="quiet">{note} What a comparison needs is prepared before it is drawn.</p>'
         '<div class="scroller"><table class="weights"><thead><tr><th scope="col">Precision</th>'
         '<th scope="col">Weights</th><th scope="col">Arithmetic</th><th scope="col">State</th>'
         '<th scope="col"><span class="hidden">Action</span></th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )
+
+
+def _failure(state: State, model: str) -> str:
+    """Why the last preparation failed, until the next job."""
+    job = state.job
+    if job is None or job.kind != "prepare" or job.model != model or not job.error:
+        return ""
+    return f'<p class="note bad" role="alert">{esc(job.error)}</p>'
 
 
 def _row(recipe: Recipe, state: State, model: str) -> str:

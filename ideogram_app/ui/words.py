@@ -63,6 +63,16 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def remaining(seconds: float) -> str:
+    """An estimate, in whole seconds or minutes, because it is one."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def clock(seconds: float) -> str:
     """A moment of today as 14:05, of another day as 3 Nov, 14:05."""
     then, now = time.localtime(seconds), time.localtime()
@@ -109,12 +119,12 @@ def settings(request: Request) -> str:
 
 
 def progress_words(event: Event) -> str:
-    """How far a phase is: step 7 of 20 · 2.9 steps a second · 4 s left."""
+    """How far a phase is: Step 7 of 20 · 2.9 steps a second · 4 s left."""
     if event.phase == "denoise" and event.total:
         parts = [f"Step {event.done} of {event.total}"]
         if event.rate:
             slow = event.rate < 1
-            parts.append(f"{figures(1 / event.rate)} s a step" if slow else f"{figures(event.rate)} steps a second")
+            parts.append(f"{1 / event.rate:.1f} s a step" if slow else f"{event.rate:.1f} steps a second")
     elif event.phase == "prepare" and event.total:
         parts = [f"{size(event.done)} of {size(event.total)}"]
         if event.rate:
@@ -122,7 +132,7 @@ def progress_words(event: Event) -> str:
     else:
         parts = [event.message.rstrip(".") or PHASES.get(event.phase, event.phase)]
     if event.seconds_left:
-        parts.append(f"{duration(event.seconds_left)} left")
+        parts.append(f"{remaining(event.seconds_left)} left")
     return " · ".join(parts)
 
 
