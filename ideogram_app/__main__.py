@@ -82,11 +82,12 @@ def plan_command(
 def prepare(
     recipe: Annotated[str, typer.Argument(help=f"One or several, with commas: {', '.join(RECIPES)}.")],
     model: ModelFlag = "miniature",
+    source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
     data: DataFlag = Path("data"),
     output: OutputFlag = Path("outputs"),
 ) -> None:
     """Make the files of a recipe, so that drawing starts at once."""
-    studio = Studio(real_backend(data), output)
+    studio = Studio(real_backend(data, source), output)
     job = _run(studio, lambda: studio.submit_prepare(model, _names(recipe)))
     print(f"{', '.join(job.recipes)} ready for {MODELS[model].title}")
 

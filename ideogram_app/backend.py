@@ -32,8 +32,13 @@ class Backend:
     write_sheet: Callable[[Comparison, Path], None]
 
 
-def real_backend(data: Path) -> Backend:
-    """The rooms below, each imported when it is first needed: torch comes with the first of them."""
+def real_backend(data: Path, source: Path | None = None) -> Backend:
+    """The rooms below, each imported when it is first needed: torch comes with the first of them.
+
+    Args:
+        data: where prepared weights rest.
+        source: a folder with the weights to prepare from; what ships with the program where None.
+    """
     _hush()
 
     def detect() -> Hardware:
@@ -49,7 +54,7 @@ def real_backend(data: Path) -> Backend:
     def prepare(model: str, recipe: str) -> Iterator[Event]:
         from ideogram_app.quantization.writer import prepare as write
 
-        return write(store(), model, recipe)
+        return write(store(), model, recipe, source)
 
     def compare(request: Request, hardware: Hardware, sized: Plan, folder: Path) -> Iterator[Event]:
         from ideogram_app import compare as comparing

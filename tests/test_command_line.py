@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ideogram_app.comparison import Comparison
 from ideogram_app.hardware import Hardware
 from ideogram_app.planner import Plan
 from ideogram_app.wire import from_plain
@@ -23,10 +24,9 @@ RTX_3060 = {
 }
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ideogram_app", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+def command(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "ideogram_app", *arguments]
+    return subprocess.run(line, cwd=ROOT, input=text, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -99,3 +99,61 @@ def test_a_file_that_describes_no_machine_is_refused_without_a_traceback(tmp_pat
 def test_a_missing_file_is_named() -> None:
     done = command("plan", "--hardware", "nowhere.json")
     assert done.returncode == 1 and "nowhere.json" in done.stderr
+
+
+def folders(tmp_path: Path) -> list[str]:
+    return ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
+
+
+def test_compare_writes_the_sheet_and_the_json_and_prints_a_line_for_each_recipe(tmp_path: Path) -> None:
+    sheet, numbers = tmp_path / "new" / "sheet.png", tmp_path / "numbers.json"
+    done = command(
+        "compare", "--model", "miniature", "--prompt", "a red circle", "--recipes", "reference,gguf-q8_0",
+        "--preset", "turbo-12", "--out", str(sheet), "--json", str(numbers), *folders(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    comparison = from_plain(Comparison, json.loads(numbers.read_text(encoding="utf-8")))
+    assert [result.recipe for result in comparison.results] == ["reference", "gguf-q8_0"]
+    assert comparison.results[1].psnr and comparison.results[1].seconds_per_step
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert len(done.stdout.strip().splitlines()) == 2 and "denoise" in done.stderr
+
+
+def test_generate_draws_with_the_recipe_that_the_plan_chose(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    done = command(
+        "generate", "--prompt", "-", "--out", str(picture), "--preset", "turbo-12", "--seed", "3", "--json",
+        *folders(tmp_path), text="a blue square",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["engaged"] == result["recipe"] == "int8-w8a8" and result["seed"] == 3
+    assert "a blue square" in result["caption"] and picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_prepare_makes_recipes_ready_and_says_so(tmp_path: Path) -> None:
+    done = command("prepare", "gguf-q8_0,fp8", *folders(tmp_path))
+    assert done.returncode == 0 and "ready" in done.stdout, done.stderr
+    assert {file.parent.name for file in (tmp_path / "data").rglob("manifest.json")} == {"gguf-q8_0", "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("compare", "--prompt", "", "--recipes", "fp8"), "empty"),
+        (("compare", "--prompt", "x", "--recipes", "int4"), "gguf-q4_k"),
+        (("compare", "--prompt", "{oops", "--recipes", "fp8"), "line 1"),
+        (("generate", "--prompt", "x", "--out", "p.png", "--recipe", "fp8", "--width", "100"), "multiple of 16"),
+        (("generate", "--prompt", "x", "--out", "p.png", "--recipe", "fp8", "--preset", "slow"), "turbo-12"),
+        (("generate", "--prompt", "x", "--out", "p.png", "--recipe", "fp8", "--model", "gpt"), "miniature"),
+        (("prepare", "int8"), "int8-w8a8"),
+        (("prepare", "gguf-q4_k", "--model", "ideogram-4"), "huggingface.co/ideogram-ai/ideogram-4-fp8"),
+    ],
+)
+def test_a_bad_flag_is_one_line_on_standard_error_and_exit_code_1(
+    arguments: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    done = command(*arguments, *folders(tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and words in last, done.stderr

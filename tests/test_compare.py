@@ -144,7 +144,9 @@ def test_the_contact_sheet_shows_the_pictures_pixel_for_pixel(
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(results["reference"].image or "") as picture:
         inside = from_json(Comparison, sheet.text["ideogram_app"])  # type: ignore[attr-defined]
         enlarged = picture.convert("RGB").resize((SMALLEST_SIDE,) * 2, Image.Resampling.NEAREST)
-        top = next(y for y in range(sheet.height) if sheet.crop((20, y, 276, y + 1)) == enlarged.crop((0, 0, 256, 1)))
-        assert sheet.crop((20, top, 276, top + SMALLEST_SIDE)) == enlarged
+        first_row = enlarged.crop((0, 0, SMALLEST_SIDE, 1)).tobytes()
+        column = sheet.crop((20, 0, 20 + SMALLEST_SIDE, sheet.height))
+        top = next(y for y in range(sheet.height) if column.crop((0, y, SMALLEST_SIDE, y + 1)).tobytes() == first_row)
+        assert column.crop((0, top, SMALLEST_SIDE, top + SMALLEST_SIDE)).tobytes() == enlarged.tobytes()
     assert inside == comparison
     assert draw_sheet(comparison).width >= 3 * SMALLEST_SIDE

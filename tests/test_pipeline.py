@@ -120,7 +120,9 @@ def test_events_tell_every_step_and_the_result_every_number(parts: Parts, loaded
     assert result and result.steps == 12 and result.engaged == "reference"
     seconds = result.seconds
     assert 0 < seconds.first_step < seconds.denoise < seconds.total and seconds.encode > 0 and seconds.decode > 0
-    assert result.weight_bytes == sum(p.numel() * 4 for m in loaded.modules for p in m.parameters())
+    assert result.weight_bytes == sum(
+        held.numel() * 4 for module in loaded.modules for held in (*module.parameters(), *module.buffers())
+    )
     assert result.peak_host_bytes is not None and result.peak_device_bytes is None
     assert result.peak_memory_bytes == result.peak_host_bytes and result.versions["torch"]
 

@@ -103,7 +103,7 @@ def local_folder(model: str, folder: Path | None = None) -> Path:
             f"The weights of {find_model(model).title} do not ship with this program",
             expected=f"a local copy of {source.repository} ({source.size / 1e9:.1f} GB, {terms})",
             got="no folder",
-            do="This version does not download: fetch the repository yourself and name its folder as the source",
+            do="This version does not download. Fetch the repository yourself, then `prepare RECIPE --source FOLDER`",
         )
     missing = [name for name in BRANCHES if not (folder / name).is_dir()]
     if missing:
