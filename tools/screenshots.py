@@ -1,6 +1,6 @@
 """Photograph the page: wide and narrow, light and dark, with real pictures of the miniature.
 
-    PYTHONPATH=. python tools/screenshots.py [--prompt TEXT] [--seed N] [--to assets/screenshots]
+    python tools/screenshots.py [--prompt TEXT] [--seed N] [--to assets/screenshots]
 
 It starts a page of its own on a free port, with folders of its own, draws one comparison and drives the system's
 Chromium. Left out: other browsers, and any comparison with earlier screenshots; a person looks at them.
@@ -13,6 +13,7 @@ import io
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,16 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ideogram_app.backend import real_backend
-from ideogram_app.recipes import RECIPES
-from ideogram_app.studio import Studio
-from ideogram_app.ui.form import request_of
-from ideogram_app.ui.page import build
-from ideogram_app.ui.style import launch_options
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ideogram_app.backend import real_backend  # noqa: E402
+from ideogram_app.recipes import RECIPES  # noqa: E402
+from ideogram_app.studio import Studio  # noqa: E402
+from ideogram_app.ui.form import request_of  # noqa: E402
+from ideogram_app.ui.page import build  # noqa: E402
+from ideogram_app.ui.style import launch_options  # noqa: E402
+
 LARGEST = 400_000  # bytes of one screenshot
 PROMPT = (
     "a large red circle at the center and a small blue triangle at the top left and the word MOON in black letters "

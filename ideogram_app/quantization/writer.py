@@ -50,6 +50,7 @@ from ideogram_app.flow import Event
 from ideogram_app.footprint import DISK_MARGIN, gb
 from ideogram_app.recipes import Recipe, find_recipe
 
+SETTLED_SECONDS = 0.01  # before this much time a rate says nothing: hashes may come from a cache
 # |decoded - source| / |source| of one matrix, as a norm, at most. Far above what any weights give (normal ones: 0.027,
 # 0.01, 0.006, 0.08) and far below what a wrong order, scale or type gives (about 1): this finds faults of the program
 # or the machine; the quality of a recipe is measured on pictures. FP8 has a proof: half a step of 3 bits is 1/16.
@@ -251,7 +252,7 @@ class _Meter:
         self.done = min(self.total, self.done + size)
         self._fresh += size if fresh else 0
         seconds = time.monotonic() - self._started
-        rate = self._fresh / seconds if seconds > 0 and self._fresh else None
+        rate = self._fresh / seconds if seconds > SETTLED_SECONDS and self._fresh else None
         left = (self.total - self.done) / rate if rate else None
         return Event("prepare", self.recipe, self.done, self.total, rate, left, message)
 
