@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ideogram_app.errors import RequestError
+from ideogram_app.errors import RequestError, choose
 from ideogram_app.recipes import Recipe
 
 TAPS = 13  # text-encoder layers whose outputs are concatenated: 0, 3, ..., 33, 35
@@ -156,9 +156,7 @@ def find_model(name: str) -> Model:
     Raises:
         RequestError: no such model; lists those that exist.
     """
-    if name not in MODELS:
-        raise RequestError(f"Unknown model {name!r}", expected=" or ".join(MODELS))
-    return MODELS[name]
+    return choose(MODELS, name, "model")
 
 
 def check_size(width: int, height: int) -> None:

@@ -9,6 +9,11 @@ Left out: error codes and translations; there are seven kinds because callers te
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+Row = TypeVar("Row")
+
 
 class AppError(Exception):
     """Something the user can act upon.
@@ -60,6 +65,17 @@ class DeviceError(AppError):
 
 class Cancelled(AppError):
     """The user stopped it. Not a failure, but the asked-for work was not done."""
+
+
+def choose(rows: Mapping[str, Row], name: str, kind: str) -> Row:
+    """The row of that name in a table of recipes, presets or models.
+
+    Raises:
+        RequestError: there is none; lists those that exist.
+    """
+    if name not in rows:
+        raise RequestError(f"Unknown {kind} {name!r:.60}", expected=" or ".join(rows))
+    return rows[name]
 
 
 def _sentence(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ideogram_app.architecture import Model
-from ideogram_app.errors import RequestError
+from ideogram_app.errors import RequestError, choose
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ def find_preset(name: str) -> Preset:
     Raises:
         RequestError: no such preset; lists those that exist.
     """
-    if name not in PRESETS:
-        raise RequestError(f"Unknown preset {name!r}", expected=" or ".join(PRESETS))
-    return PRESETS[name]
+    return choose(PRESETS, name, "preset")
 
 
 def guidance_for(preset: Preset, model: Model, asked: float | None = None) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ideogram_app.errors import RequestError
+from ideogram_app.errors import choose
 
 # Layers that see one row per image (the timestep and adaLN paths) or touch the latents directly. They cost no time,
 # one row gives dynamic per-token INT8 nothing to average over, and `torch._int_mm` needs more than 16 rows.
@@ -116,6 +116,4 @@ def find_recipe(name: str) -> Recipe:
     Raises:
         RequestError: no such recipe; lists those that exist.
     """
-    if name not in RECIPES:
-        raise RequestError(f"Unknown recipe {name!r}", expected=" or ".join(RECIPES))
-    return RECIPES[name]
+    return choose(RECIPES, name, "recipe")
