@@ -119,9 +119,12 @@ def measured_table() -> str:
 def score_table() -> str:
     """How often the miniature draws what a held-out caption asks for, as evaluate.py measured it."""
     measured: dict[str, Any] = json.loads((RESULTS / "miniature-scores.json").read_text(encoding="utf-8"))
-    names = ["background", "colour", "shape", "place", "letters", "words"]
-    rows = [[row["form"], *(f"{row['shares'][name]:.1f} %" for name in names)] for row in measured["rows"]]
-    return table(["captions", *names], rows)
+    names = ["background", "colour", "shape", "place", "letters", "words", "captions"]
+    rows = [
+        [row["form"], *(f"{row['shares'][name]:.1f} %" if name in row["shares"] else "–" for name in names)]
+        for row in measured["rows"]
+    ]
+    return table(["captions", *names[:-1], "everything"], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

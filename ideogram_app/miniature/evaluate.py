@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,12 @@ from ideogram_app.presets import PRESETS, Preset
 from ideogram_app.versions import versions
 from ideogram_app.wire import to_plain
 
-FORMS = {"json": scenes.to_json, "plain": scenes.to_plain, "wrapped": scenes.to_wrapped}
+FORMS: dict[str, Callable[[scenes.Scene], str]] = {
+    "json": scenes.to_json,
+    "plain": scenes.to_plain,
+    "wrapped": scenes.to_wrapped,
+    "vague": scenes.to_wrapped,
+}
 BATCH = 20
 
 
@@ -63,8 +69,14 @@ def draw_captions(
 
 
 def evaluate(pipeline: Any, count: int, form: str, guidance: float, preset: str = "default-20") -> Tally:
-    """Score `count` held-out captions of one form."""
+    """Score `count` held-out captions of one form; vague ones name a shape, its colour and the background alone."""
     asked = held_out_scenes(count)
+    if form == "vague":
+        asked = [
+            scenes.Scene(s.background, (scenes.Thing(s.things[0].shape, s.things[0].colour),))
+            for s in asked
+            if s.things
+        ]
     pictures = draw_captions(pipeline, [FORMS[form](scene) for scene in asked], PRESETS[preset], guidance)
     return sum((score(scene, picture) for scene, picture in zip(asked, pictures, strict=True)), Tally())
 
@@ -80,7 +92,9 @@ def main(
     path: Path = Path("assets/miniature"),
     count: int = 200,
     guidance: Annotated[list[float] | None, typer.Option(help="May be given several times.")] = None,
-    forms: Annotated[list[str] | None, typer.Option("--form", help="json, plain, wrapped; all when absent.")] = None,
+    forms: Annotated[
+        list[str] | None, typer.Option("--form", help="json, plain, wrapped, vague; all when absent.")
+    ] = None,
     preset: str = "default-20",
     out: Annotated[Path | None, typer.Option(help="Where the shares go, as JSON.")] = None,
 ) -> None:
