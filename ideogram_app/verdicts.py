@@ -21,7 +21,7 @@ def compute_type(hardware: Hardware) -> tuple[str, str]:
     """The type of everything that is not packed, and why."""
     capability = hardware.compute_capability
     if hardware.kind == "cpu":
-        return "float32", "Computes in float32: exact on a processor, and at the miniature's size no slower."
+        return "float32", "Computes in float32: what every processor does exactly."
     if hardware.kind == "cuda" and capability is not None and capability < (8, 0):
         return "float16", f"Computes in float16: {_generation(hardware)} has no bfloat16 units (from sm_80 on)."
     return "bfloat16", "Computes in bfloat16, the checkpoint's own type."
