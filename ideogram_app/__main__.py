@@ -20,16 +20,17 @@ import typer
 from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.backend import real_backend
 from ideogram_app.captions import understand
+from ideogram_app.checkpoints.sources import project_folder
 from ideogram_app.console import describe_hardware, describe_plan, describe_result, follow
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.flow import Request
 from ideogram_app.hardware import Hardware, detect
-from ideogram_app.history import COMPARISON_FILE, SHEET_FILE
+from ideogram_app.history import SHEET_FILE, find_entry
 from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
 from ideogram_app.studio import Job, Studio
-from ideogram_app.wire import from_json, to_plain
+from ideogram_app.wire import from_json, to_json, to_plain
 
 app = typer.Typer(
     name="ideogram_app",
@@ -44,8 +45,17 @@ RecipeFlag = Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; the
 WidthFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
 HeightFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DataFlag = Annotated[Path, typer.Option(help="The folder where weights rest; its disk is the one that is measured.")]
-OutputFlag = Annotated[Path, typer.Option(help="The folder of the history, which the page shows too.")]
+DATA, OUTPUTS = project_folder() / "data", project_folder() / "outputs"  # the page's own
+DataFlag = Annotated[
+    Path,
+    typer.Option(
+        "--data-dir", "--data", envvar="IDEOGRAM_APP_DATA", help="Where weights rest; the disk that is measured."
+    ),
+]
+OutputFlag = Annotated[
+    Path,
+    typer.Option("--output-dir", "--output", envvar="IDEOGRAM_APP_OUTPUT_DIR", help="The history, the page's too."),
+]
 PromptFlag = Annotated[str, typer.Option(help="Plain text or a JSON caption; `-` reads it from standard input.")]
 PresetFlag = Annotated[str, typer.Option(help=", ".join(PRESETS))]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
@@ -57,7 +67,7 @@ def doctor(
     recipe: RecipeFlag = None,
     width: WidthFlag = None,
     height: HeightFlag = None,
-    data: DataFlag = Path("data"),
+    data: DataFlag = DATA,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what this machine is and what would run on it. Fetches nothing."""
@@ -83,8 +93,8 @@ def prepare(
     recipe: Annotated[str, typer.Argument(help=f"One or several, with commas: {', '.join(RECIPES)}.")],
     model: ModelFlag = "miniature",
     source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
-    data: DataFlag = Path("data"),
-    output: OutputFlag = Path("outputs"),
+    data: DataFlag = DATA,
+    output: OutputFlag = OUTPUTS,
 ) -> None:
     """Make the files of a recipe, so that drawing starts at once."""
     studio = Studio(real_backend(data, source), output)
@@ -103,8 +113,8 @@ def generate(
     height: HeightFlag = None,
     seed: int = 0,
     guidance: GuidanceFlag = None,
-    data: DataFlag = Path("data"),
-    output: OutputFlag = Path("outputs"),
+    data: DataFlag = DATA,
+    output: OutputFlag = OUTPUTS,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw one picture with one recipe; the plan chooses it where none is named."""
@@ -131,17 +141,20 @@ def compare(
     height: HeightFlag = None,
     seed: int = 0,
     guidance: GuidanceFlag = None,
-    data: DataFlag = Path("data"),
-    output: OutputFlag = Path("outputs"),
+    data: DataFlag = DATA,
+    output: OutputFlag = OUTPUTS,
 ) -> None:
     """Draw one caption in several precisions and put them side by side."""
     request = _request(prompt, model, _names(recipes), preset, width, height, seed, guidance)
     job = _draw(request, data, output)
-    folder = output / (job.entry or "")
-    for target, source in ((out, SHEET_FILE), (json_file, COMPARISON_FILE)):
-        if target and job.entry:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / source, target)
+    if job.entry:
+        entry = find_entry(output.absolute(), job.entry)
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry.folder / SHEET_FILE, out)
+        if json_file:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(to_json(entry.comparison), encoding="utf-8")
     print("\n".join(describe_result(result) for result in job.results))
     _insist(job)
 

@@ -115,6 +115,7 @@ def test_compare_writes_the_sheet_and_the_json_and_prints_a_line_for_each_recipe
     comparison = from_plain(Comparison, json.loads(numbers.read_text(encoding="utf-8")))
     assert [result.recipe for result in comparison.results] == ["reference", "gguf-q8_0"]
     assert comparison.results[1].psnr and comparison.results[1].seconds_per_step
+    assert all(Path(result.image or "").is_file() for result in comparison.results)
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert len(done.stdout.strip().splitlines()) == 2 and "denoise" in done.stderr
 
