@@ -25,6 +25,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from ideogram_app.errors import CaptionError
 
@@ -162,7 +163,7 @@ def check_caption(text: str) -> str:
     except ValidationError as problem:
         raise CaptionError(
             f"The caption breaks the schema at {_explain(problem)}",
-            do="See docs/prompting.md of ideogram-oss/ideogram4 for the schema, or write a plain sentence",
+            do="Mend that part, or write a plain sentence instead",
         ) from problem
     return serialise(value)
 
@@ -197,4 +198,16 @@ def _explain(problem: ValidationError) -> str:
     skipped = {first["loc"].index(key) + distance for key, distance in tags.items() if key in first["loc"]}
     steps = [step for index, step in enumerate(first["loc"]) if index not in skipped]
     place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
-    return f"{place or 'the root'}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{place or 'the root'}: {_rule(first)}"
+
+
+def _rule(error: ErrorDetails) -> str:
+    """The rule in plain words; what pydantic says of numbers, lengths and patterns is plain already."""
+    details = error.get("ctx", {})
+    plain = {
+        "missing": "it is missing, and required",
+        "extra_forbidden": "there is no such key in the schema",
+        "union_tag_invalid": f"type is {details.get('tag')!r} and may be {details.get('expected_tags')}",
+        "union_tag_not_found": "type is missing; it may be 'obj' or 'text'",
+    }
+    return plain.get(error["type"], error["msg"].removeprefix("Value error, "))

@@ -12,7 +12,7 @@ from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware
 from ideogram_app.rates import Work
 
-USE_MINIATURE = "Use the miniature, a small model of the same build that runs on any machine: --model miniature."
+USE_MINIATURE = "Use the miniature (--model miniature), a small model of the same build that runs on any machine."
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less
 SMALL_GAIN = 3.0  # INT8 products over 16-bit ones: 4 on GeForce cards, 2 on A100, H100, B200 (NVIDIA's datasheets)
 
