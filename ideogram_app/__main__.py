@@ -212,9 +212,9 @@ def _run(studio: Studio, submit: Callable[[], str]) -> Job:
 
 def _insist(job: Job) -> None:
     """Exit code 1 unless everything asked for was drawn."""
-    failed = [result.recipe for result in job.results if result.error]
+    failed = [f"{result.recipe}: {result.error}" for result in job.results if result.error]
     if job.state != "done" or failed:
-        raise RequestError(job.error or f"Not everything was drawn: {', '.join(failed) or job.state}")
+        raise RequestError(job.error or f"Not everything was drawn. {' '.join(failed) or job.state}")
 
 
 def _read_hardware(path: Path) -> Hardware:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def test_it_is_small_enough_to_ship() -> None:
 
 
 def test_its_files_are_the_ones_that_were_written() -> None:
-    verify_sums(ROOT / "assets" / "miniature", ("text_encoder", "vae", "transformer", "unconditional_transformer"))
+    parts = ("text_encoder", "tokenizer", "vae", "transformer", "unconditional_transformer")
+    verify_sums(ROOT / "assets" / "miniature", parts)
+    recorded = json.loads((ROOT / "assets" / "miniature" / "sha256.json").read_text(encoding="utf-8"))
+    assert sorted({name.split("/")[0] for name in recorded}) == sorted(parts)
 
 
 @pytest.mark.parametrize(("form", "allowance"), [("json", 0), ("plain", 10), ("wrapped", 10)])

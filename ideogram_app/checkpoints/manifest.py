@@ -113,15 +113,15 @@ def hash_file(path: Path) -> str:
 
 
 def write_sums(folder: Path) -> Path:
-    """Record the hashes of every weight file below a pipeline folder, for `verify_sums`."""
-    files = sorted(folder.rglob("*.safetensors"))
+    """Record the hashes of a pipeline folder's weights and vocabulary, for `verify_sums`."""
+    files = sorted([*folder.rglob("*.safetensors"), *folder.rglob("tokenizer.json")])
     sums = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
     write_text(folder / SUMS, json.dumps(sums, indent=2) + "\n")
     return folder / SUMS
 
 
 def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
-    """Compare weight files of some parts of a pipeline folder with its recorded hashes, where it records any.
+    """Compare files of some parts of a pipeline folder with its recorded hashes, where it records any.
 
     Raises:
         CheckpointError: names the file that differs.

@@ -119,7 +119,7 @@ def load_pipeline_parts(
 
     folder = local_folder(model_name, source)
     if folder == find_source(model_name).included:
-        verify_sums(folder, ("text_encoder", "vae"))
+        verify_sums(folder, ("text_encoder", "tokenizer", "vae"))
     for name in ("text_encoder", "vae"):
         _check_dense(folder / name)
     with _no_progress_bar():
