@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from ideogram_app.errors import RequestError, choose
 from ideogram_app.recipes import Recipe
@@ -29,6 +30,16 @@ class Linear:
     columns: int
     bias: bool
     in_block: bool = False
+
+
+class Component(Protocol):
+    """Anything made of named tensors, some of them Linear weights: a transformer, the text encoder."""
+
+    def linears(self) -> Iterator[Linear]:
+        """Every Linear, in the order of the forward pass."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor by its name."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,24 @@ class Branch:
             yield Linear(f"{block}adaln_modulation", 4 * hidden, self.adaln_dim, True, True)
         yield Linear("final_layer.linear", LATENT_CHANNELS, hidden, True)
         yield Linear("final_layer.adaln_modulation", hidden, self.adaln_dim, True)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of the branch by its diffusers name, in the order of the forward pass."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "llm_cond_norm.weight": (self.llm_features_dim,),
+            "embed_image_indicator.weight": (2, self.hidden_size),
+        }
+        for linear in self.linears():
+            shapes[f"{linear.name}.weight"] = (linear.rows, linear.columns)
+            if linear.bias:
+                shapes[f"{linear.name}.bias"] = (linear.rows,)
+            if linear.name.endswith("attention.to_q"):  # the first of its block
+                block = linear.name.removesuffix("attention.to_q")
+                for norm in ("attention.norm_q", "attention.norm_k"):
+                    shapes[f"{block}{norm}.weight"] = (self.attention_head_dim,)
+                for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
+                    shapes[f"{block}{norm}.weight"] = (self.hidden_size,)
+        return shapes
 
     def other_parameters(self) -> int:
         """Parameters that are no Linear weight: biases, norms and the two-row indicator embedding."""

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ideogram_app.architecture import MODELS, Branch
-from ideogram_app.checkpoints.readers import expected_shapes
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.quantization import fp8
 
@@ -32,7 +31,7 @@ def random_tensors(branch: Branch, seed: int, dtype: torch.dtype = torch.bfloat1
     """Weights of a size that lets signals through, norms near one."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in expected_shapes(branch).items():
+    for name, shape in branch.shapes().items():
         noise = torch.randn(shape, generator=generator)
         values = noise / shape[1] ** 0.5 if len(shape) == 2 else 0.1 * noise + (1 if "norm" in name else 0)
         tensors[name] = values.to(dtype)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from small_model import SMALL, Tensors, fused, packed_fp8, random_tensors, relative_error, write_branch
 
 from ideogram_app.architecture import MODELS
-from ideogram_app.checkpoints.readers import SourceBranch, expected_shapes
+from ideogram_app.checkpoints.readers import SourceBranch
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile, TensorInfo, layout
 from ideogram_app.checkpoints.sources import SOURCES, find_source, local_folder
 from ideogram_app.errors import AccessError, CheckpointError
@@ -33,7 +33,7 @@ def test_the_expected_tensors_are_those_of_the_diffusers_class(branch) -> None:
     config = {**vars(branch), "in_channels": 128, "mrope_section": [12, 10, 10]}
     with torch.device("meta"):
         module = Ideogram4Transformer2DModel.from_config(config)
-    assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == expected_shapes(branch)
+    assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == branch.shapes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -44,7 +44,7 @@ def test_a_dense_branch_is_read_bit_for_bit(tmp_path, dtype, is_fused, shards) -
     reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(tensors) if is_fused else tensors, shards), BRANCH)
     assert reader.layout == "dense"
     read = dict(reader)
-    assert list(read) == list(expected_shapes(BRANCH))
+    assert list(read) == list(BRANCH.shapes())
     assert all(torch.equal(read[name], tensor) and read[name].dtype == dtype for name, tensor in tensors.items())
 
 

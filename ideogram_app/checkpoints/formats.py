@@ -30,7 +30,6 @@ from torch import Tensor
 from ideogram_app.architecture import Branch
 from ideogram_app.checkpoints.gguf_file import GgufFile, GgufWriter
 from ideogram_app.checkpoints.gguf_file import TensorInfo as GgufInfo
-from ideogram_app.checkpoints.readers import expected_shapes
 from ideogram_app.checkpoints.safetensors_file import NAMES, SafetensorsFile, TensorInfo, layout
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.errors import CheckpointError, RequestError
@@ -97,7 +96,7 @@ def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
 
 def units(recipe: Recipe, branch: Branch, dtypes: Mapping[str, torch.dtype]) -> list[Unit]:
     """Everything a branch's file will hold; `dtypes` are those of tensors that are not packed."""
-    shapes = expected_shapes(branch)
+    shapes = branch.shapes()
     linears = {f"{linear.name}.weight" for linear in branch.linears() if recipe.packs(linear.name)}
     made = []
     for name, shape in shapes.items():
@@ -161,7 +160,7 @@ class PackedBranch:
     def __init__(self, path: Path, recipe: Recipe, branch: Branch) -> None:
         self.path, self.recipe = path, recipe
         self.packed = {linear.name for linear in branch.linears() if recipe.packs(linear.name)}
-        self._shapes = expected_shapes(branch)
+        self._shapes = branch.shapes()
         self._file = GgufFile(path) if recipe.storage == "gguf" else SafetensorsFile(path)
         self._check(branch)
 

@@ -78,7 +78,7 @@ class SourceBranch:
         stored = {info.dtype for file in self.files for info in file.infos.values()}
         self.layout = "fp8" if "F8_E4M3" in stored else "dense"
         origins = _origins(self.files)
-        self._origins = _matched(folder, origins, expected_shapes(branch))
+        self._origins = _matched(folder, origins, branch.shapes())
         self._scales = self._matched_scales(origins)
         self.dtypes = {
             name: torch.bfloat16 if name in self._scales else DTYPES[origin.info.dtype]
@@ -119,25 +119,6 @@ class SourceBranch:
                     got=origin.info.dtype,
                 )
         return scales
-
-
-def expected_shapes(branch: Branch) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a branch by its diffusers name, in the order of the forward pass."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "llm_cond_norm.weight": (branch.llm_features_dim,),
-        "embed_image_indicator.weight": (2, branch.hidden_size),
-    }
-    for linear in branch.linears():
-        shapes[f"{linear.name}.weight"] = (linear.rows, linear.columns)
-        if linear.bias:
-            shapes[f"{linear.name}.bias"] = (linear.rows,)
-        if linear.name.endswith("attention.to_q"):  # the first of its block
-            block = linear.name.removesuffix("attention.to_q")
-            for norm in ("attention.norm_q", "attention.norm_k"):
-                shapes[f"{block}{norm}.weight"] = (branch.attention_head_dim,)
-            for norm in ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2"):
-                shapes[f"{block}{norm}.weight"] = (branch.hidden_size,)
-    return shapes
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -16,6 +16,8 @@ from ideogram_app.architecture import find_model
 from ideogram_app.errors import AccessError, CheckpointError
 
 BRANCHES = ("transformer", "unconditional_transformer")  # folders of a diffusers pipeline, conditional first
+# What a diffusers pipeline is made of; no pickles, no code.
+PIPELINE = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer/*")
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,13 @@ class Source:
     Attributes:
         model: the model it holds, a name of `architecture.MODELS`.
         repository: owner and name on the Hugging Face Hub; "" where it ships with the program.
-        layout: fp8 or dense, as `readers.SourceBranch.layout` finds it in the headers.
+        layout: a name of `layouts.LAYOUTS`, which the reader finds in the headers and compares.
         size: bytes of a complete download.
         gated: whether the licence must be accepted with an account before files can be fetched.
+        revision: the commit or branch that is fetched; what was fetched is recorded as a commit.
+        branches: the folder, or the file, of each transformer inside the repository; the same twice where one file
+            holds both.
+        patterns: what is fetched, as fnmatch patterns of paths in the repository.
         folder: where it lies inside the project's folder, for what ships with the program.
     """
 
@@ -38,6 +44,9 @@ class Source:
     gated: bool
     licence: str
     url: str
+    revision: str = "main"
+    branches: tuple[str, str] = BRANCHES
+    patterns: tuple[str, ...] = PIPELINE
     folder: str = ""
 
     @property

@@ -1,0 +1,47 @@
+"""A block-diagonal Hadamard rotation: outlier channels are spread over their block of 256 before anything is rounded.
+
+    R = diag(H, H, ...)      H = H4 (x) H4 (x) H4 (x) H4, 256 x 256      (x R) (W R)^T = x W^T
+
+H4 is the *regular* Hadamard matrix of ConvRot, whose rows all sum to the same; R is orthogonal and symmetric, so it is
+its own inverse. Weights are rotated once, inputs at every use. This is the rotation of ComfyUI's `int8_convrot` files;
+Sylvester's matrix, which scipy.linalg.hadamard gives, spreads as well but is another matrix, and files made with one
+cannot be read with the other. Left out: learned and random rotations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ideogram_app.errors import RequestError
+
+GROUP = 256  # the group of published files; every row of `layers.*` is a multiple of it
+
+
+def hadamard(group: int = GROUP, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The normalized regular Hadamard matrix (group, group): orthogonal, symmetric, entries +-1 / sqrt(group).
+
+    Raises:
+        RequestError: the group is no power of 4.
+    """
+    base = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float64) / 2
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while matrix.shape[0] < group:
+        matrix = torch.kron(matrix, base)
+    if matrix.shape[0] != group:
+        raise RequestError(
+            "No regular Hadamard matrix of this size is built here", expected="a power of 4", got=str(group)
+        )
+    return matrix.to(dtype)
+
+
+def rotate(x: Tensor, group: int = GROUP) -> Tensor:
+    """`x @ R` along the last axis, in float32: (..., columns) -> (..., columns). Applied twice it gives x again.
+
+    Raises:
+        RequestError: columns are not a multiple of the group.
+    """
+    if x.shape[-1] % group:
+        raise RequestError("These rows cannot be rotated", expected=f"a multiple of {group}", got=str(x.shape[-1]))
+    blocks = x.float().unflatten(-1, (-1, group))
+    return (blocks @ hadamard(group).to(x.device)).flatten(-2)
