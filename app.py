@@ -13,9 +13,9 @@ import sys
 import threading
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 FIRST_PORT, PORTS_TRIED = 7860, 40
+FETCHED = "ideogram-4"  # the model whose weights do not ship with the program
 
 
 def twin(flag: str, default: str = "") -> str:
@@ -29,6 +29,8 @@ def switch(flag: str) -> bool:
 
 def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     """The flags of the command line over those of the environment over the defaults."""
+    from ideogram_app.folders import data_folder, output_folder
+
     parser = argparse.ArgumentParser(description="Ideogram 4 on this machine, in several precisions side by side.")
     add = parser.add_argument
     add("--listen", action="store_true", default=switch("listen"), help="serve the network, not this computer alone")
@@ -38,8 +40,16 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     add("--share", action="store_true", default=switch("share"), help="open a public link through gradio.live")
     add("--auth", default=twin("auth"), metavar="USER:PASSWORD", help="ask for this; better through IDEOGRAM_APP_AUTH")
     add("--no-browser", action="store_true", default=switch("no_browser"), help="do not open the page in a browser")
-    add("--data-dir", type=Path, default=twin("data") or ROOT / "data", help="where weights rest")
-    add("--output-dir", type=Path, default=twin("output_dir") or ROOT / "outputs", help="where pictures are kept")
+    add("--data-dir", type=Path, default=data_folder(), help="where weights rest")
+    add("--output-dir", type=Path, default=output_folder(), help="where pictures are kept")
+    add("--offline", action="store_true", default=switch("offline"), help="never touch the network; fetch nothing")
+    add(
+        "--source",
+        type=Path,
+        default=twin("source") or None,
+        metavar="FOLDER",
+        help="where the published weights of Ideogram 4 lie already, so that they are not fetched",
+    )
     add("--model", default=twin("model", "miniature"), help="miniature or ideogram-4, chosen when the page opens")
     return parser.parse_args(arguments)
 
@@ -100,6 +110,19 @@ def credentials(text: str) -> tuple[str, str] | None:
     return (user, password) if text else None
 
 
+def existing(path: Path) -> Path:
+    """What --source names, as an absolute path.
+
+    Raises:
+        RequestError: it is not there.
+    """
+    from ideogram_app.errors import RequestError
+
+    if not Path(path).expanduser().exists():
+        raise RequestError(f"There is no {path}", do="--source takes the folder that holds the weights")
+    return Path(path).expanduser().absolute()
+
+
 def serve(flags: argparse.Namespace) -> None:
     """Build and serve until interrupted."""
     host, in_space = choose_host(flags.listen), "SPACE_ID" in os.environ
@@ -116,7 +139,8 @@ def serve(flags: argparse.Namespace) -> None:
     from ideogram_app.ui.page import build
     from ideogram_app.ui.style import launch_options
 
-    studio = Studio(real_backend(data), output)
+    given = {FETCHED: existing(flags.source)} if flags.source else {}
+    studio = Studio(real_backend(data, given, offline=flags.offline), output)
     page = build(studio, model.name)
     options = launch_options(output, data)
     page.launch(

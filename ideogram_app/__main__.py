@@ -18,18 +18,20 @@ from typing import Annotated, Any
 import typer
 
 from ideogram_app.architecture import MODELS, find_model
-from ideogram_app.backend import real_backend
+from ideogram_app.backend import hush, real_backend
 from ideogram_app.captions import understand
-from ideogram_app.checkpoints.sources import project_folder
-from ideogram_app.console import describe_hardware, describe_plan, describe_result, follow
+from ideogram_app.console import describe_hardware, describe_plan, describe_result, drain, follow
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.flow import Request
+from ideogram_app.folders import data_folder, output_folder
+from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware, detect
 from ideogram_app.history import SHEET_FILE, find_entry
+from ideogram_app.jobs import Job
 from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
-from ideogram_app.studio import Job, Studio
+from ideogram_app.studio import Studio
 from ideogram_app.wire import from_json, to_json, to_plain
 
 app = typer.Typer(
@@ -45,7 +47,7 @@ RecipeFlag = Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; the
 WidthFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
 HeightFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DATA, OUTPUTS = project_folder() / "data", project_folder() / "outputs"  # the page's own
+DATA, OUTPUTS = data_folder(), output_folder()  # the page's own
 DataFlag = Annotated[
     Path,
     typer.Option(
@@ -97,9 +99,34 @@ def prepare(
     output: OutputFlag = OUTPUTS,
 ) -> None:
     """Make the files of a recipe, so that drawing starts at once."""
-    studio = Studio(real_backend(data, source), output)
+    studio = Studio(real_backend(data, {model: source} if source else None), output)
     job = _run(studio, lambda: studio.submit_prepare(model, _names(recipe)))
     print(f"{', '.join(job.recipes)} ready for {MODELS[model].title}")
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A folder or file with the weights, in any published layout.")],
+    recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    unconditional: Annotated[
+        Path | None, typer.Option(help="The second transformer's file, where it lies apart.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where rows are packed: cpu, or a GPU as torch names it.")] = "cpu",
+    as_json: JsonFlag = False,
+) -> None:
+    """Pack weights you have into a folder of your choice; stopped or killed, the same command continues."""
+    from ideogram_app.measure import HostPeak
+    from ideogram_app.quantization.writer import quantize as write
+
+    hush()
+    with HostPeak() as memory:
+        report = drain(write(source, recipe, out, unconditional=unconditional, device=device))
+    if as_json:
+        _print_json({**to_plain(report), "peak_resident_bytes": memory.highest})
+    else:
+        speed = f"{report.weights_per_second / 1e6:.1f} M weights/s packed"
+        print(f"{report.folder}: {report.seconds:.1f} s, {speed}, peak resident memory {gb(memory.highest)}")
 
 
 @app.command()

@@ -10,8 +10,8 @@ Left out: convolutions of the VAE (a constant is enough) and vision parts of the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from ideogram_app.errors import RequestError, choose
 from ideogram_app.recipes import Recipe
@@ -19,6 +19,9 @@ from ideogram_app.recipes import Recipe
 TAPS = 13  # text-encoder layers whose outputs are concatenated: 0, 3, ..., 33, 35
 LATENT_CHANNELS = 128  # 32 VAE channels x 2 x 2 patch
 PIXELS_PER_TOKEN = 16  # 8 (VAE) x 2 (patch)
+# Weights do not tell how positions are encoded; the models that exist differ in it as in the size of their heads.
+# head size -> rope_theta, mrope_section (frequencies for time, height, width)
+ROTARY = {256: (5_000_000, (24, 20, 20)), 64: (1000, (12, 10, 10))}
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,23 @@ class Branch:
         biases = sum(linear.rows for linear in self.linears() if linear.bias)
         norms = self.llm_features_dim + self.num_layers * (4 * self.hidden_size + 2 * self.attention_head_dim)
         return biases + norms + 2 * self.hidden_size
+
+    def config(self) -> dict[str, Any]:
+        """diffusers' config.json of this transformer, for files that come without one.
+
+        Raises:
+            RequestError: no model with heads of this size is known, so neither is its position encoding.
+        """
+        if self.attention_head_dim not in ROTARY:
+            raise RequestError(
+                "The position encoding of this transformer is not known",
+                expected=f"heads of {' or '.join(str(size) for size in ROTARY)}",
+                got=str(self.attention_head_dim),
+                do="Put its config.json beside the weights",
+            )
+        theta, section = ROTARY[self.attention_head_dim]
+        fixed = {"_class_name": "Ideogram4Transformer2DModel", "in_channels": LATENT_CHANNELS, "norm_eps": 1e-5}
+        return {**fixed, **asdict(self), "rope_theta": theta, "mrope_section": list(section)}
 
     def parameters(self) -> int:
         return sum(linear.rows * linear.columns for linear in self.linears()) + self.other_parameters()

@@ -1,45 +1,89 @@
-"""What the studio has work done by: five functions, and the real ones.
+"""What the studio has work done by: eight functions, and the real ones.
 
 The real ones import the rooms below when they are first called, so that the page is up before torch is loaded, and
-tests put functions of their own in their place.
+tests put functions of their own in their place. A preparation of published weights is a download and then the writing,
+one after the other in one iterator: whoever drives it sees one job with two stages.
 
-Left out: logic.
+Left out: logic beyond that order.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ideogram_app.architecture import find_model, weight_bytes
+from ideogram_app.checkpoints.access import Access, access
+from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.comparison import Comparison
 from ideogram_app.flow import Event, Request
+from ideogram_app.footprint import DISK_MARGIN
 from ideogram_app.hardware import Hardware
 from ideogram_app.planner import Plan
+from ideogram_app.recipes import find_recipe
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """What of a model's published weights is on this disk.
+
+    Attributes:
+        state: included (they ship with the program), given (in a folder that the user named), missing, partial (a
+            download was begun) or complete.
+        bytes: taken on disk; of an included or given source nothing is counted.
+        folder: where they lie, or would.
+        commit: which version was fetched; "" where none was.
+    """
+
+    state: str
+    bytes: int = 0
+    folder: Path | None = None
+    commit: str = ""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether recipes can be made without a download."""
+        return self.state in ("included", "given", "complete")
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What does the work. `status` answers with an object that has `state`, `path`, `bytes` and `detail`."""
+    """What does the work. `status` answers with a `checkpoints.store.Status`."""
 
     detect: Callable[[], Hardware]
     status: Callable[[str, str], Any]
     prepare: Callable[[str, str], Iterator[Event]]
     compare: Callable[[Request, Hardware, Plan, Path], Iterator[Event]]
     write_sheet: Callable[[Comparison, Path], None]
+    access: Callable[[str], Access]
+    source_state: Callable[[str], SourceState]
+    delete_source: Callable[[str], int]
 
 
-def real_backend(data: Path, source: Path | None = None) -> Backend:
-    """The rooms below, each imported when it is first needed: torch comes with the first of them.
+def real_backend(
+    data: Path,
+    given: Mapping[str, Path] | None = None,
+    *,
+    offline: bool = False,
+    calibration: Path | None = None,
+    device: str = "cpu",
+) -> Backend:
+    """The rooms below, each imported when it is first needed: torch comes with the first of them that needs it.
 
     Args:
-        data: where prepared weights rest.
-        source: a folder with the weights to prepare from; what ships with the program where None.
+        data: where weights rest.
+        given: model -> a folder that already holds its weights; others ship with the program or are fetched.
+        offline: never touch the network.
+        calibration: what preparations use, in place of the model's own; recipes are then made again where they were
+            made without it.
+        device: where preparations pack.
     """
-    _hush()
+    hush()
+    sources = _Sources(data, given or {}, offline)
 
     def detect() -> Hardware:
         from ideogram_app import hardware
@@ -52,9 +96,15 @@ def real_backend(data: Path, source: Path | None = None) -> Backend:
         return Store(data)
 
     def prepare(model: str, recipe: str) -> Iterator[Event]:
+        from ideogram_app.quantization.tuning import calibration_at_hand, tuning_for
         from ideogram_app.quantization.writer import prepare as write
 
-        return write(store(), model, recipe, source)
+        usable = store().status(model, recipe).usable
+        if not usable:
+            yield from sources.fetch(model, recipe)
+        folder = sources.given.get(model) if usable else sources.folder(model)
+        tuned = calibration or (None if usable else calibration_at_hand(data, model))
+        yield from write(store(), model, recipe, folder, tuning=tuning_for(model, recipe, tuned), device=device)
 
     def compare(request: Request, hardware: Hardware, sized: Plan, folder: Path) -> Iterator[Event]:
         from ideogram_app import compare as comparing
@@ -66,10 +116,77 @@ def real_backend(data: Path, source: Path | None = None) -> Backend:
 
         sheet.write_sheet(comparison, path)
 
-    return Backend(detect, lambda model, recipe: store().status(model, recipe), prepare, compare, write_sheet)
+    return Backend(
+        detect,
+        lambda model, recipe: store().status(model, recipe),
+        prepare,
+        compare,
+        write_sheet,
+        sources.access,
+        sources.state,
+        sources.delete,
+    )
 
 
-def _hush() -> None:
+class _Sources:
+    """The published weights of each model: given, fetched or still to be fetched."""
+
+    def __init__(self, data: Path, given: Mapping[str, Path], offline: bool) -> None:
+        self.data, self.given, self.offline = data, given, offline
+
+    def state(self, model: str) -> SourceState:
+        """What is on disk."""
+        from ideogram_app.checkpoints.fetched import fetched
+
+        source = find_source(model)
+        if model in self.given:
+            return SourceState("given", folder=self.given[model])
+        if source.included:
+            return SourceState("included", folder=source.included)
+        folder = self._fetched_folder(model)
+        complete, taken = fetched(source, folder), bytes_in(folder)
+        if complete:
+            return SourceState("complete", taken, folder, complete.commit)
+        return SourceState("partial" if taken else "missing", taken, folder)
+
+    def folder(self, model: str) -> Path | None:
+        """The folder to read weights from; None for what ships with the program, or is neither given nor fetched."""
+        state = self.state(model)
+        return state.folder if state.state in ("given", "complete") else None
+
+    def fetch(self, model: str, recipe: str) -> Iterator[Event]:
+        """Bring the weights here, with room left for what is made from them; nothing where they are at hand."""
+        from ideogram_app.checkpoints.fetch import fetch
+
+        if self.state(model).at_hand:
+            return
+        made = sum(weight_bytes(branch, find_recipe(recipe).protecting()) for branch in find_model(model).branches)
+        reserve = round(made * DISK_MARGIN)
+        yield from fetch(find_source(model), self._fetched_folder(model), offline=self.offline, reserve_bytes=reserve)
+
+    def access(self, model: str) -> Access:
+        """Whether this user may fetch them, in plain words."""
+        return access(find_source(model), offline=self.offline)
+
+    def delete(self, model: str) -> int:
+        """Remove the download; says how many bytes that freed."""
+        from ideogram_app.checkpoints.fetched import delete_fetched
+
+        return delete_fetched(self._fetched_folder(model))
+
+    def _fetched_folder(self, model: str) -> Path:
+        from ideogram_app.checkpoints.fetched import source_folder
+
+        return source_folder(self.data, find_source(model))
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes that files in a folder take; a file being filled takes only what has been written."""
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return sum(min(stat.st_size, getattr(stat, "st_blocks", 2**50) * 512) for stat in stats)
+
+
+def hush() -> None:
     """Keep libraries from reporting on the terminal what a user can neither use nor change.
 
     torchao lists CUDA extensions that a CPU build lacks, torch a deprecation inside torchao, diffusers an optional

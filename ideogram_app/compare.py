@@ -42,7 +42,7 @@ def compare(request: Request, store: Store, hardware: Hardware, chosen: Plan, ou
     check_request(request)
     device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
     yield Event("encode")
-    parts = load_pipeline_parts(request.model, torch.device("cpu"), dtype)
+    parts = load_pipeline_parts(request.model, torch.device("cpu"), dtype, store=store)
     with staged(parts.text_encoder, device, torch.device("cpu")):
         shared = share(parts, request, device)
     vae: Any = parts.vae.to(device)

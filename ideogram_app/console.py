@@ -6,15 +6,19 @@ Standard error for progress, standard output for answers. Left out: colours and 
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from collections.abc import Generator
+from typing import TextIO, TypeVar
 
 from ideogram_app.architecture import MODELS
-from ideogram_app.flow import Event, Result
+from ideogram_app.flow import IN_BYTES, Event, Result, decibels
 from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware
+from ideogram_app.jobs import Job
 from ideogram_app.planner import Plan
 from ideogram_app.recipes import find_recipe
-from ideogram_app.studio import Job, Studio
+from ideogram_app.studio import Studio
+
+T = TypeVar("T")
 
 
 def describe_hardware(hardware: Hardware) -> list[str]:
@@ -82,6 +86,21 @@ def follow(studio: Studio, job_id: str, stream: TextIO | None = None) -> Job:
             return job
 
 
+def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
+    """Print the progress of an iterator of events to its end, and return what it returns."""
+    stream, shown = stream or sys.stderr, ""
+    while True:
+        try:
+            line = describe_event(next(events))
+        except StopIteration as end:
+            print(file=stream)
+            answer: T = end.value
+            return answer
+        if line != shown:
+            _overwrite(stream, line, shown)
+            shown = line
+
+
 def describe_event(event: Event) -> str:
     """One line: what is being done, how far it is and how long it will take."""
     parts = [f"{event.recipe}:" if event.recipe else "", event.phase]
@@ -89,8 +108,8 @@ def describe_event(event: Event) -> str:
         parts.append(
             f"{event.done} of {event.total}" if event.phase == "denoise" else f"{event.done / event.total:.0%}"
         )
-    if event.phase == "prepare" and event.rate:
-        parts.append(f"{event.rate / 1e6:.0f} MB/s")
+    if event.phase in IN_BYTES and event.rate:
+        parts.append(f"{gb(event.rate)}/s")
     if event.seconds_left is not None:
         parts.append(f"{event.seconds_left:.0f} s left")
     return " ".join(part for part in parts if part)
@@ -103,7 +122,7 @@ def describe_result(result: Result) -> str:
         return f"{title} failed: {result.error}"
     step = f"{(result.seconds_per_step or 0) * 1000:7.0f} ms/step"
     memory = f"weights {gb(result.weight_bytes or 0):>8}, peak {gb(result.peak_memory_bytes or 0):>8}"
-    distance = f"PSNR {result.psnr:5.1f} dB, SSIM {result.ssim:.4f}" if result.psnr is not None else ""
+    distance = f"PSNR {decibels(result.psnr):>8}, SSIM {result.ssim:.4f}" if result.psnr is not None else ""
     return f"{title} {result.seconds.total:7.2f} s {step}, {memory}  {distance}".rstrip()
 
 

@@ -5,13 +5,23 @@ A recipe says how the weights of both transformers rest on disk (`storage`), whi
 planner's sizes all derive from this table. Sizes of layers that a recipe packs are `bytes_per_weight`; the rest follow
 the computing type, so a plan adds the two (`architecture.weight_bytes`).
 
+INT8 W8A8 is a family of five, so that what each idea is worth can be measured apart: nothing added (`naive`), outlier
+channels evened out between inputs and weights (`smooth`), the layers that break kept (`protected`), both of these, as
+published (`int8-w8a8`), and a rotation that needs neither calibration nor protection (`rotated`).
+
+What is fragile is found by calibration, which names 17 of a transformer's 279 Linears. Where none is at hand, the names
+in `fragile` are kept, and they are not cheap: one `feed_forward.w2` of the published model is 56.6 M weights, so all 34
+of both branches take 7.70 GB in bf16 where INT8 takes 3.85, and 19.3 GB become 23.2. Seventeen of each branch, a
+calibration's budget if it names nothing else, make it 21.2 GB.
+
 Left out: mixed tables per layer and per step; a recipe is what a person can name. torchao and gguf name *formats*,
 a recipe is a format together with its protected list.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ideogram_app.errors import choose
 
@@ -20,6 +30,11 @@ from ideogram_app.errors import choose
 ONE_ROW_LAYERS = ("t_embedding.", "adaln_proj", "adaln_modulation", "input_proj", "final_layer.")
 # stable-diffusion.cpp's documented rule, the one most GGUF readers share: pack only the blocks' matrices.
 OUTSIDE_BLOCKS = ("t_embedding.", "adaln_proj", "input_proj", "llm_cond_proj", "final_layer.")
+# ComfyUI's int8_convrot files pack the blocks alone too, and there every row is a whole number of rotated groups of 256
+# in both models; the miniature's `llm_cond_proj`, 832 wide, is not.
+OUTSIDE_ROTATION = (*OUTSIDE_BLOCKS, "adaln_modulation")
+# The published scan (arXiv 2606.12280) found SwiGLU's outputs and the time embedding's the hardest to round to INT8.
+FRAGILE = ("feed_forward.w2", "t_embedding.mlp_out")
 
 
 @dataclass(frozen=True)
@@ -29,13 +44,17 @@ class Recipe:
     Attributes:
         name: what `--recipe` takes and what files record.
         title: what the page shows.
-        storage: dense, fp8, int8 or gguf.
+        storage: dense, fp8, int8, convrot (INT8 as ComfyUI stores it, rotated) or gguf.
         gguf_type: the GGML type of packed matrices, for storage gguf.
         bytes_per_weight: of a packed weight, scales of its block included (per-row scales are counted apart).
         row_scale_bytes: bytes of scale per output row.
         protected: name fragments of Linear layers that stay in the computing type.
         compute: the arithmetic of a packed layer.
         quantizes_activations: whether inputs are rounded too.
+        rotated: whether weights, once, and inputs, at every use, are multiplied by `quantization.rotation`.
+        smoothed: whether a calibration's factors are folded into the weights (`quantization.smoothing`).
+        fragile: name fragments protected in addition where no calibration names the fragile layers.
+        everyday: whether it is offered first; the others are there to be measured.
         summary: one line for people.
     """
 
@@ -49,10 +68,34 @@ class Recipe:
     row_scale_bytes: int = 0
     protected: tuple[str, ...] = ()
     quantizes_activations: bool = False
+    rotated: bool = False
+    smoothed: bool = False
+    fragile: tuple[str, ...] = ()
+    everyday: bool = True
 
     def packs(self, layer: str) -> bool:
         """Whether the Linear of this (diffusers or official) name is packed by this recipe."""
         return self.storage != "dense" and not any(fragment in layer for fragment in self.protected)
+
+    def protecting(self, calibrated: tuple[str, ...] | None = None) -> Recipe:
+        """This recipe with its fragile layers protected: those a calibration names, or those known by name."""
+        if not self.fragile:
+            return self
+        found = self.fragile if calibrated is None else calibrated
+        return replace(self, protected=(*self.protected, *(name for name in found if self.packs(name))))
+
+
+def _int8(name: str, title: str, summary: str, **differs: Any) -> Recipe:
+    """A row of the INT8 family: what all of them share, and what makes this one differ."""
+    shared: dict[str, Any] = {
+        "storage": "int8",
+        "bytes_per_weight": 1.0,
+        "row_scale_bytes": 4,
+        "protected": ONE_ROW_LAYERS,
+        "compute": "INT8 x INT8 -> INT32",
+        "quantizes_activations": True,
+    }
+    return Recipe(name, title, summary=summary, **(shared | differs))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -75,16 +118,40 @@ RECIPES: dict[str, Recipe] = {
             compute="widened at every use, then as the reference",
             summary="float8_e4m3fn weights with one scale a row: the form in which Ideogram publishes.",
         ),
-        Recipe(
+        _int8(
+            "int8-w8a8-naive",
+            "INT8 naive",
+            "INT8 weights and activations with nothing against outlier channels.",
+            everyday=False,
+        ),
+        _int8(
+            "int8-w8a8-smooth",
+            "INT8 smoothed",
+            "INT8 with outlier channels evened out between inputs and weights, folded in ahead of time.",
+            smoothed=True,
+            everyday=False,
+        ),
+        _int8(
+            "int8-w8a8-protected",
+            "INT8 protected",
+            "INT8 with the layers that rounding hurts most left in bf16.",
+            fragile=FRAGILE,
+            everyday=False,
+        ),
+        _int8(
             "int8-w8a8",
             "INT8 W8A8",
-            storage="int8",
-            bytes_per_weight=1.0,
-            row_scale_bytes=4,
-            protected=ONE_ROW_LAYERS,
-            compute="INT8 x INT8 -> INT32",
-            quantizes_activations=True,
-            summary="INT8 weights and activations: much closer to the reference than 4 bits, on INT8 matrix units.",
+            "INT8 weights and activations: much closer to the reference than 4 bits, on INT8 matrix units.",
+            smoothed=True,
+            fragile=FRAGILE,
+        ),
+        _int8(
+            "int8-w8a8-rotated",
+            "INT8 W8A8 rotated",
+            "INT8 with outlier channels spread over blocks of 256 by a rotation: needs no calibration.",
+            storage="convrot",
+            rotated=True,
+            protected=OUTSIDE_ROTATION,
         ),
         Recipe(
             "gguf-q8_0",

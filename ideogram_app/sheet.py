@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ideogram_app.comparison import Comparison
-from ideogram_app.flow import Result
+from ideogram_app.flow import Result, decibels
+from ideogram_app.footprint import gb
 from ideogram_app.recipes import find_recipe
 from ideogram_app.wire import to_json
 
@@ -64,11 +65,11 @@ def facts(result: Result) -> list[str]:
     if result.seconds_per_step is not None:
         lines.append(f"{result.seconds_per_step * 1000:.0f} ms a step, first {result.seconds.first_step * 1000:.0f} ms")
     if result.weight_bytes is not None:
-        lines.append(f"weights {_size(result.weight_bytes)}")
+        lines.append(f"weights {gb(result.weight_bytes)}")
     if result.peak_memory_bytes is not None:
-        lines.append(f"peak memory {_size(result.peak_memory_bytes)}")
+        lines.append(f"peak memory {gb(result.peak_memory_bytes)}")
     if result.psnr is not None and result.ssim is not None:
-        lines.append(f"PSNR {result.psnr:.1f} dB, SSIM {result.ssim:.4f}")
+        lines.append(f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.4f}")
     elif result.recipe == "reference":
         lines.append("what the others are compared with")
     return lines
@@ -106,10 +107,6 @@ def _footer(comparison: Comparison) -> str:
         f"{name} {version}" for name, version in versions.items() if name in ("ideogram_app", "torch", "diffusers")
     )
     return f"{comparison.hardware.name}   {shown}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

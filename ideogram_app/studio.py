@@ -14,80 +14,28 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.backend import Backend
+from ideogram_app.checkpoints.access import Access
 from ideogram_app.checks import check_recipes, check_request, failed_result
 from ideogram_app.comparison import Comparison
-from ideogram_app.errors import AppError, Cancelled, DeviceError, RequestError
+from ideogram_app.errors import AccessError, AppError, Cancelled, DeviceError, RequestError
 from ideogram_app.flow import Event, Request, Result
 from ideogram_app.hardware import Hardware
 from ideogram_app.history import SHEET_FILE, Entry, find_entry, new_name, read_history, write_entry
+from ideogram_app.jobs import Job, Machine, State
 from ideogram_app.planner import Plan, plan
 from ideogram_app.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
-AT_HAND = ("ready", "included")  # states of a recipe that need no preparation
 JOBS_KEPT = 50  # finished jobs that can still be asked for
-
-
-@dataclass(frozen=True)
-class Job:
-    """One thing asked for and how far it is.
-
-    Attributes:
-        kind: prepare or compare.
-        state: waiting, running, done, stopped or failed; `error` says why it failed.
-        stage: the latest event; `progress` the latest of each recipe.
-        entry: the name of its folder in the history, once it has one.
-    """
-
-    id: str
-    kind: str
-    model: str
-    recipes: tuple[str, ...]
-    request: Request | None = None
-    state: str = "waiting"
-    stage: Event | None = None
-    progress: Mapping[str, Event] = field(default_factory=dict)
-    results: tuple[Result, ...] = ()
-    error: str = ""
-    created: float = 0.0
-    started: float | None = None
-    finished: float | None = None
-    entry: str | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.finished is not None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The hardware and what is planned for each model at its default size."""
-
-    hardware: Hardware
-    plans: Mapping[str, Plan]
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything a watcher may show. `job` runs, or ran last; `comparison` is the last such job that compares."""
-
-    version: int = 0
-    machine: Machine | None = None
-    machine_error: str = ""
-    statuses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    job: Job | None = None
-    comparison: Job | None = None
-    waiting: tuple[Job, ...] = ()
-    history: tuple[Entry, ...] = ()
 
 
 class Studio:
@@ -136,7 +84,7 @@ class Studio:
             return self._find(job_id)
 
     def submit_prepare(self, model: str, recipes: tuple[str, ...]) -> str:
-        """Queue the preparation of recipes; gives the job's id.
+        """Queue the preparation of recipes, and the download that they need; gives the job's id.
 
         Raises:
             RequestError: an unknown model or recipe, or none at all.
@@ -158,6 +106,28 @@ class Studio:
             check_fits(plan(machine.hardware, request.model, width=request.width, height=request.height))
         job = Job(_new_id(), "compare", request.model, request.recipes, request, created=time.time())
         return self._submit(job)
+
+    def submit_delete(self, model: str) -> str:
+        """Queue the deletion of a model's download; what was made from it stays. Gives the job's id.
+
+        Raises:
+            RequestError: an unknown model, or one of which nothing was fetched.
+        """
+        source = self.state.sources.get(find_model(model).name)
+        if source is None or not source.bytes:
+            raise RequestError(f"Nothing of {find_model(model).title} was downloaded, so there is nothing to delete")
+        return self._submit(Job(_new_id(), "delete", model, created=time.time()))
+
+    def check_access(self, model: str) -> None:
+        """Ask whether this user may fetch a model's weights; the answer comes as a new state.
+
+        Asked beside the queue and not in it: a long job need not end first.
+        """
+        with self._changed:
+            if find_model(model).name in self._state.checking:
+                return
+            self._publish(checking=self._state.checking | {model})
+        threading.Thread(target=self._ask, args=(model,), name="access", daemon=True).start()
 
     def stop(self, job_id: str | None = None) -> None:
         """Stop the running job within one step, or take a waiting one out of the queue."""
@@ -220,12 +190,23 @@ class Studio:
                 self._put(replace(job, state="running", started=time.time()))
             self._run(job.id)
 
+    def _ask(self, model: str) -> None:
+        try:
+            answer = self._backend.access(model)
+        except Exception as problem:
+            log.exception("asking about access failed")
+            answer = Access("unreachable", _bug(problem))
+        with self._changed:
+            known = MappingProxyType({**self._state.access, model: answer})
+            self._publish(access=known, checking=self._state.checking - {model})
+
     def _look_around(self) -> None:
         """What the machine is, then which recipes are at hand."""
         try:
-            self._measure_machine()
+            hardware = self._measure_machine()
             for model in MODELS:
-                self._refresh_statuses(model)
+                self._look_at_disk(model)
+            self._plan(hardware)  # now that it is known what need not be fetched or made again
         except AppError as problem:
             self._publish(machine_error=str(problem))
         except Exception as problem:
@@ -234,31 +215,34 @@ class Studio:
 
     def _measure_machine(self) -> Hardware:
         hardware = self._backend.detect()
-        plans = {name: plan(hardware, name, stored_bytes=self._stored_bytes(name)) for name in MODELS}
-        self._publish(machine=Machine(hardware, MappingProxyType(plans)), machine_error="")
+        self._plan(hardware)
         return hardware
 
-    def _refresh_statuses(self, model: str) -> None:
+    def _plan(self, hardware: Hardware) -> None:
+        plans = {name: plan(hardware, name, stored_bytes=self._stored_bytes(name)) for name in MODELS}
+        self._publish(machine=Machine(hardware, MappingProxyType(plans)), machine_error="")
+
+    def _look_at_disk(self, model: str) -> None:
+        """What of a model's recipes and of its download is there."""
         found = MappingProxyType({recipe: self._backend.status(model, recipe) for recipe in RECIPES})
-        self._publish(statuses=MappingProxyType({**self.state.statuses, model: found}))
+        sources = MappingProxyType({**self.state.sources, model: self._backend.source_state(model)})
+        self._publish(statuses=MappingProxyType({**self.state.statuses, model: found}), sources=sources)
 
     def _stored_bytes(self, model: str) -> int:
-        statuses = self.state.statuses.get(model, {})
-        return sum(status.bytes for status in statuses.values() if status.state in (*AT_HAND, "partial"))
+        rows, source = self.state.statuses.get(model, {}).values(), self.state.sources.get(model)
+        return sum(row.bytes for row in rows if row.usable or row.state == "partial") + (source.bytes if source else 0)
 
     def _run(self, job_id: str) -> None:
         """One job from start to end; whatever happens, the worker survives."""
-        state, error = "done", ""
+        state, error, job = "done", "", self._find(job_id)
         try:
-            job = self._find(job_id)
-            if job.kind == "prepare":
-                self._prepare(job)
-            else:
-                self._compare(job)
+            {"prepare": self._prepare, "compare": self._compare, "delete": self._delete}[job.kind](job)
         except Cancelled:
             state = "stopped"
         except AppError as problem:
             state, error = "failed", str(problem)
+            if isinstance(problem, AccessError):
+                self.check_access(job.model)
         except Exception as problem:
             log.exception("job %s failed", job_id)
             state, error = "failed", _bug(problem)
@@ -271,7 +255,15 @@ class Studio:
             for recipe in job.recipes:
                 self._follow(job.id, self._backend.prepare(job.model, recipe), recipe)
         finally:
-            self._refresh_statuses(job.model)
+            self._look_at_disk(job.model)
+            self._measure_machine()
+
+    def _delete(self, job: Job) -> None:
+        try:
+            self._backend.delete_source(job.model)
+        finally:
+            self._look_at_disk(job.model)
+            self._measure_machine()
 
     def _compare(self, job: Job) -> None:
         request = job.request
@@ -303,9 +295,9 @@ class Studio:
     def _prepare_missing(self, job: Job) -> dict[str, AppError]:
         """Prepare what is not at hand; recipes that cannot be prepared, with the reason."""
         failed: dict[str, AppError] = {}
-        self._refresh_statuses(job.model)
+        self._look_at_disk(job.model)
         for recipe in job.recipes:
-            if self.state.statuses[job.model][recipe].state in AT_HAND:
+            if self.state.statuses[job.model][recipe].usable:
                 continue
             try:
                 self._follow(job.id, self._backend.prepare(job.model, recipe), recipe)
@@ -314,7 +306,7 @@ class Studio:
             except AppError as problem:
                 failed[recipe] = problem
             finally:
-                self._refresh_statuses(job.model)
+                self._look_at_disk(job.model)
         return failed
 
     def _follow(self, job_id: str, events: Iterator[Event], recipe: str | None = None) -> None:
@@ -344,6 +336,8 @@ class Studio:
             event = replace(event, preview=before.preview)  # not every step brings a picture
         progress = {**job.progress, event.recipe: event} if event.recipe else job.progress
         self._put(replace(job, stage=event, progress=progress))
+        if job.stage and job.stage.phase == "fetch" != event.phase:
+            self._look_at_disk(job.model)  # the download is complete now
 
     def _add_result(self, job_id: str, result: Result) -> None:
         """Results stay in the order asked for; a later one of the same recipe replaces the earlier."""

@@ -15,13 +15,17 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ideogram_app.backend import Backend
+from ideogram_app.architecture import find_model, weight_bytes
+from ideogram_app.backend import Backend, SourceState
+from ideogram_app.checkpoints.access import Access
+from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.checkpoints.store import Status
-from ideogram_app.errors import AppError, DeviceError, DiskError
+from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError
 from ideogram_app.flow import REFERENCE, Event, Request, Result, Seconds
 from ideogram_app.hardware import Hardware
 from ideogram_app.planner import Plan
 from ideogram_app.presets import find_preset
+from ideogram_app.recipes import RECIPES
 from ideogram_app.sheet import write_sheet
 
 MACHINE = Hardware(
@@ -34,13 +38,19 @@ MACHINE = Hardware(
     cpu_cores=8,
     torch="2.13.0",
 )
-WEIGHTS = {"reference": 44.5e6, "fp8": 13.2e6, "int8-w8a8": 12.9e6, "gguf-q8_0": 15.1e6, "gguf-q4_k": 9.8e6}
+MEASURED = {"reference": 44.5e6, "fp8": 13.2e6, "int8-w8a8": 12.9e6, "gguf-q8_0": 15.1e6, "gguf-q4_k": 9.8e6}
+WEIGHTS = {name: MEASURED.get(name, 14.0e6) for name in RECIPES}
 BYTES = 12_000_000  # of every preparation
+SOURCE_BYTES = 27_500_000_000  # of the download of the published model
+READY = Access("ready", "ideogram-ai/ideogram-4-fp8 can be fetched: 27.5 GB.", "https://huggingface.co/")
 
 
 @dataclass
 class Fake:
-    """Knobs and notes. `broken` recipes fail while drawing, `unpreparable` ones before; `bug` is raised in a step."""
+    """Knobs and notes. `broken` recipes fail while drawing, `unpreparable` ones before; `bug` is raised in a step.
+
+    Of the published weights `fetched_bytes` are on disk; `line_breaks_at` drops the line once, at that share of them.
+    """
 
     step_seconds: float = 0.0
     look_seconds: float = 0.0
@@ -48,24 +58,39 @@ class Fake:
     broken: set[str] = field(default_factory=set)
     unpreparable: set[str] = field(default_factory=set)
     bug: Exception | None = None
+    allowed: Access = READY
+    machine: Hardware = MACHINE
+    fetched_bytes: int = 0
+    line_breaks_at: float | None = None
     steps_done: list[str] = field(default_factory=list)
     closed: int = 0
 
     def backend(self) -> Backend:
-        return Backend(self.detect, self.status, self.prepare, self.compare, write_sheet)
+        return Backend(
+            self.detect,
+            self.status,
+            self.prepare,
+            self.compare,
+            write_sheet,
+            lambda model: self.allowed,
+            self.source_state,
+            self.delete_source,
+        )
 
     def detect(self) -> Hardware:
         time.sleep(self.look_seconds)
-        return MACHINE
+        return self.machine
 
     def status(self, model: str, recipe: str) -> Status:
         there = (model, recipe) in self.prepared
         state = "missing" if not there else "included" if recipe == REFERENCE else "ready"
-        return Status(model, recipe, state, Path("nowhere"), int(WEIGHTS[recipe]) if there else 0, "")
+        return Status(model, recipe, state, Path("nowhere"), held(model, recipe) if there else 0, "")
 
     def prepare(self, model: str, recipe: str) -> Iterator[Event]:
         if recipe in self.unpreparable:
             raise DiskError("The disk is full", do="Free some of it")
+        if find_source(model).included is None:
+            yield from self.fetch()
         try:
             for tenth in range(11):
                 done = BYTES * tenth // 10
@@ -75,6 +100,30 @@ class Fake:
             self.prepared.add((model, recipe))
         finally:
             self.closed += 1
+
+    def fetch(self) -> Iterator[Event]:
+        """From what is there, in fortieths; the line drops where it was told to."""
+        if self.allowed.state != "ready":
+            raise AccessError(self.allowed.sentence)
+        for part in range(40 * self.fetched_bytes // SOURCE_BYTES, 41):
+            if self.line_breaks_at is not None and part / 40 >= self.line_breaks_at:
+                self.line_breaks_at = None
+                raise AccessError("Hugging Face cannot be reached", do="Check the network")
+            self.fetched_bytes = SOURCE_BYTES * part // 40
+            left = (SOURCE_BYTES - self.fetched_bytes) / 41e6
+            file = f"transformer/diffusion_pytorch_model.safetensors: {part / 4:.1f} GB of 9.3 GB, file 18 of 20"
+            yield Event("fetch", None, self.fetched_bytes, SOURCE_BYTES, 41e6, left, file)
+            time.sleep(self.step_seconds)
+
+    def source_state(self, model: str) -> SourceState:
+        if find_source(model).included:
+            return SourceState("included")
+        begun = "complete" if self.fetched_bytes == SOURCE_BYTES else "partial" if self.fetched_bytes else "missing"
+        return SourceState(begun, self.fetched_bytes, Path("nowhere"), "ee79a7237b519f1402ceacf952f30c8a31ec5073")
+
+    def delete_source(self, model: str) -> int:
+        freed, self.fetched_bytes = self.fetched_bytes, 0
+        return freed
 
     def compare(self, request: Request, hardware: Hardware, plan: Plan, output: Path) -> Iterator[Event]:
         try:
@@ -105,6 +154,12 @@ class Fake:
         path = output / f"{recipe}.png"
         picture.save(path)
         yield Event("result", recipe, result=result_of(request, recipe, path))
+
+
+def held(model: str, recipe: str) -> int:
+    """Bytes of a prepared recipe: round numbers for the miniature, counted ones for the published model."""
+    published = sum(weight_bytes(branch, RECIPES[recipe].protecting()) for branch in find_model(model).branches)
+    return published if model == "ideogram-4" else int(WEIGHTS[recipe])
 
 
 def paint(request: Request, recipe: str) -> Image.Image:

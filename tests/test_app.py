@@ -9,9 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,19 @@ import pytest
 from gradio_client import Client
 
 import app
+from ideogram_app.backend import real_backend
+from ideogram_app.captions import wrap_plain
+from ideogram_app.console import describe_result
 from ideogram_app.errors import RequestError
+from ideogram_app.flow import Request, decibels
+from ideogram_app.metrics import psnr
+from ideogram_app.sheet import facts
 from ideogram_app.studio import Studio
 from ideogram_app.ui.page import build
+from ideogram_app.ui.results import Shown, results_grid
 from ideogram_app.ui.style import launch_options
-from tests.fake_backend import Fake
+from tests.fake_backend import Fake, paint, result_of
+from tests.serving import free_port, wait_until_it_answers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,12 +43,6 @@ def taken() -> Iterator[int]:
         other.bind((app.LOCAL, 0))
         other.listen()
         yield other.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((app.LOCAL, 0))
-        return int(probe.getsockname()[1])
 
 
 def flags(*arguments: str) -> argparse.Namespace:
@@ -75,11 +77,14 @@ def test_every_flag_has_a_twin_in_the_environment(monkeypatch: pytest.MonkeyPatc
         "DATA": "weights",
         "OUTPUT_DIR": "drawn",
         "MODEL": "ideogram-4",
+        "OFFLINE": "1",
+        "SOURCE": "copy",
     }.items():
         monkeypatch.setenv(f"IDEOGRAM_APP_{name}", value)
     read = flags()
     assert (read.listen, read.port, read.share, read.auth, read.no_browser) == (True, "7999", False, "a:b", True)
     assert (str(read.data_dir), str(read.output_dir), read.model) == ("weights", "drawn", "ideogram-4")
+    assert (read.offline, str(read.source)) == (True, "copy")
     assert flags("--port", "1", "--model", "miniature").port == "1"
 
 
@@ -88,6 +93,8 @@ def test_by_default_nobody_else_can_reach_the_page(monkeypatch: pytest.MonkeyPat
         monkeypatch.delenv(name)
     read = flags()
     assert not read.listen and not read.share and read.auth == ""
+    assert not read.offline and read.source is None
+    assert (read.data_dir, read.output_dir) == (ROOT / "data", ROOT / "outputs")
     assert app.choose_host(read.listen) == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "somebody/something")
     assert app.choose_host(read.listen) == "0.0.0.0"
@@ -98,6 +105,38 @@ def test_a_password_needs_both_halves() -> None:
     for wrong in ("a", "a:", ":b"):
         with pytest.raises(RequestError, match="USER:PASSWORD"):
             app.credentials(wrong)
+
+
+def test_a_copy_that_was_named_and_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert app.existing(tmp_path) == tmp_path
+    with pytest.raises(RequestError, match="nothing"):
+        app.existing(tmp_path / "nothing")
+
+
+def test_a_named_copy_is_used_and_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> None:
+        pytest.fail("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", forbidden)
+    backend = real_backend(tmp_path, {"ideogram-4": tmp_path}, offline=True)
+    assert backend.source_state("ideogram-4").state == "given"
+    assert backend.source_state("miniature").state == "included"
+    backend = real_backend(tmp_path, offline=True)
+    assert backend.source_state("ideogram-4").state == "missing"
+    answer = backend.access("ideogram-4")
+    assert answer.state == "offline" and "offline" in answer.sentence
+
+
+def test_equal_pictures_are_called_identical(tmp_path: Path) -> None:
+    request = Request("miniature", wrap_plain("a red circle"), ("reference", "fp8"), width=64, height=64)
+    picture = paint(request, "reference")
+    picture.save(tmp_path / "fp8.png")
+    same = replace(result_of(request, "fp8", tmp_path / "fp8.png"), psnr=psnr(picture, picture), ssim=1.0)
+    card = results_grid(Shown(request, (same,), {}))
+    assert "identical" in card and "150" not in card
+    assert "PSNR identical, SSIM 1.0000" in facts(same)
+    assert "identical" in describe_result(same) and "150" not in describe_result(same)
+    assert (decibels(52.04), decibels(None)) == ("52.0 dB", "–")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -126,7 +165,7 @@ def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             url = f"http://{app.LOCAL}:{port}"
-            until_up(url, process)
+            wait_until_it_answers(url, process)
             answer = Client(url, verbose=False).predict(api_name="/system_info")
             assert answer["hardware"]["torch"] and answer["plan"]["model"] == "miniature"
         finally:
@@ -135,18 +174,6 @@ def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path
                 assert process.wait(60) == 0
             finally:
                 process.kill()
-
-
-def until_up(url: str, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        try:
-            with urllib.request.urlopen(url, timeout=30):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail("the page never came up")
 
 
 @pytest.fixture(scope="module")

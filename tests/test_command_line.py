@@ -41,7 +41,7 @@ def test_doctor_prints_one_json_object_and_nothing_else() -> None:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert from_plain(Hardware, answer["hardware"]).name
-    assert from_plain(Plan, answer["plan"]).recipe == "int8-w8a8"
+    assert from_plain(Plan, answer["plan"]).recipe == "int8-w8a8-rotated"
 
 
 def test_doctor_speaks_to_people() -> None:
@@ -128,7 +128,7 @@ def test_generate_draws_with_the_recipe_that_the_plan_chose(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["engaged"] == result["recipe"] == "int8-w8a8" and result["seed"] == 3
+    assert result["engaged"] == result["recipe"] == "int8-w8a8-rotated" and result["seed"] == 3
     assert "a blue square" in result["caption"] and picture.read_bytes().startswith(b"\x89PNG")
 
 

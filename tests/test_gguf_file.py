@@ -155,21 +155,40 @@ def test_malformed_files_are_refused_by_name(path: Path, damage: Callable[[bytes
         GgufFile(path)
 
 
+def test_some_rows_are_those_of_the_whole_in_memory_of_their_own(path: Path) -> None:
+    file = GgufFile(path)
+    for info in INFOS:
+        whole = file.tensor(info.name)
+        for rows in (slice(0, 1), slice(1, 4), slice(2, None), slice(None), slice(1, 1)):
+            part = file.tensor(info.name, rows)
+            assert torch.equal(part, whole[rows]) and part.dtype == whole.dtype
+            assert part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+
+
+def test_a_file_that_shrank_since_it_was_opened_is_named(path: Path) -> None:
+    file = GgufFile(path)
+    whole = path.read_bytes()
+    path.unlink()  # another file under the name: the mapping of the first stays whole
+    path.write_bytes(whole[:-200])
+    with pytest.raises(CheckpointError, match=r"model\.gguf ended inside"):
+        for info in INFOS:
+            file.tensor(info.name, slice(None))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.gguf"):
         GgufFile(tmp_path / "nowhere.gguf")
 
 
 def test_types_this_program_cannot_read_are_named_beside_those_it_can(tmp_path: Path) -> None:
-    path = tmp_path / "old.gguf"
+    path = tmp_path / "whole.gguf"
     writer = gguf.GGUFWriter(path, arch="")
-    packed = gguf.quantize(np.ones((2, 32), np.float32), gguf.GGMLQuantizationType.Q4_0)
-    writer.add_tensor("w", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("w", np.ones((2, 32), np.int32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match=r"Expected F32 or .* Q4_K .* Got Q4_0"):
+    with pytest.raises(CheckpointError, match=r"Expected F32 or .* Q4_K .* IQ4_XS .* Got I32"):
         GgufFile(path)
 
 

@@ -8,7 +8,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from ideogram_app.metrics import IDENTICAL_PSNR, psnr, ssim
+from ideogram_app.flow import IDENTICAL_PSNR
+from ideogram_app.metrics import psnr, ssim
 
 
 def picture(seed: int, side: int = 64) -> Image.Image:

@@ -13,6 +13,7 @@ from diffusers import Ideogram4Pipeline
 from ideogram_app.miniature import scenes, train
 from ideogram_app.miniature.network import TextFeatures, Velocity, padding_bias
 from ideogram_app.miniature.tokenizer import build_tokenizer
+from ideogram_app.model.text import tokenize
 
 PADDING = 5
 
@@ -40,7 +41,7 @@ def lively(stock: Any) -> Any:
 @torch.no_grad()
 def test_the_training_forward_equals_transformers_and_diffusers(lively: Any) -> None:
     caption = scenes.to_json(scenes.sample_scene(random.Random(4)))
-    ids = torch.tensor([train.tokenize(lively.tokenizer, caption)])
+    ids = tokenize(lively.tokenizer, caption)
     count = ids.shape[1]
     theirs, *layout = lively.encode_prompt(caption, 8, 8, count, "cpu")
     padded = torch.cat((ids, torch.zeros(1, PADDING, dtype=torch.long)), 1)
@@ -70,7 +71,7 @@ def test_every_capital_is_a_token_of_its_own_and_captions_are_short() -> None:
     for _ in range(300):
         scene = scenes.sample_scene(rng)
         for form in train.FORMS:
-            ids = train.tokenize(tokenizer, train.caption_of(scene, form, rng))
+            ids = tokenize(tokenizer, train.caption_of(scene, form, rng))[0].tolist()
             assert len(ids) <= max(train.TEXT_WIDTHS)
             assert "<|im_start|>assistant" in tokenizer.decode(ids)
 

@@ -50,25 +50,25 @@ TABLE = [
     (GTX_1660, "gguf-q4_k", "streamed", "float16"),
     (machine("NVIDIA GeForce RTX 2060", (7, 5), 6), "gguf-q4_k", "streamed", "float16"),
     (RTX_2080_TI, "gguf-q4_k", "streamed", "float16"),
-    (machine("Quadro RTX 8000", (7, 5), 48), "int8-w8a8", "resident", "float16"),
+    (machine("Quadro RTX 8000", (7, 5), 48), LADDER[0], "resident", "float16"),
     (machine("Tesla V100-SXM2-32GB", (7, 0), 32), "gguf-q4_k", "resident", "float16"),
     (machine("NVIDIA GeForce RTX 3080", (8, 6), 10), "gguf-q4_k", "streamed", "bfloat16"),
     (RTX_3060, "gguf-q4_k", "streamed", "bfloat16"),
-    (RTX_3090, "int8-w8a8", "resident", "bfloat16"),
-    (replace(RTX_3090, device_count=2), "int8-w8a8", "resident", "bfloat16"),
+    (RTX_3090, LADDER[0], "resident", "bfloat16"),
+    (replace(RTX_3090, device_count=2), LADDER[0], "resident", "bfloat16"),
     (RTX_4060, "gguf-q4_k", "streamed", "bfloat16"),
     (RTX_4060_TI, "gguf-q4_k", "resident", "bfloat16"),
-    (machine("NVIDIA RTX 4000 Ada Generation", (8, 9), 20), "int8-w8a8", "streamed", "bfloat16"),
-    (machine("NVIDIA GeForce RTX 4090", (8, 9), 24), "int8-w8a8", "resident", "bfloat16"),
+    (machine("NVIDIA RTX 4000 Ada Generation", (8, 9), 20), LADDER[0], "streamed", "bfloat16"),
+    (machine("NVIDIA GeForce RTX 4090", (8, 9), 24), LADDER[0], "resident", "bfloat16"),
     (machine("NVIDIA GeForce RTX 5060", (12, 0), 8), "gguf-q4_k", "streamed", "bfloat16"),
     (machine("NVIDIA GeForce RTX 5070", (12, 0), 12), "gguf-q4_k", "streamed", "bfloat16"),
-    (machine("NVIDIA GeForce RTX 5090", (12, 0), 32), "int8-w8a8", "resident", "bfloat16"),
-    (machine("NVIDIA A100-PCIE-40GB", (8, 0), 40), "int8-w8a8", "resident", "bfloat16"),
-    (machine("NVIDIA A100-SXM4-80GB", (8, 0), 80), "int8-w8a8", "resident", "bfloat16"),
-    (H100, "int8-w8a8", "resident", "bfloat16"),
-    (machine("NVIDIA H200", (9, 0), 140), "int8-w8a8", "resident", "bfloat16"),
-    (machine("NVIDIA B200", (10, 0), 180), "int8-w8a8", "resident", "bfloat16"),
-    (machine("AMD Radeon RX 7900 XTX", (11, 0), 24, kind="rocm"), "int8-w8a8", "resident", "bfloat16"),
+    (machine("NVIDIA GeForce RTX 5090", (12, 0), 32), LADDER[0], "resident", "bfloat16"),
+    (machine("NVIDIA A100-PCIE-40GB", (8, 0), 40), LADDER[0], "resident", "bfloat16"),
+    (machine("NVIDIA A100-SXM4-80GB", (8, 0), 80), LADDER[0], "resident", "bfloat16"),
+    (H100, LADDER[0], "resident", "bfloat16"),
+    (machine("NVIDIA H200", (9, 0), 140), LADDER[0], "resident", "bfloat16"),
+    (machine("NVIDIA B200", (10, 0), 180), LADDER[0], "resident", "bfloat16"),
+    (machine("AMD Radeon RX 7900 XTX", (11, 0), 24, kind="rocm"), LADDER[0], "resident", "bfloat16"),
     (machine("AMD Radeon RX 6800 XT", (10, 3), 16, kind="rocm"), "gguf-q4_k", "resident", "bfloat16"),
     (machine("Intel Arc A770", None, 16, kind="xpu"), "gguf-q4_k", "resident", "bfloat16"),
     (APPLE, "gguf-q4_k", "resident", "bfloat16"),
@@ -106,13 +106,13 @@ def test_every_plan_has_reasons_survives_the_wire_and_stays_within_free_memory(h
 @pytest.mark.parametrize("hardware", [row[0] for row in TABLE], ids=label)
 def test_the_miniature_fits_everywhere_and_shows_int8(hardware: Hardware) -> None:
     decided = plan(hardware, "miniature")
-    assert (decided.recipe, decided.residency, decided.fits) == ("int8-w8a8", "resident", True)
+    assert (decided.recipe, decided.residency, decided.fits) == (LADDER[0], "resident", True)
     assert decided.predicted.download_bytes == 0
 
 
 def test_the_sentence_for_a_24_gb_card_has_both_numbers() -> None:
     decided = plan(replace(RTX_3090, device_free_bytes=23_100_000_000), "ideogram-4")
-    assert decided.reasons[0] == "INT8 W8A8 keeps both transformers (19.3 GB) in the 23.1 GB that are free."
+    assert decided.reasons[0] == "INT8 W8A8 rotated keeps both transformers (19.8 GB) in the 23.1 GB that are free."
 
 
 def test_free_memory_counts_and_not_the_total() -> None:
@@ -125,7 +125,7 @@ def test_free_memory_counts_and_not_the_total() -> None:
 
 def test_a_little_too_little_memory_streams_a_little_of_int8() -> None:
     decided = plan(replace(RTX_3090, device_free_bytes=20 * GB), "ideogram-4")
-    assert (decided.recipe, decided.residency) == ("int8-w8a8", "streamed")
+    assert (decided.recipe, decided.residency) == (LADDER[0], "streamed")
     assert 0 < decided.streamed_bytes < 0.2 * decided.predicted.weight_bytes
 
 
@@ -155,7 +155,7 @@ def test_a_disk_that_holds_only_the_smaller_recipe_gets_it() -> None:
 def test_what_is_stored_already_need_not_fit_again() -> None:
     hardware = replace(RTX_3090, disk_free_bytes=GB)
     assert not plan(hardware, "ideogram-4").fits
-    assert plan(hardware, "ideogram-4", stored_bytes=47 * GB).recipe == "int8-w8a8"
+    assert plan(hardware, "ideogram-4", stored_bytes=47 * GB).recipe == LADDER[0]
 
 
 def test_a_recipe_asked_for_is_kept_where_it_can_run_at_all() -> None:
@@ -188,7 +188,7 @@ def test_gtx_16_cards_are_turing_without_tensor_cores() -> None:
 
 def test_two_cards_take_one_transformer_each_where_one_is_too_small() -> None:
     decided = plan(replace(RTX_4060_TI, device_count=2), "ideogram-4")
-    assert (decided.recipe, decided.residency) == ("int8-w8a8", "resident")
+    assert (decided.recipe, decided.residency) == (LADDER[0], "resident")
     assert decided.branch_devices == ("cuda:0", "cuda:1")
     assert plan(replace(RTX_3090, device_count=2), "ideogram-4").branch_devices == ("cuda:0", "cuda:0")
 
@@ -221,7 +221,7 @@ def test_a_processor_is_sent_to_the_miniature_and_told_why_the_card_is_not_used(
 def test_the_miniature_on_a_processor_computes_in_float32_and_is_sized_so() -> None:
     decided = plan(PROCESSOR, "miniature")
     assert decided.compute_dtype == "float32"
-    assert decided.predicted.weight_bytes == 13_059_840 + 7_298_304
+    assert decided.predicted.weight_bytes == 21_634_048
 
 
 def test_a_data_centre_card_is_told_that_int8_gains_little() -> None:
@@ -236,7 +236,7 @@ def test_a_large_picture_is_decoded_in_tiles() -> None:
 
 
 def test_a_described_card_without_free_memory_is_assumed_to_serve_a_desktop() -> None:
-    assert plan(replace(RTX_3090, device_free_bytes=None), "ideogram-4").recipe == "int8-w8a8"
+    assert plan(replace(RTX_3090, device_free_bytes=None), "ideogram-4").recipe == LADDER[0]
 
 
 def test_more_free_memory_never_makes_a_plan_slower_to_feed() -> None:

@@ -117,7 +117,8 @@ def test_a_fused_tensor_whose_rows_are_no_thirds_is_refused(tmp_path, tensors) -
 def test_fp8_without_scales_is_refused(tmp_path, tensors) -> None:
     packed = packed_fp8(tensors, BRANCH)
     del packed["adaln_proj.weight_scale"]
-    assert "adaln_proj.weight_scale, F32 (256,)" in broken(tmp_path, packed)
+    message = broken(tmp_path, packed)
+    assert "F8_E4M3 with .weight_scale" in message and "Got adaln_proj.weight, F8_E4M3 (256, 256)" in message
 
 
 def test_scales_of_a_dense_weight_are_refused(tmp_path, tensors) -> None:

@@ -12,8 +12,9 @@ import pytest
 from small_model import NAME, shrink_published_model, write_source
 
 from ideogram_app.checkpoints import manifest, sources
-from ideogram_app.checkpoints.store import Store, default_root
+from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.folders import project_folder
 from ideogram_app.quantization.writer import prepare
 from ideogram_app.wire import from_json, to_json
 
@@ -36,7 +37,7 @@ def some_weights(store: Store) -> Path:
 
 def test_the_root_is_data_in_the_project_unless_the_environment_names_one(monkeypatch, tmp_path) -> None:
     monkeypatch.delenv("IDEOGRAM_APP_DATA", raising=False)
-    assert default_root() == Path(__file__).resolve().parents[1] / "data"
+    assert Store().root == Path(__file__).resolve().parents[1] / "data"
     monkeypatch.setenv("IDEOGRAM_APP_DATA", str(tmp_path))
     assert Store().root == tmp_path
 
@@ -81,7 +82,7 @@ def test_names_nobody_knows_are_refused(store) -> None:
 def test_the_reference_of_the_miniature_ships_with_the_program(store) -> None:
     status = store.status("miniature", "reference")
     assert status.state == "included" and status.usable and status.bytes > 1_000_000
-    assert status.path == sources.project_folder() / "assets" / "miniature"
+    assert status.path == project_folder() / "assets" / "miniature"
     store.verify("miniature", "reference")
     with pytest.raises(RequestError, match="ships with the program"):
         store.delete("miniature", "reference")
@@ -151,7 +152,7 @@ def test_a_recipe_made_from_other_weights_than_those_that_ship_is_damaged(store,
 
 def test_deleting_frees_everything_of_a_recipe(store) -> None:
     taken = store.status(NAME, RECIPE).bytes
-    store.staging(NAME, RECIPE).mkdir()
+    store.place(NAME, RECIPE).staging.mkdir()
     assert store.delete(NAME, RECIPE) >= taken
     assert store.status(NAME, RECIPE).state == "missing"
     assert store.delete(NAME, RECIPE) == 0
@@ -162,10 +163,10 @@ def test_deleting_frees_everything_of_a_recipe(store) -> None:
 def test_only_one_holds_the_lock_and_death_lets_go_of_it(store) -> None:
     code = (
         "import sys, time; from ideogram_app.checkpoints.store import Store; from pathlib import Path\n"
-        f"with Store(Path(sys.argv[1])).lock({NAME!r}, {RECIPE!r}): print('held', flush=True); time.sleep(60)"
+        f"with Store(Path(sys.argv[1])).place({NAME!r}, {RECIPE!r}).lock(): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(store.root)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=sources.project_folder()) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project_folder()) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(RequestError, match="another process"):
             store.delete(NAME, RECIPE)
@@ -174,7 +175,7 @@ def test_only_one_holds_the_lock_and_death_lets_go_of_it(store) -> None:
 
 
 def test_free_disk_is_known_before_the_root_exists(tmp_path) -> None:
-    assert Store(tmp_path / "not" / "yet").disk_free > 0
+    assert Store(tmp_path / "not" / "yet").place(NAME, RECIPE).disk_free > 0
 
 
 def test_recorded_hashes_of_a_shipped_folder_find_a_flipped_bit(tmp_path) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from ideogram_app.captions import wrap_plain
+from ideogram_app.checkpoints.access import Access
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.flow import Request
 from ideogram_app.history import read_history
-from ideogram_app.studio import Job, State, Studio
-from tests.fake_backend import Fake
+from ideogram_app.jobs import Job, State
+from ideogram_app.studio import Studio
+from tests.fake_backend import SOURCE_BYTES, Fake
 
 REQUEST = Request("miniature", wrap_plain("a red circle"), ("reference", "int8-w8a8"), "turbo-12", 128, 128, 7)
 SOON = 20.0
@@ -217,3 +219,71 @@ def test_closing_stops_the_running_job(fake: Fake, tmp_path: Path) -> None:
     until(studio, lambda state: fake.steps_done)
     studio.close()
     assert fake.closed >= 1 and studio.state.job and studio.state.job.state == "stopped"
+
+
+def stages_of(studio: Studio, job_id: str) -> list[tuple[str, int]]:
+    """Phase and bytes of every stage a watcher sees until the job is over."""
+    seen: list[tuple[str, int]] = []
+    version = -1
+    while not studio.wait(job_id, 0).is_over:
+        state = studio.watch(version, 1.0)
+        version = state.version
+        if state.job and state.job.id == job_id and state.job.stage:
+            seen.append((state.job.stage.phase, state.job.stage.done))
+    return seen
+
+
+def test_published_weights_are_fetched_and_prepared_in_one_job(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.01
+    job_id = studio.submit_prepare("ideogram-4", ("int8-w8a8",))
+    phases = [phase for phase, _ in stages_of(studio, job_id)]
+    assert phases == sorted(phases) and set(phases) == {"fetch", "prepare"}  # the first comes first in the alphabet
+    job, state = studio.wait(job_id), studio.state
+    assert job.state == "done" and state.sources["ideogram-4"].state == "complete"
+    assert state.statuses["ideogram-4"]["int8-w8a8"].usable
+    assert state.machine and state.machine.plans["ideogram-4"].predicted.download_bytes == SOURCE_BYTES
+
+
+def test_a_dropped_line_keeps_its_reason_and_the_next_press_goes_on_there(studio: Studio, fake: Fake) -> None:
+    until(studio, lambda state: "miniature" in state.sources)
+    fake.line_breaks_at = 0.5
+    job = studio.wait(studio.submit_prepare("ideogram-4", ("gguf-q4_k",)), SOON)
+    assert job.state == "failed" and "cannot be reached" in job.error
+    begun = studio.state.sources["ideogram-4"]
+    assert begun.state == "partial" and 0.4 < begun.bytes / SOURCE_BYTES < 0.5
+    fake.step_seconds = 0.01
+    again = studio.submit_prepare("ideogram-4", ("gguf-q4_k",))
+    fetched = [done for phase, done in stages_of(studio, again) if phase == "fetch"]
+    assert min(fetched) >= begun.bytes and studio.wait(again).state == "done"
+
+
+def test_deleting_the_download_leaves_what_was_made_of_it(studio: Studio, fake: Fake) -> None:
+    until(studio, lambda state: "miniature" in state.sources)
+    with pytest.raises(RequestError, match="nothing to delete"):
+        studio.submit_delete("ideogram-4")
+    with pytest.raises(RequestError, match="nothing to delete"):
+        studio.submit_delete("miniature")
+    studio.wait(studio.submit_prepare("ideogram-4", ("gguf-q4_k",)), SOON)
+    assert studio.wait(studio.submit_delete("ideogram-4"), SOON).state == "done"
+    state = studio.state
+    assert fake.fetched_bytes == 0 and state.sources["ideogram-4"].state == "missing"
+    assert state.statuses["ideogram-4"]["gguf-q4_k"].usable
+
+
+def test_access_is_asked_about_while_a_job_runs(studio: Studio, fake: Fake) -> None:
+    fake.step_seconds = 0.05
+    job_id = studio.submit_compare(REQUEST)
+    until(studio, lambda state: state.job)
+    fake.allowed = Access("not_accepted", "The licence is not accepted.", "https://huggingface.co/")
+    studio.check_access("ideogram-4")
+    state = until(studio, lambda state: "ideogram-4" in state.access)
+    assert state.access["ideogram-4"] == fake.allowed and not state.checking
+    assert not studio.wait(job_id, 0).is_over
+    studio.stop()
+
+
+def test_a_fetch_that_is_refused_asks_again_what_stands_in_the_way(studio: Studio, fake: Fake) -> None:
+    fake.allowed = Access("no_token", "This computer has no token.")
+    job = studio.wait(studio.submit_prepare("ideogram-4", ("gguf-q4_k",)), SOON)
+    assert job.state == "failed" and job.error == "This computer has no token."
+    assert until(studio, lambda state: state.access).access["ideogram-4"].state == "no_token"

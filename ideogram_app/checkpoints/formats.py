@@ -4,192 +4,216 @@
     dense    <branch>/diffusion_pytorch_model.safetensors            x.weight
     fp8      the same                                                x.weight (float8), x.weight_scale (rows,)
     int8     the same, as torchao and diffusers save it              x._weight_qdata (int8), x._weight_scale (rows, 1)
-    gguf     <model>-<type>.gguf and <model>_uncond-<type>.gguf      x.weight, `attention.qkv` and `attention.o` fused
+    convrot  <model>[_uncond]-int8_convrot.safetensors               x.weight (int8, rotated), x.weight_scale (rows, 1),
+                                                                     x.comfy_quant (JSON), as ComfyUI reads it
+    gguf     <model>[_uncond]-<type>.gguf                            x.weight
 
-Everything that is not packed keeps the source's type; GGUF holds it as F32, where bfloat16 loses nothing. Beside every
-branch's weights stands its config.json; the one of int8 lets an unmodified `from_pretrained` load the folder.
+The last two have the official names, in which q, k and v are one tensor `attention.qkv`. Everything that is not packed
+keeps the source's type; GGUF holds it as F32, where bfloat16 loses nothing. Beside every branch's weights stands its
+config.json; the one of int8 lets an unmodified `from_pretrained` load the folder.
 
-A `Unit` is what is made and written at once: the tensors of one Linear, or of the three that GGUF fuses. `blank` says
-where in a file each will lie before any is computed. GGUF files carry no metadata, because any value makes one reader
-or another refuse; the manifest (store.py) says what they are. Left out: shards.
+Every packing here works row by row, so a matrix may be packed, written and read back in runs of rows: the bytes are
+those of the whole. `recipe` is always the effective one, whose protected list is the one the files were made with
+(`Manifest.effective`). Where the bytes lie is decided in blanks.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ideogram_app.architecture import Branch
-from ideogram_app.checkpoints.gguf_file import GgufFile, GgufWriter
+from ideogram_app.architecture import Component
+from ideogram_app.checkpoints.blanks import Blank, Unit, blank_gguf, blank_safetensors, torchao_metadata
+from ideogram_app.checkpoints.gguf_file import GgufFile
 from ideogram_app.checkpoints.gguf_file import TensorInfo as GgufInfo
-from ideogram_app.checkpoints.safetensors_file import NAMES, SafetensorsFile, TensorInfo, layout
+from ideogram_app.checkpoints.safetensors_file import DTYPES, NAMES, SafetensorsFile, TensorInfo
 from ideogram_app.checkpoints.sources import BRANCHES
-from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.quantization import fp8, int8, k_quants
+from ideogram_app.errors import CheckpointError
+from ideogram_app.quantization import fp8, int8, k_quants, rotation
 from ideogram_app.recipes import Recipe
+from ideogram_app.text_encoder import block_type
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
-GGUF_ALIGNMENT = 32
 SPLIT, FUSED = ("to_q", "to_k", "to_v"), "qkv"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is written at once.
-
-    Attributes:
-        inputs: names of the source's tensors it is made of.
-        parts: the tensors in the file, of which the first names the unit.
-        packed: whether the recipe packs it.
-    """
-
-    inputs: tuple[str, ...]
-    parts: tuple[TensorInfo | GgufInfo, ...]
-    packed: bool
-
-    @property
-    def name(self) -> str:
-        return self.parts[0].name
-
-
-@dataclass(frozen=True)
-class Blank:
-    """A file without its data: the header, the span of every part, the size of the whole."""
-
-    header: bytes
-    spans: dict[str, tuple[int, int]]
-    size: int
+FUSING = ("gguf", "convrot")  # storages with the official names
+# How ComfyUI and stable-diffusion.cpp recognise such a Linear.
+COMFY_QUANT = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": rotation.GROUP}
+COMFY_BYTES = json.dumps(COMFY_QUANT, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A Linear's weight as it rests: `values` and, by storage, the `scale` of each row (rows,) or the block type."""
+    """A Linear's weight as it rests: `values` and, by storage, the `scale` of each row (rows,) or the block type.
+
+    Attributes:
+        rotated: whether the columns were rotated before they were rounded, so that inputs must be too.
+    """
 
     storage: str
     values: Tensor
     scale: Tensor | None = None
     gguf_type: str = ""
+    rotated: bool = False
 
     def decoded(self) -> Tensor:
-        """float32 (rows, columns)."""
+        """float32 (rows, columns), rotated back."""
         if self.storage == "gguf":
-            return k_quants.decode(self.values, self.gguf_type)
-        assert self.scale is not None
-        widen = fp8.dequantize_rows if self.storage == "fp8" else int8.dequantize_rows
-        return widen(self.values, self.scale)
+            weight = k_quants.decode(self.values, self.gguf_type)
+        else:
+            assert self.scale is not None
+            widen = fp8.dequantize_rows if self.storage == "fp8" else int8.dequantize_rows
+            weight = widen(self.values, self.scale)
+        return rotation.rotate(weight) if self.rotated else weight
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same on a device."""
+        scale = None if self.scale is None else self.scale.to(device)
+        return PackedWeight(self.storage, self.values.to(device), scale, self.gguf_type, self.rotated)
 
 
 def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
     """Where a branch's weights lie inside a prepared folder."""
-    if recipe.storage != "gguf":
+    if recipe.storage not in FUSING:
         return f"{branch_name}/{WEIGHTS}"
-    return f"{model}{'' if branch_name == BRANCHES[0] else '_uncond'}-{recipe.gguf_type}.gguf"
+    stem = f"{model}{'' if branch_name == BRANCHES[0] else '_uncond'}"
+    return f"{stem}-{recipe.gguf_type}.gguf" if recipe.storage == "gguf" else f"{stem}-int8_convrot.safetensors"
 
 
-def units(recipe: Recipe, branch: Branch, dtypes: Mapping[str, torch.dtype]) -> list[Unit]:
-    """Everything a branch's file will hold; `dtypes` are those of tensors that are not packed."""
-    shapes = branch.shapes()
-    linears = {f"{linear.name}.weight" for linear in branch.linears() if recipe.packs(linear.name)}
+def packed_layers(recipe: Recipe, component: Component) -> set[str]:
+    """The Linears whose weights are packed; where q, k and v are one tensor, one protected part protects all three."""
+    packed = {linear.name for linear in component.linears() if recipe.packs(linear.name)}
+    if recipe.storage in FUSING:
+        packed = {name for name in packed if all(part in packed for part in _siblings(name))}
+    return packed
+
+
+def units(recipe: Recipe, component: Component, dtypes: Mapping[str, torch.dtype]) -> list[Unit]:
+    """Everything a file will hold; `dtypes` are those of tensors that are not packed."""
+    packed = packed_layers(recipe, component)
     made = []
-    for name, shape in shapes.items():
-        if recipe.storage == "gguf":
-            if not any(f".{part}." in name for part in SPLIT[1:]):  # those come with to_q
-                made.append(_gguf_unit(recipe, name, shape, name in linears))
-        elif name in linears:
-            made.append(Unit((name,), _packed_parts(recipe, name, shape), True))
+    for name, shape in component.shapes().items():
+        inputs = (name,) if recipe.storage not in FUSING else tuple(_siblings(name))
+        if inputs[0] != name:
+            continue  # comes with its first sibling
+        whole = (len(inputs) * shape[0], *shape[1:])
+        if name.removesuffix(".weight") in packed:
+            parts = _packed_parts(recipe, name, whole)
+            by_rows = min(2, len(parts))
         else:
-            made.append(Unit((name,), (TensorInfo(name, NAMES[dtypes[name]], shape),), False))
+            parts, by_rows = (_dense_part(recipe, name, whole, dtypes),), 1
+        made.append(Unit(inputs, parts, name.removesuffix(".weight") in packed, by_rows))
     return made
 
 
-def pack(recipe: Recipe, unit: Unit, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors of a unit's parts, from those of its inputs."""
-    if recipe.storage == "gguf":
-        kind = recipe.gguf_type if unit.packed else None
-        return [torch.cat([k_quants.encode(tensor, kind) if kind else tensor.float() for tensor in tensors])]
-    (tensor,) = tensors
+def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None) -> list[Tensor]:
+    """What rows of one of a unit's inputs become: rows of each of its first `by_rows` parts.
+
+    Args:
+        weight: (rows, columns), or (rows,) for what is not packed.
+        importance: (columns,) of GGUF's search, where statistics of the inputs are known.
+    """
     if not unit.packed:
         part = unit.parts[0]
-        assert isinstance(part, TensorInfo)
-        return [tensor.to(next(dtype for dtype, name in NAMES.items() if name == part.dtype))]
+        return [weight.float() if isinstance(part, GgufInfo) else weight.to(DTYPES[part.dtype])]
+    if recipe.rotated:
+        weight = rotation.rotate(weight)
+    if recipe.storage == "gguf":
+        return [k_quants.encode(weight, _kind(unit.parts[0]), importance)]
     if recipe.storage == "fp8":
-        return list(fp8.quantize_rows(tensor))
-    values, scale = int8.quantize_rows(tensor)
+        return list(fp8.quantize_rows(weight))
+    values, scale = int8.quantize_rows(weight)
     return [values, scale.unsqueeze(-1)]
+
+
+def constants(unit: Unit) -> dict[str, Tensor]:
+    """The parts of a unit that do not depend on weights."""
+    return {part.name: torch.tensor(list(COMFY_BYTES), dtype=torch.uint8) for part in unit.parts[unit.by_rows :]}
 
 
 def blank(recipe: Recipe, made: Sequence[Unit], dtype: torch.dtype) -> Blank:
     """The file that `made` will fill; `dtype` is that of dense layers, which torchao's metadata records."""
-    parts = [part for unit in made for part in unit.parts]
     if recipe.storage == "gguf":
-        return _blank_gguf([part for part in parts if isinstance(part, GgufInfo)])
-    metadata = {"format": "pt", **(_torchao_metadata(made, dtype) if recipe.storage == "int8" else {})}
-    header, placed = layout([part for part in parts if isinstance(part, TensorInfo)], metadata)
-    spans = {name: (info.start, info.stop) for name, info in placed.items()}
-    return Blank(header, spans, max(info.stop for info in placed.values()))
+        return blank_gguf(made)
+    if recipe.storage == "int8" and recipe.quantizes_activations:
+        return blank_safetensors(made, torchao_metadata(made, dtype))
+    # ComfyUI's int8_convrot files say nothing of themselves.
+    return blank_safetensors(made, {} if recipe.storage == "convrot" else {"format": "pt"})
 
 
-def branch_config(recipe: Recipe, branch: Branch, config: Mapping[str, Any]) -> dict[str, Any]:
+def branch_config(recipe: Recipe, component: Component, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a prepared branch: the source's, and for int8 how diffusers has to read the weights."""
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "quantization_config")}
-    if recipe.storage == "int8":
+    if recipe.storage == "int8" and recipe.quantizes_activations:
         from diffusers import TorchAoConfig
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-        protected = [linear.name for linear in branch.linears() if not recipe.packs(linear.name)]
+        protected = [linear.name for linear in component.linears() if not recipe.packs(linear.name)]
         settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=protected)
         kept["quantization_config"] = settings.to_dict()
     return kept
 
 
 class PackedBranch:
-    """One prepared transformer: dense tensors and packed weights by their diffusers names, read on demand.
+    """One prepared file: dense tensors and packed weights by their own names, read on demand and by rows.
 
     Raises:
         CheckpointError: the file is not what the recipe asks for; the message names file, tensor, expected and got.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, branch: Branch) -> None:
+    def __init__(self, path: Path, recipe: Recipe, component: Component) -> None:
         self.path, self.recipe = path, recipe
-        self.packed = {linear.name for linear in branch.linears() if recipe.packs(linear.name)}
-        self._shapes = branch.shapes()
+        self.packed = packed_layers(recipe, component)
+        self._shapes = component.shapes()
         self._file = GgufFile(path) if recipe.storage == "gguf" else SafetensorsFile(path)
-        self._check(branch)
+        self._check(component)
 
     def dense(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that is not packed."""
-        for name, shape in self._shapes.items():
+        for name in self._shapes:
             if name.removesuffix(".weight") not in self.packed:
-                yield name, self._rows(name, shape)
+                yield name, self.tensor(name)
 
-    def weight(self, linear: str) -> PackedWeight:
-        """The packed weight of a Linear."""
-        name, storage = f"{linear}.weight", self.recipe.storage
-        if storage == "gguf":
-            return PackedWeight(storage, self._rows(name, self._shapes[name]), gguf_type=str(self.recipe.gguf_type))
-        values, scale = (part.name for part in _packed_parts(self.recipe, name, self._shapes[name]))
-        return PackedWeight(storage, self._file.tensor(values), self._file.tensor(scale).reshape(-1))
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor that is not packed, or some of its rows."""
+        return self._rows(self._stored(name), name, rows)
 
-    def _rows(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """A tensor, cut out of the fused one where GGUF fuses; in memory of its own."""
-        if not isinstance(self._file, GgufFile):
-            return self._file.tensor(name)
-        whole = self._file.tensor(_fused(name))
-        third = next((index for index, part in enumerate(SPLIT) if f".{part}." in name), 0)
-        return whole[third * shape[0] : (third + 1) * shape[0]].clone()
+    def values(self, name: str, rows: slice | None = None, device: torch.device | str = "cpu") -> Tensor:
+        """A tensor as it counts, on a device: float32 and rotated back where it is packed, else as it is stored."""
+        linear = name.removesuffix(".weight")
+        if linear in self.packed and linear != name:
+            return self.weight(linear, rows).to(device).decoded()
+        return self.tensor(name, rows).to(device)
 
-    def _check(self, branch: Branch) -> None:
+    def weight(self, linear: str, rows: slice | None = None) -> PackedWeight:
+        """The packed weight of a Linear, or some of its rows."""
+        name, recipe = f"{linear}.weight", self.recipe
+        stored = _packed_parts(recipe, name, self._shapes[name])
+        values = self._rows(stored[0].name, name, rows)
+        if recipe.storage == "gguf":
+            return PackedWeight("gguf", values, gguf_type=_kind(stored[0]), rotated=recipe.rotated)
+        scale = self._rows(stored[1].name, name, rows).reshape(-1)
+        return PackedWeight(recipe.storage, values, scale, rotated=recipe.rotated)
+
+    def _rows(self, stored: str, name: str, rows: slice | None) -> Tensor:
+        """Rows of a stored tensor, counted from where those of `name` begin in it; in memory of its own."""
+        height = self._shapes[name][0]
+        first, last = (0, height) if rows is None else (rows.start, rows.stop)
+        start = _siblings(name).index(name) * height if self.recipe.storage in FUSING else 0
+        return self._file.tensor(stored, slice(start + first, start + last))
+
+    def _stored(self, name: str) -> str:
+        return official(name) if self.recipe.storage in FUSING else name
+
+    def _check(self, component: Component) -> None:
         infos: Mapping[str, TensorInfo | GgufInfo] = self._file.infos
         any_float = dict.fromkeys(self._shapes, torch.float32)  # packed parts have one type, the rest any float
-        expected = {part.name: (part, unit) for unit in units(self.recipe, branch, any_float) for part in unit.parts}
+        expected = {part.name: (part, unit) for unit in units(self.recipe, component, any_float) for part in unit.parts}
         strange = [name for name in infos if name not in expected]
         if strange:
             raise CheckpointError(f"{self.path} holds {len(strange)} unknown tensors", got=f"first {strange[0]}")
@@ -205,65 +229,44 @@ class PackedBranch:
                 )
 
 
-def _kind(info: TensorInfo | GgufInfo) -> str:
-    return info.gguf_type if isinstance(info, GgufInfo) else info.dtype
-
-
-def _fused(name: str) -> str:
+def official(name: str) -> str:
     """The official name of a diffusers tensor."""
     for part in SPLIT:
         name = name.replace(f"attention.{part}.", f"attention.{FUSED}.")
     return name.replace("attention.to_out.0.", "attention.o.")
 
 
-def _gguf_unit(recipe: Recipe, name: str, shape: tuple[int, ...], packed: bool) -> Unit:
-    kind = str(recipe.gguf_type) if packed else "F32"
-    if f".{SPLIT[0]}." not in name:
-        return Unit((name,), (GgufInfo(_fused(name), shape, kind),), packed)
-    inputs = tuple(name.replace(f".{SPLIT[0]}.", f".{part}.") for part in SPLIT)
-    return Unit(inputs, (GgufInfo(_fused(name), (3 * shape[0], shape[1]), kind),), packed)
+def _siblings(name: str) -> list[str]:
+    """The layers, or tensors, whose rows follow one another in the official one: three for q, k and v, else itself."""
+    for part in SPLIT:
+        head, found, tail = name.partition(f"attention.{part}")
+        if found:
+            return [f"{head}attention.{other}{tail}" for other in SPLIT]
+    return [name]
 
 
-def _packed_parts(recipe: Recipe, name: str, shape: tuple[int, ...]) -> tuple[TensorInfo, TensorInfo]:
-    """Values and scales of a Linear in a safetensors file."""
+def _kind(info: TensorInfo | GgufInfo) -> str:
+    return info.gguf_type if isinstance(info, GgufInfo) else info.dtype
+
+
+def _dense_part(
+    recipe: Recipe, name: str, shape: tuple[int, ...], dtypes: Mapping[str, torch.dtype]
+) -> TensorInfo | GgufInfo:
+    if recipe.storage == "gguf":
+        return GgufInfo(official(name), shape, "F32")
+    return TensorInfo(official(name) if recipe.storage == "convrot" else name, NAMES[dtypes[name]], shape)
+
+
+def _packed_parts(recipe: Recipe, name: str, shape: tuple[int, ...]) -> tuple[TensorInfo | GgufInfo, ...]:
+    """Values, then scales where they lie apart, then what says how to read them."""
+    column = (shape[0], 1)
+    if recipe.storage == "gguf":
+        return (GgufInfo(official(name), shape, block_type(recipe, name.removesuffix(".weight"), shape[1])),)
     if recipe.storage == "fp8":
         return TensorInfo(name, "F8_E4M3", shape), TensorInfo(f"{name}_scale", "F32", shape[:1])
+    if recipe.storage == "convrot":
+        stored = official(name)
+        mark = TensorInfo(f"{stored.removesuffix('weight')}comfy_quant", "U8", (len(COMFY_BYTES),))
+        return TensorInfo(stored, "I8", shape), TensorInfo(f"{stored}_scale", "F32", column), mark
     stem = name.removesuffix("weight") + "_weight"
-    return TensorInfo(f"{stem}_qdata", "I8", shape), TensorInfo(f"{stem}_scale", "F32", (shape[0], 1))
-
-
-def _blank_gguf(infos: Sequence[GgufInfo]) -> Blank:
-    """gguf-py's header, which it writes nowhere but to a file; data follow aligned, each padded."""
-    with TemporaryDirectory() as folder:
-        scratch = Path(folder) / "header.gguf"
-        with suppress(RequestError):  # closing before any tensor is written: only the header is wanted
-            GgufWriter(scratch, infos).close()
-        header = scratch.read_bytes()
-    end = _aligned(len(header))
-    spans = {}
-    for info in infos:
-        spans[info.name] = (end, end + info.byte_count)
-        end = _aligned(end + info.byte_count)
-    return Blank(header, spans, end)
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // GGUF_ALIGNMENT) * GGUF_ALIGNMENT
-
-
-def _torchao_metadata(made: Sequence[Unit], dtype: torch.dtype) -> dict[str, str]:
-    """What torchao's `flatten_tensor_state_dict` would say of these tensors, without having them."""
-    from torchao.prototype.safetensors.safetensors_utils import TensorSubclassAttributeJSONEncoder
-    from torchao.quantization import Int8Tensor, PerRow
-    from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
-
-    metadata = {"tensor_names": json.dumps([unit.inputs[0] for unit in made])}
-    for unit in made:
-        row: Any = {"_type": "Tensor"}
-        if unit.packed:
-            columns = unit.parts[0].shape[1]
-            values, scale = torch.zeros(1, columns, dtype=torch.int8), torch.ones(1, 1)
-            per_token = QuantizeTensorToInt8Kwargs(granularity=PerRow())
-            row = Int8Tensor(values, scale, [1, columns], dtype, act_quant_kwargs=per_token)
-        metadata[unit.inputs[0]] = json.dumps(row, cls=TensorSubclassAttributeJSONEncoder)
-    return metadata
+    return TensorInfo(f"{stem}_qdata", "I8", shape), TensorInfo(f"{stem}_scale", "F32", column)

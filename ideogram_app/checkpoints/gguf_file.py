@@ -7,7 +7,8 @@
             file.write(info.name, tensor)                    ...
 
 The header stands first, so `GgufWriter` is told every name, shape and type before it sees a weight, and only one tensor
-need be in memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used.
+need be in memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads
+every type that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
 
 gguf-py does the bytes of the header; this file adds types in torch, a check at every step, and errors that name the
 file. No `general.architecture` is written: published per-branch files of this model carry no metadata at all, and any
@@ -33,6 +34,12 @@ from ideogram_app.quantization.k_quants import FORMATS, packed_columns
 
 FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KNOWN_TYPES = (*FLOATS, *FORMATS)
+# What `gguf.dequantize` of gguf-py 0.19 decodes beside these.
+OTHER_BLOCKS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"),
+    *("IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+)
+READABLE_TYPES = (*KNOWN_TYPES, *OTHER_BLOCKS)
 LONGEST_NAME = 63  # bytes; GGML_MAX_NAME is 64 with its closing zero
 
 Metadata = Mapping[str, str | bool | int | float]
@@ -44,7 +51,7 @@ class TensorInfo:
 
     Attributes:
         shape: of the weights, (rows, columns) or (n,), whatever their packing.
-        gguf_type: one of `KNOWN_TYPES`.
+        gguf_type: one of `READABLE_TYPES`; one of `KNOWN_TYPES` where it is to be written.
     """
 
     name: str
@@ -56,7 +63,15 @@ class TensorInfo:
         """Of the tensor in memory: that of the weights, or of their packed rows."""
         if self.gguf_type in FLOATS:
             return self.shape
+        if self.gguf_type in OTHER_BLOCKS:
+            weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.gguf_type]]
+            return *self.shape[:-1], self.shape[-1] // weights * size
         return *self.shape[:-1], packed_columns(self.shape[-1], self.gguf_type)
+
+    @property
+    def dtype(self) -> str:
+        """The type by the name that a safetensors header's rows have for theirs."""
+        return self.gguf_type
 
     @property
     def held_dtype(self) -> torch.dtype:
@@ -147,7 +162,7 @@ class GgufFile:
         infos: name to `TensorInfo`, in file order.
 
     Raises:
-        CheckpointError: missing, truncated, malformed, or holding a type not in `KNOWN_TYPES`.
+        CheckpointError: missing, truncated, malformed, or holding a type not in `READABLE_TYPES`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -158,10 +173,11 @@ class GgufFile:
         self._mapped = {tensor.name: tensor for tensor in reader.tensors}
         self.infos: dict[str, TensorInfo] = {name: self._info(tensor) for name, tensor in self._mapped.items()}
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A view of the mapped file: floats as `info.shape`, a block type as uint8 (rows, bytes of a row).
 
-        It may be written to, which changes memory and never the file.
+        It may be written to, which changes memory and never the file. Some rows of it are read into memory of their
+        own instead: pages of a mapping, once touched, count as the process's memory until the file is closed.
 
         Raises:
             CheckpointError: no tensor of that name.
@@ -171,8 +187,20 @@ class GgufFile:
                 f"{self.path.name} holds no tensor {name}", got=f"{len(self._mapped)}: {', '.join(self._mapped):.200}"
             )
         info = self.infos[name]
-        raw = torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8))
-        return raw.view(info.held_dtype).view(info.held_shape)
+        if rows is None:
+            raw = torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8))
+            return raw.view(info.held_dtype).view(info.held_shape)
+        first, stop, _ = rows.indices(info.held_shape[0])
+        row_bytes = info.byte_count // max(1, info.held_shape[0])
+        raw = torch.empty((stop - first) * row_bytes, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(int(self._mapped[name].data_offset) + first * row_bytes)
+            got = file.readinto(raw.numpy().data)
+        if got != raw.numel():
+            raise CheckpointError(
+                f"{self.path.name} ended inside {name}", expected=f"{raw.numel():,} bytes", got=f"{got:,}"
+            )
+        return raw.view(info.held_dtype).view(stop - first, *info.held_shape[1:])
 
     def close(self) -> None:
         """Let go of the mapping; views already handed out keep it alive until they go."""
@@ -192,10 +220,10 @@ class GgufFile:
 
     def _info(self, tensor: gguf.ReaderTensor) -> TensorInfo:
         kind = tensor.tensor_type.name
-        if kind not in KNOWN_TYPES:
+        if kind not in READABLE_TYPES:
             raise CheckpointError(
                 f"Tensor {tensor.name} of {self.path.name} has a type this program cannot read",
-                expected=" or ".join(KNOWN_TYPES),
+                expected=" or ".join(READABLE_TYPES),
                 got=kind,
             )
         return TensorInfo(tensor.name, tuple(int(size) for size in reversed(tensor.shape)), kind)

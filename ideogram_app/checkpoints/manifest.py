@@ -10,14 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from ideogram_app.checkpoints.readers import weight_files
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.recipes import Recipe
 from ideogram_app.wire import from_json
 
 FORMAT = 1  # of the manifest and of everything it lists; a change makes older folders be prepared again
@@ -29,11 +31,16 @@ AGAIN = "Prepare it again"
 
 @dataclass(frozen=True)
 class FileRow:
-    """One file: its path inside the folder, bytes and hash."""
+    """One file: its path inside the folder, bytes and hash.
+
+    Attributes:
+        changed: of a source file, its time of change in nanoseconds, so that one which stayed is not hashed again.
+    """
 
     path: str
     size: int
     sha256: str
+    changed: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,11 @@ class Manifest:
     """What a published folder says of itself.
 
     Attributes:
-        protected: the recipe's protected layers when it was made.
+        protected: name fragments of the layers that were in fact left unpacked.
         source, source_files: what it was made from.
         files: everything in the folder but the manifest.
         created: UTC, ISO 8601.
+        calibration: hash of the statistics that scaled the weights or chose what is protected; "" without.
     """
 
     format: int
@@ -56,6 +64,24 @@ class Manifest:
     files: tuple[FileRow, ...]
     app_version: str
     created: str
+    calibration: str = ""
+
+    def effective(self, recipe: Recipe) -> Recipe:
+        """The recipe with the protected list that these files were made with."""
+        return replace(recipe, protected=self.protected)
+
+    def made_from(self, source: str, folder: Path, files: Sequence[Path]) -> bool:
+        """Whether these files are the source: by size and time of change where they lay, else by hash.
+
+        Args:
+            source: what `source` would say of them; folder: from which their paths are counted.
+        """
+        stats = [path.stat() for path in files]
+        if [row.size for row in self.source_files] != [stat.st_size for stat in stats]:
+            return False
+        if self.source == source and [row.changed for row in self.source_files] == [s.st_mtime_ns for s in stats]:
+            return True
+        return self.source_files == tuple(file_row(path, folder) for path in files)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -80,9 +106,14 @@ def source_files(folder: Path) -> list[Path]:
 
 def source_rows(folder: Path) -> tuple[FileRow, ...]:
     """The weights of both transformers of a pipeline folder, hashed; a file that did not change is hashed once."""
-    return tuple(
-        FileRow(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path)) for path in source_files(folder)
-    )
+    return tuple(file_row(path, folder) for path in source_files(folder))
+
+
+def file_row(path: Path, folder: Path) -> FileRow:
+    """The row of a source file, named from a folder where it lies inside it."""
+    stat = path.stat()
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    return FileRow(name, stat.st_size, sha256(path), stat.st_mtime_ns)
 
 
 def sha256(path: Path) -> str:

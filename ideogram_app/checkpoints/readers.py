@@ -1,14 +1,13 @@
-"""A branch's weights from any layout this version reads, as a lazy stream of (official diffusers name, tensor).
+"""A transformer's weights from any published layout, as a lazy stream of (diffusers name, tensor).
 
-    dense  float32, bfloat16 or float16, as diffusers saves it
-    fp8    float8_e4m3fn with `<name>.weight_scale`, as Ideogram publishes it
+`open_source` takes what a user has: a pipeline folder, a file that holds both transformers, two files, a folder with
+the files of one row of sources.py. `SourceBranch` is one of the two: names are translated (names.py), tensors widened
+(codecs.py), the layout recognised (layouts.py). Everything is found in the headers, never in the names of files, and
+every tensor is accounted for before the first is read: unknown, missing, doubled or wrongly shaped ones are an error
+that names file and tensor. Tensors are read whole or some rows at a time; nothing is kept.
 
-each with attention split (`to_q`, `to_k`, `to_v`, `to_out.0`) or fused (`qkv`, rows in thirds, and `o`), in one file or
-in shards. The layout is found in the headers, never in the names of files, and every tensor is accounted for before the
-first is read: unknown, missing, doubled or wrongly shaped ones are an error that names file and tensor.
-
-diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Left out: NF4,
-ComfyUI's and others' GGUF and INT8 files.
+diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Pickles are refused,
+because opening one runs whatever it says. Left out: the text encoder, the VAE, LoRA files.
 """
 
 from __future__ import annotations
@@ -22,111 +21,185 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ideogram_app.architecture import Branch
-from ideogram_app.checkpoints.safetensors_file import DTYPES, SafetensorsFile, TensorInfo
-from ideogram_app.errors import CheckpointError
-from ideogram_app.quantization import fp8
+from ideogram_app.architecture import Branch, Model
+from ideogram_app.checkpoints.codecs import Entry, Stored, gather
+from ideogram_app.checkpoints.gguf_file import GgufFile
+from ideogram_app.checkpoints.layouts import recognise
+from ideogram_app.checkpoints.names import WEIGHT, parse, pieces
+from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
+from ideogram_app.checkpoints.sources import BRANCHES, SOURCES, Source
+from ideogram_app.errors import CheckpointError, RequestError
 
-DENSE_TYPES = ("F32", "BF16", "F16")
-SCALE = "_scale"  # `x.weight` has its scales in `x.weight_scale`
-FUSED = {".attention.qkv.": (".attention.to_q.", ".attention.to_k.", ".attention.to_v.")}
-RENAMED = (".attention.o.", ".attention.to_out.0.")
+WEIGHTS = ("*.safetensors", "*.gguf")
+PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
+# ComfyUI writes which transformer a file holds into the metadata of some of its files.
+TELLS = {"ideogram4_cond": 0, "ideogram4_uncond": 1}
+CONFIGURED = tuple(field.name for field in fields(Branch))
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a tensor comes from: a stored tensor, or one third of its rows."""
+class Piece:
+    """A tensor by its diffusers name: a stored one, or one third of its rows."""
 
-    file: SafetensorsFile
-    name: str
-    third: int | None = None
-
-    @property
-    def info(self) -> TensorInfo:
-        return self.file.infos[self.name]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        shape = self.info.shape
-        return shape if self.third is None or not shape else (shape[0] // 3, *shape[1:])
-
-    def read(self) -> Tensor:
-        if self.third is None:
-            return self.file.tensor(self.name)
-        rows = self.shape[0]
-        return self.file.tensor(self.name, slice(self.third * rows, (self.third + 1) * rows))
+    base: str
+    third: int | None
 
 
 class SourceBranch:
     """One transformer of a source, whatever its layout.
 
+    Args:
+        folder: of a pipeline's transformer, or a single file.
+        branch: what it must be; None takes it as it is.
+        which: 0 or 1, the transformer to take of a file that holds both.
+
     Attributes:
+        folder: where it comes from, for messages.
         files: what is read, in the order of their names.
-        layout: dense or fp8.
-        config: the branch's config.json.
-        dtypes: name to the type a tensor has when it is not packed; what was FP8 is held in bfloat16.
+        layout: a name of `layouts.LAYOUTS`.
+        config: its config.json; one made from the shapes where the weights come without.
+        branch: its shape.
+        dtypes: name to the type a tensor has when it is not packed; what was packed is held in bfloat16.
 
     Raises:
-        CheckpointError: not what `branch` asks for; the message names file, tensor, expected and got.
+        CheckpointError: no transformer, or not what `branch` asks for; it names file, tensor, expected and got.
     """
 
-    def __init__(self, folder: Path, branch: Branch) -> None:
+    def __init__(self, folder: Path, branch: Branch | None = None, which: int | None = None) -> None:
         self.folder = folder
-        self.config = read_config(folder)
-        check_config(folder, self.config, branch)
-        self.files = [SafetensorsFile(path) for path in weight_files(folder)]
-        stored = {info.dtype for file in self.files for info in file.infos.values()}
-        self.layout = "fp8" if "F8_E4M3" in stored else "dense"
-        origins = _origins(self.files)
-        self._origins = _matched(folder, origins, branch.shapes())
-        self._scales = self._matched_scales(origins)
-        self.dtypes = {
-            name: torch.bfloat16 if name in self._scales else DTYPES[origin.info.dtype]
-            for name, origin in self._origins.items()
-        }
+        self.files = [open_weights(path) for path in weight_files(folder)]
+        said = _branches_named(self.files)
+        if which is None and len(said) > 1:
+            raise CheckpointError(f"{folder} holds both transformers", expected="one", do="Name it as the whole source")
+        groups = gather(self.files, which)
+        self._pieces = _pieces(groups)
+        self.branch, self.config = self._described(groups, branch)
+        shapes = self.branch.shapes()
+        _expect_all(folder, groups, self._pieces, shapes)
+        self._stored = {piece.base: Stored(groups[piece.base]) for piece in self._pieces.values()}
+        for name, shape in shapes.items():
+            _expect_shape(self._stored[self._pieces[name].base], self._pieces[name], name, shape)
+        self._shapes = shapes
+        self.layout = recognise(self._stored.values(), paired=bool(said)).name
+        self.dtypes: dict[str, torch.dtype] = {name: self._stored[self._pieces[name].base].dtype for name in shapes}
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor by its diffusers name; what was FP8 is widened in float32.
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor by its diffusers name, or some of its rows; float32 where it was packed, else as it is stored.
+
+        Only these rows are read and widened.
 
         Raises:
             CheckpointError: no such tensor.
         """
-        if name not in self._origins:
+        if name not in self._shapes:
             raise CheckpointError(f"{self.folder} holds no tensor {name}")
-        tensor = self._origins[name].read()
-        scale = self._scales.get(name)
-        return tensor if scale is None else fp8.dequantize_rows(tensor, scale.read())
+        piece, height = self._pieces[name], self._shapes[name][0]
+        start, stop, _ = (rows or slice(None)).indices(height)
+        before = (piece.third or 0) * height
+        return self._stored[piece.base].read(slice(before + start, before + max(start, stop)))
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self._origins:
+        for name in self._shapes:
             yield name, self.tensor(name)
 
-    def _matched_scales(self, origins: dict[str, Origin]) -> dict[str, Origin]:
-        """Check types, and pair FP8 weights with their scales; both directions must hold."""
-        scales = {}
-        for name, origin in self._origins.items():
-            scale = origins.pop(name + SCALE, None)
-            if origin.info.dtype == "F8_E4M3":
-                _check_scale(origin, scale)
-                assert scale is not None
-                scales[name] = scale
-            elif scale is not None:
-                raise CheckpointError(f"{scale.file.path} has scales for {name}, which is not FP8", got=scale.name)
-            elif origin.info.dtype not in DENSE_TYPES:
+    def _described(self, groups: dict[str, dict[str, Entry]], expected: Branch | None) -> tuple[Branch, dict[str, Any]]:
+        """Shape and config: from config.json where there is one, else from the shapes of a few tensors."""
+        if self.folder.is_dir() and (self.folder / "config.json").exists():
+            config, origin = read_config(self.folder), self.folder / "config.json"
+        else:
+            branch, origin = _measured(self.folder, groups, self._pieces), self.folder
+            try:
+                config = branch.config()
+            except RequestError as problem:
                 raise CheckpointError(
-                    f"Tensor {origin.name} of {origin.file.path} has a type this version does not read",
-                    expected=f"{', '.join(DENSE_TYPES)} or F8_E4M3 with scales",
-                    got=origin.info.dtype,
-                )
-        return scales
+                    f"{self.folder}: {problem.what}", expected=problem.expected, got=problem.got, do=problem.do
+                ) from problem
+        if expected is not None:
+            _expect_config(origin, config, expected)
+        numbers = {field: config.get(field) for field in CONFIGURED}
+        if not all(isinstance(number, int) and number > 0 for number in numbers.values()):
+            raise CheckpointError(
+                f"{origin} is no config of this model", expected=", ".join(CONFIGURED), got=str(numbers)
+            )
+        return Branch(**{field: config[field] for field in CONFIGURED}), config
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """Both transformers of a source.
+
+    Attributes:
+        branches: conditional first.
+        files: everything that is read, each once.
+        folder: in which all of them lie, for names relative to it.
+    """
+
+    branches: tuple[SourceBranch, SourceBranch]
+    files: tuple[Path, ...]
+    folder: Path
+
+    @property
+    def layout(self) -> str:
+        return self.branches[0].layout
+
+
+def open_source(path: Path, unconditional: Path | None = None, expected: Model | None = None) -> SourceModel:
+    """Both transformers of what a user has.
+
+    Args:
+        path: a diffusers pipeline folder, a folder with the files of one row of `SOURCES`, a file that holds both
+            transformers, or the conditional one's file or folder.
+        unconditional: the other one's file or folder, where `path` is one transformer alone.
+        expected: what they must be; None takes them as they are.
+
+    Raises:
+        CheckpointError: not readable, not this model, or it cannot be told which transformer is which.
+    """
+    first, second = _pair(path, unconditional)
+    shapes = expected.branches if expected else (None, None)
+    both = first == second
+    branches = (
+        SourceBranch(first, shapes[0], 0 if both else None),
+        SourceBranch(second, shapes[1], 1 if both else None),
+    )
+    if not both:
+        for number, branch in enumerate(branches):
+            _expect_role(branch, number)
+    files = tuple(dict.fromkeys(file.path for branch in branches for file in branch.files))
+    within = path if path.is_dir() and second.is_relative_to(path) else _common_folder(files)
+    return SourceModel(branches, files, within)
+
+
+def open_weights(path: Path) -> SafetensorsFile | GgufFile:
+    """A file of weights by what it begins with.
+
+    Raises:
+        CheckpointError: missing, a pickle, or damaged.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}", do="Fetch or prepare it again")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:4] == b"GGUF":
+        return GgufFile(path)
+    # torch.save writes a zip or a bare pickle. Safetensors begin with the length of their header, which fits the file.
+    if start.startswith(PICKLES) and int.from_bytes(start, "little") > path.stat().st_size:
+        raise CheckpointError(
+            f"{path} is a pickle, which may run any program when it is opened",
+            expected="safetensors or GGUF",
+            do="Take another publication of these weights",
+        )
+    return SafetensorsFile(path)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those its index lists, else all.
+    """The weight files of a folder: those its index lists, else all; a file is its own.
 
     Raises:
         CheckpointError: none, or an index that cannot be read.
     """
+    if folder.is_file():
+        return [folder]
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
         try:
@@ -134,9 +207,14 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise CheckpointError(f"{indexes[0]} is no index of weights", got=str(problem)) from problem
         return sorted(folder / Path(name).name for name in names)
-    files = sorted(folder.glob("*.safetensors"))
+    files = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
     if not files:
-        raise CheckpointError(f"{folder} holds no weights", expected="at least one .safetensors file")
+        others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        raise CheckpointError(
+            f"{folder} holds no weights",
+            expected="at least one .safetensors or .gguf file; pickles (.bin, .pt, .ckpt) are never opened",
+            got=", ".join(others)[:200] or "nothing",
+        )
     return files
 
 
@@ -158,90 +236,146 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_config(folder: Path, config: dict[str, Any], branch: Branch) -> None:
-    """Refuse a folder that holds another model.
+def _pair(path: Path, unconditional: Path | None) -> tuple[Path, Path]:
+    """Where the two transformers are; twice the same where one file holds both."""
+    if unconditional is not None:
+        if path.resolve() == unconditional.resolve():
+            raise CheckpointError("The same weights were named for both transformers", got=str(path))
+        return path, unconditional
+    if path.is_dir():
+        return _pair_in(path)
+    if len(_branches_named([open_weights(path)])) > 1:
+        return path, path
+    raise CheckpointError(
+        f"{path} holds one transformer, and this model has two", do="Name the file of the unconditional one as well"
+    )
 
-    Raises:
-        CheckpointError: names the first field that differs.
-    """
-    for field in fields(branch):
-        expected, got = getattr(branch, field.name), config.get(field.name)
-        if expected != got:
+
+def _pair_in(folder: Path) -> tuple[Path, Path]:
+    """The two in a folder: a pipeline's, those of one published repository, or one file's."""
+    pipeline = (folder / BRANCHES[0], folder / BRANCHES[1])
+    if all(part.is_dir() for part in pipeline):
+        return pipeline
+    rows = [row for row in SOURCES if all((folder / name).is_file() for name in row.branches)]
+    if len(rows) == 1:
+        return folder / rows[0].branches[0], folder / rows[0].branches[1]
+    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    if not rows and len(files) == 1:
+        return _pair(files[0], None)
+    raise CheckpointError(
+        f"It cannot be told which files of {folder} are the transformers",
+        expected=f"the folders {' and '.join(BRANCHES)}, or the files of one published repository",
+        got=_listing(rows, files),
+        do="Name the file of the conditional transformer, and that of the unconditional one",
+    )
+
+
+def _listing(rows: list[Source], files: list[Path]) -> str:
+    if rows:
+        return "; ".join(" and ".join(row.branches) for row in rows)
+    return ", ".join(file.name for file in files)[:200] or "no weights"
+
+
+def _common_folder(files: tuple[Path, ...]) -> Path:
+    """The deepest folder that holds all the files; two on different drives have none, and each keeps its own name."""
+    shared = set(files[0].parents).intersection(*(file.parents for file in files))
+    return max(shared, key=lambda folder: len(folder.parts), default=files[0].parent)
+
+
+def _branches_named(files: list[SafetensorsFile | GgufFile]) -> set[int]:
+    """Which transformers the names of the tensors speak of; none where they do not say."""
+    named = {parse(stored).branch for file in files for stored in file.infos}
+    return {branch for branch in named if branch is not None}
+
+
+def _expect_role(branch: SourceBranch, number: int) -> None:
+    """A file that says which transformer it holds must be named as that one."""
+    for file in branch.files:
+        says = TELLS.get(str(file.metadata.get("model_type", "")), number)
+        if says != number:
+            words = ("conditional", "unconditional")
             raise CheckpointError(
-                f"{folder / 'config.json'} describes another model",
-                expected=f"{field.name} {expected}",
-                got=str(got) if got is not None else "nothing",
+                f"{file.path} was named as the {words[number]} transformer",
+                got=f"the {words[says]} one, as its metadata says",
+                do="Name the two the other way round",
             )
 
 
-def _origins(files: list[SafetensorsFile]) -> dict[str, Origin]:
-    """Every stored tensor under its diffusers name; a name met twice is an error."""
-    found: dict[str, Origin] = {}
-    for file in files:
-        for stored in file.infos:
-            for name, origin in _renamed(file, stored):
-                if name in found:
-                    other = found[name]
-                    raise CheckpointError(
-                        f"Tensor {name} is there twice",
-                        got=f"{other.name} in {other.file.path} and {stored} in {file.path}",
-                    )
-                found[name] = origin
+def _pieces(groups: dict[str, dict[str, Entry]]) -> dict[str, Piece]:
+    """Where every tensor comes from, by its diffusers name; a name met twice is an error."""
+    found: dict[str, Piece] = {}
+    for base in groups:
+        for name, third in pieces(base):
+            if name in found:
+                places = [next(iter(groups[one].values())) for one in (found[name].base, base)]
+                raise CheckpointError(
+                    f"Tensor {name} is there twice",
+                    got=" and ".join(f"{place.name} in {place.file.path}" for place in places),
+                )
+            found[name] = Piece(base, third)
     return found
 
 
-def _renamed(file: SafetensorsFile, stored: str) -> Iterator[tuple[str, Origin]]:
-    """The diffusers name, or three of them, of one stored tensor."""
-    for fused, parts in FUSED.items():
-        if fused in stored:
-            for third, part in enumerate(parts):
-                yield stored.replace(fused, part), Origin(file, stored, third)
-            return
-    yield stored.replace(*RENAMED), Origin(file, stored)
-
-
-def _matched(folder: Path, origins: dict[str, Origin], shapes: dict[str, tuple[int, ...]]) -> dict[str, Origin]:
-    """The expected tensors, each with its origin; anything else left over but scales is an error."""
-    weights_of = {name.removesuffix(SCALE) for name in origins if name.endswith(SCALE)}
-    unknown = [name for name in origins if name not in shapes and name.removesuffix(SCALE) not in shapes]
-    if unknown:
-        origin = origins[unknown[0]]
+def _measured(folder: Path, groups: dict[str, dict[str, Entry]], found: dict[str, Piece]) -> Branch:
+    """The shape of a transformer from the shapes of four of its tensors and the number of its blocks."""
+    asked = ("llm_cond_norm", "adaln_proj", "layers.0.attention.norm_q", "layers.0.feed_forward.w1")
+    for name in asked:
+        if WEIGHT not in groups.get(f"{name}.weight", {}):
+            raise CheckpointError(
+                f"{folder} holds no Ideogram 4 transformer",
+                expected=f"{name}.weight",
+                got=f"{len(groups)} tensors, the first {next(iter(groups), 'none')}",
+            )
+    text, conditioning, head, feed_forward = (Stored(groups[f"{name}.weight"]).shape for name in asked)
+    blocks = {name.split(".")[1] for name in found if name.startswith("layers.")}
+    if len(conditioning) != 2 or not head or conditioning[1] % head[0]:
         raise CheckpointError(
-            f"{origin.file.path} is of a layout this version does not know",
-            expected="a dense or FP8 Ideogram 4 transformer, attention split or fused",
-            got=f"{len(unknown)} unknown tensors, first {origin.name} ({origin.info.dtype} {origin.info.shape})",
+            f"{folder} holds no Ideogram 4 transformer",
+            expected="adaln_proj.weight with columns in whole heads",
+            got=f"{conditioning} and heads of {head}",
         )
-    missing = [name for name in shapes if name not in origins]
+    return Branch(len(blocks), head[0], conditioning[1] // head[0], feed_forward[0], conditioning[0], text[0])
+
+
+def _expect_config(path: Path, config: dict[str, Any], branch: Branch) -> None:
+    """Refuse another model; the error names the first field that differs."""
+    for field in CONFIGURED:
+        expected, got = getattr(branch, field), config.get(field)
+        if expected != got:
+            raise CheckpointError(
+                f"{path} describes another model", expected=f"{field} {expected}", got=str(got or "nothing")
+            )
+
+
+def _expect_all(
+    folder: Path, groups: dict[str, dict[str, Entry]], found: dict[str, Piece], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """No tensor unknown, none missing."""
+    unknown = [piece.base for name, piece in found.items() if name not in shapes]
+    if unknown:
+        entry = next(iter(groups[unknown[0]].values()))
+        raise CheckpointError(
+            f"{entry.file.path} is of a layout this version does not know",
+            expected="an Ideogram 4 transformer and nothing else",
+            got=f"{len(unknown)} unknown tensors, first {entry}",
+        )
+    missing = [name for name in shapes if name not in found or WEIGHT not in groups[found[name].base]]
     if missing:
-        known = "with scales but no weight" if missing[0] in weights_of else "not there"
+        beside = groups[found[missing[0]].base] if missing[0] in found else {}
         raise CheckpointError(
             f"{folder} lacks {len(missing)} tensors",
             expected=f"{missing[0]} {shapes[missing[0]]}",
-            got=known,
+            got=f"only {', '.join(entry.name for entry in beside.values())}" if beside else "not there",
         )
-    for name, shape in shapes.items():
-        _check_shape(origins[name], name, shape)
-    return {name: origins[name] for name in shapes}
 
 
-def _check_shape(origin: Origin, name: str, shape: tuple[int, ...]) -> None:
+def _expect_shape(stored: Stored, piece: Piece, name: str, shape: tuple[int, ...]) -> None:
     """The stored shape must be the expected one, or three times its rows where it is fused."""
-    if origin.third is not None:
+    if piece.third is not None:
         shape = (3 * shape[0], *shape[1:])
-    if origin.info.shape != shape:
+    if stored.shape != shape:
         raise CheckpointError(
-            f"Tensor {origin.name} of {origin.file.path} (here {name}) has the wrong shape",
+            f"Tensor {stored.weight.name} of {stored.weight.file.path} (here {name}) has the wrong shape",
             expected=str(shape),
-            got=str(origin.info.shape),
-        )
-
-
-def _check_scale(origin: Origin, scale: Origin | None) -> None:
-    """FP8 weights need one float32 scale a row, fused as they are."""
-    rows = origin.info.shape[0]
-    if scale is None or scale.info.dtype != "F32" or scale.info.shape != (rows,):
-        raise CheckpointError(
-            f"The FP8 tensor {origin.name} of {origin.file.path} cannot be widened",
-            expected=f"{origin.name}{SCALE}, F32 ({rows},)",
-            got=f"{scale.info.dtype} {scale.info.shape}" if scale else "nothing of that name",
+            got=str(stored.shape),
         )

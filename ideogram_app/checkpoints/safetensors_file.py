@@ -24,6 +24,7 @@ from torch import Tensor
 from ideogram_app.errors import CheckpointError
 
 DTYPES: dict[str, torch.dtype] = {
+    "I64": torch.int64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -94,8 +95,8 @@ class SafetensorsFile:
             )
         shape, start = info.shape, info.start
         if rows is not None:
-            row_bytes = info.size // max(1, shape[0])
-            shape, start = (rows.stop - rows.start, *shape[1:]), start + rows.start * row_bytes
+            first, stop, _ = rows.indices(shape[0])
+            shape, start = (stop - first, *shape[1:]), start + first * (info.size // max(1, shape[0]))
         count = prod(shape) * DTYPES[info.dtype].itemsize
         raw = torch.empty(count, dtype=torch.uint8)
         with self.path.open("rb") as file:

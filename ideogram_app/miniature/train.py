@@ -37,6 +37,7 @@ from ideogram_app.miniature.autoencoder import encode, normalise, set_statistics
 from ideogram_app.miniature.network import TextFeatures, Velocity, padding_bias
 from ideogram_app.miniature.optimizer import MatrixOptimizer, warm_up_and_decay
 from ideogram_app.miniature.tokenizer import build_tokenizer
+from ideogram_app.model.text import tokenize
 
 GRID = scenes.SIDE // scenes.CELL  # 8 x 8 image tokens
 BATCH = 64
@@ -80,14 +81,6 @@ def caption_of(scene: scenes.Scene, form: str, rng: random.Random) -> str:
     return {"json": scenes.to_json, "plain": scenes.to_plain, "wrapped": scenes.to_wrapped}[kind](said)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, caption: str) -> list[int]:
-    """Token ids of a caption in the chat template, exactly as the pipeline makes them."""
-    turn = [{"role": "user", "content": [{"type": "text", "text": caption}]}]
-    text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
 class Captions:
     """Captions of many scenes, tokenized, in two groups by length. Rows: (scene index, length, padded ids)."""
 
@@ -96,7 +89,7 @@ class Captions:
         groups: dict[int, list[tuple[int, int, list[int]]]] = {width: [] for width in TEXT_WIDTHS}
         for index, scene in enumerate(chosen):
             for form in rng.choices(FORMS, FORM_WEIGHTS, k=per_scene):
-                ids = tokenize(tokenizer, caption_of(scene, form, rng))
+                ids = tokenize(tokenizer, caption_of(scene, form, rng))[0].tolist()
                 width = next(width for width in TEXT_WIDTHS if len(ids) <= width)
                 groups[width].append((index, len(ids), ids + [0] * (width - len(ids))))
         self.groups = [

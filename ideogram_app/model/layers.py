@@ -1,13 +1,14 @@
 """A Linear layer per storage, each a drop-in for `torch.nn.Linear`.
 
-    dense  torch.nn.Linear                        weight in the computing type
-    fp8    Fp8Linear                              float8 weight, widened at every use
-    int8   Int8Linear                             INT8 x INT8 -> INT32, by torchao
-    gguf   GgufLinear                             K-quant bytes, decoded at every use
+    dense    torch.nn.Linear                      weight in the computing type
+    fp8      Fp8Linear                            float8 weight, widened at every use
+    int8     Int8Linear                           INT8 x INT8 -> INT32, by torchao
+    convrot  RotatedInt8Linear                    the same between a rotated weight and an input rotated as it comes
+    gguf     GgufLinear                           K-quant bytes, decoded at every use
 
 The computing type is that of the input. Packed weights and their scales are buffers that follow `.to(device)` and
 ignore `.to(dtype)`: a change of type would silently unpack, or ruin, them. The bias is an ordinary parameter. So
-`model.to("cuda", torch.bfloat16)` does the right thing for all four.
+`model.to("cuda", torch.bfloat16)` does the right thing for all of them.
 
 Left out: training, and keeping decoded weights; diffusers' GGUF layer does the same through a tensor subclass.
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants
+from ideogram_app.quantization.rotation import rotate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,6 +130,19 @@ class Int8Linear(nn.Linear):
             weight: Any = self.weight
             return int8.linear(x, weight.qdata, weight.scale.squeeze(-1), self.bias)
         return super().forward(x)
+
+
+class RotatedInt8Linear(Int8Linear):
+    """`weight` holds W R in int8 (`int8.quantize_rows(rotate(weight))`); inputs become x R before they are rounded.
+
+    The rotation runs in float32 and is rounded to the computing type, by at most 2^-9 of each value in bfloat16: half
+    of what the following step of 1/127.5 of a token's largest value may change, and on typical values far less. Left
+    out: rotating once for layers that share an input (q, k and v; w1 and w3).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., columns) -> (..., rows)."""
+        return super().forward(rotate(x).to(x.dtype))
 
 
 def weight_bytes(module: nn.Module) -> int:

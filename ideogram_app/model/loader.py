@@ -11,8 +11,7 @@ on while drawing (residency.py), the kernels of packed layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ideogram_app.architecture import Branch, find_model
+from ideogram_app.checkpoints.companions import ENCODER, open_encoder
+from ideogram_app.checkpoints.encoder_source import SourceEncoder
 from ideogram_app.checkpoints.formats import PackedBranch, PackedWeight, branch_file
 from ideogram_app.checkpoints.manifest import verify_sums
 from ideogram_app.checkpoints.readers import SourceBranch, read_config, weight_files
@@ -28,8 +29,10 @@ from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, find_source, local_folder
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError
-from ideogram_app.model.layers import Fp8Linear, GgufLinear, Int8Linear, weight_bytes
+from ideogram_app.model.encoder import encoder_from_file, encoder_from_source
+from ideogram_app.model.layers import Fp8Linear, GgufLinear, Int8Linear, RotatedInt8Linear, weight_bytes
 from ideogram_app.recipes import find_recipe
+from ideogram_app.text_encoder import DENSE, find_encoder_recipe
 
 # Files up to this size are hashed whenever they are loaded (0.07 s with SHA instructions); larger ones are compared by
 # size, and by hash when `Store.verify` is asked for.
@@ -82,13 +85,14 @@ def load_transformers(
         RequestError: no such model or recipe.
         CheckpointError: not prepared, or damaged; the message names the file.
     """
-    recipe, model, status = find_recipe(recipe_name), find_model(model_name), store.status(model_name, recipe_name)
+    model, status = find_model(model_name), store.status(model_name, recipe_name)
     if not status.usable:
         raise CheckpointError(
-            f"{recipe.title} of {model.title} is {status.state}: {status.path}",
+            f"{find_recipe(recipe_name).title} of {model.title} is {status.state}: {status.path}",
             got=status.detail,
             do=f"Prepare {recipe_name} first",
         )
+    recipe = store.effective(model_name, recipe_name)
     if status.bytes < HASHED_AT_LOAD:
         store.verify(model_name, recipe_name)
     modules = []
@@ -103,31 +107,39 @@ def load_transformers(
 
 
 def load_pipeline_parts(
-    model_name: str, device: torch.device | str, dtype: torch.dtype, source: Path | None = None
+    model_name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    source: Path | None = None,
+    store: Store | None = None,
 ) -> Parts:
-    """Load tokenizer, text encoder, VAE and scheduler from a pipeline folder.
+    """Load tokenizer, text encoder, VAE and scheduler.
 
     Args:
-        source: the folder; what ships with the program where None.
+        source: a pipeline folder; what ships with the program where None.
+        store: whose companions of the model are taken where nothing ships and no folder is named.
 
     Raises:
-        AccessError: the weights do not ship with the program and no folder was named.
+        AccessError: the weights do not ship with the program, no folder was named, and none were prepared.
         CheckpointError: a file is missing or damaged; the message names it.
     """
     from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
-    from transformers import AutoTokenizer, Qwen3VLModel
+    from transformers import AutoTokenizer
 
-    folder = local_folder(model_name, source)
-    if folder == find_source(model_name).included:
-        verify_sums(folder, ("text_encoder", "tokenizer", "vae"))
-    for name in ("text_encoder", "vae"):
-        _check_dense(folder / name)
-    with _no_progress_bar():
-        encoder = _pretrained(Qwen3VLModel, folder / "text_encoder", dtype=dtype, use_safetensors=True)
+    status = store.companions_status(model_name) if store and source is None else None
+    if status and status.state == "ready":
+        folder = status.path
+        encoder = encoder_from_file(*open_encoder(folder, status.recipe), device, dtype)
+    else:
+        folder = local_folder(model_name, source)
+        if folder == find_source(model_name).included:
+            verify_sums(folder, (ENCODER, "tokenizer", "vae"))
+        encoder = encoder_from_source(SourceEncoder(folder / ENCODER), find_encoder_recipe(DENSE), device, dtype)
+    _check_dense(folder / "vae")
     vae = _pretrained(AutoencoderKLFlux2, folder / "vae", use_safetensors=True).to(dtype)
     return Parts(
         tokenizer=_named(AutoTokenizer.from_pretrained, folder / "tokenizer"),
-        text_encoder=encoder.to(device),
+        text_encoder=encoder,
         vae=vae.to(device),
         scheduler=_named(FlowMatchEulerDiscreteScheduler.from_pretrained, folder / "scheduler"),
     )
@@ -171,7 +183,8 @@ def _layer(weight: PackedWeight, shape: tuple[int, int], bias: Tensor | None, dt
     assert weight.scale is not None
     if weight.storage == "fp8":
         return Fp8Linear(weight.values, weight.scale, bias)
-    return Int8Linear(weight.values, weight.scale, bias, dtype)
+    kind = RotatedInt8Linear if weight.rotated else Int8Linear
+    return kind(weight.values, weight.scale, bias, dtype)
 
 
 def _check_filled(folder: Path, module: nn.Module) -> None:
@@ -206,20 +219,6 @@ def _pretrained(kind: Any, folder: Path, **settings: Any) -> nn.Module:
         raise CheckpointError(f"The weights in {folder} do not fill a {kind.__name__}", got=f"nothing for {wrong}")
     filled: nn.Module = module
     return filled.eval().requires_grad_(False)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar on standard error while it loads; events say how loading goes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _named(load: Callable[..., Any], folder: Path, **settings: Any) -> Any:

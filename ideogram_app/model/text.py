@@ -10,6 +10,7 @@ Left out: prompt enhancement and batches; pictures are drawn one caption at a ti
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -35,17 +36,30 @@ def tokenize(tokenizer: Any, caption: str) -> Tensor:
     return ids
 
 
-@torch.inference_mode()
 def encode(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
-    """Text features (1, n, 13 x hidden) in float32, on the encoder's device."""
+    """Text features (1, n, 13 x hidden) in float32, on the encoder's device.
+
+    Raises:
+        CaptionError: more tokens than the text encoder was trained to read.
+    """
+    return features(encoder, tokenize(tokenizer, caption))
+
+
+@torch.inference_mode()
+def features(encoder: Any, ids: Tensor, taps: Collection[int] = TAPPED_LAYERS) -> Tensor:
+    """What the tapped layers make of token ids (1, n): (1, n, taps x hidden), interleaved, in float32.
+
+    Args:
+        encoder: a `Qwen3VLModel` of transformers, or what encoder.py builds: anything with a `language_model`.
+    """
     language = encoder.language_model
-    ids = tokenize(tokenizer, caption).to(language.embed_tokens.weight.device)
+    ids = ids.to(language.embed_tokens.weight.device)
     hidden = language.embed_tokens(ids)  # (1, n, hidden)
     positions = torch.arange(ids.shape[1], device=ids.device)[None]  # the same on all three axes: text alone
     rotary = language.rotary_emb(hidden, positions[None].expand(3, -1, -1))
-    taps = []
+    tapped = []
     for index, layer in enumerate(language.layers):
         hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, position_ids=positions)
-        if index in TAPPED_LAYERS:
-            taps.append(hidden)
-    return torch.stack(taps, dim=-1).flatten(2).float()
+        if index in taps:
+            tapped.append(hidden)
+    return torch.stack(tapped, dim=-1).flatten(2).float()

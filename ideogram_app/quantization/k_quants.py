@@ -27,12 +27,13 @@ of blocks of fixed size; a block holds its own scales, so rows can be cut, moved
 
 `decode` agrees with gguf-py bit for bit in float32: fp16 scales are widened first, products are rounded in the order
 of the formulas above, and a narrower `dtype` is rounded to once, at the end. gguf-py (NumPy) decodes all of these but
-encodes only Q8_0; llama.cpp encodes all in C. Left out: the other twenty GGML types, importance matrices, and speed
-beyond what whole-tensor torch operations give.
+encodes only Q8_0; llama.cpp encodes all in C. `k_search.py` looks for the scales; `k_fast/` finds the same ones sooner
+where there is Numba. Left out: the other twenty GGML types.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -40,14 +41,19 @@ import torch
 from torch import Tensor
 
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.quantization.k_search import fit_affine, fit_symmetric, safe_ratio
+from ideogram_app.quantization.k_search import TORCH, Search, safe_ratio
 
-# Weights handled at once. On a CPU small enough for the caches, large enough to hide the cost of a launch (Q4_K on one
-# Xeon thread, Mweights/s: 3.4 with 2^14, 7.5 with 2^16, 9 with 2^17 and above); elsewhere launches cost more.
-# Encoding holds about eight float32 temporaries: 64 MB for 2^21.
-CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**17, 2**21
+# Weights handled at once: small enough for the caches, large enough to hide the cost of launches and of starting threads
+# threads (Q4_K, Mweights/s: torch on one thread 2.8 with 2^15, 5.9 with 2^17, 8.1 with 2^20; Numba on two threads 32 with 2^17,
+# 74 with 2^20). Torch's encoding holds about eight float32 temporaries: 32 MB for 2^20.
+CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**20, 2**21
+# Numba compiles for ten seconds when it first meets a format on a machine. Smaller matrices take torch 0.1 s, and the
+# miniature, which has no larger ones, less than that compilation altogether.
+WORTH_COMPILING = 2**20
 # fp16 scales end at 65504, so the tightest format (Q4_K: 63 * 65504) ends near 4e6. No trained weight comes near this.
 LARGEST_WEIGHT = 1e6
+# A column that calibration saw silent is not silent for ever; least importance, as a share of the mean.
+LEAST_IMPORTANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,27 +61,32 @@ class BlockFormat:
     """One GGML type: `weights` of them rest in `size` bytes.
 
     Attributes:
-        pack: float32 (blocks, weights) -> uint8 (blocks, size).
+        pack: float32 (blocks, weights), importance like it or None, search -> uint8 (blocks, size).
         unpack: uint8 (blocks, size) -> float32 (blocks, weights).
     """
 
     weights: int
     size: int
-    pack: Callable[[Tensor], Tensor]
+    pack: Callable[[Tensor, Tensor | None, Search], Tensor]
     unpack: Callable[[Tensor], Tensor]
 
 
-def encode(weight: Tensor, gguf_type: str) -> Tensor:
+def encode(weight: Tensor, gguf_type: str, importance: Tensor | None = None, search: Search | None = None) -> Tensor:
     """Pack a matrix, block by block along its rows.
 
     Args:
         weight: (rows, columns) of any floating type; the result rests on the same device.
+        importance: (columns,) of any floating type: the mean square of each column's input, up to a common factor. The
+            K-quants then keep the error of the layer's output small instead of that of its weights; Q8_0, which has
+            nothing to choose, ignores it.
+        search: who looks for the scales; all find the same bytes. None: the fastest there is for the device.
 
     Returns:
         uint8 (rows, bytes of a row).
 
     Raises:
-        RequestError: an unknown type, not a matrix of floats, or a row that is not a whole number of blocks.
+        RequestError: an unknown type, not a matrix of floats, a row that is not a whole number of blocks, or an
+            importance of another length, not finite or below zero.
         CheckpointError: NaN, infinity or a magnitude beyond `LARGEST_WEIGHT` among the weights.
     """
     form = find_format(gguf_type)
@@ -85,12 +96,32 @@ def encode(weight: Tensor, gguf_type: str) -> Tensor:
         )
     rows, columns = weight.shape
     packed = torch.empty(rows, packed_columns(columns, gguf_type), dtype=torch.uint8, device=weight.device)
+    search = search or fastest_search(weight.device, weight.numel())
+    pattern = None if importance is None else _pattern(importance, columns, form.weights, weight.device)
     blocks, targets = weight.reshape(-1, form.weights), packed.view(-1, form.size)
     for part in _chunks(len(blocks), form.weights, weight.device):
         values = blocks[part].float().contiguous()
         _check_weights(values, gguf_type, first=part.start * form.weights, columns=columns)
-        targets[part] = form.pack(values)
+        weighing = None
+        if pattern is not None:  # a row of the matrix begins every len(pattern) blocks
+            weighing = pattern[torch.arange(part.start, part.stop, device=weight.device) % len(pattern)]
+        targets[part] = form.pack(values, weighing, search)
     return packed
+
+
+def fastest_search(device: torch.device, weights: int) -> Search:
+    """`k_fast` for many weights on a CPU that has Numba, else plain torch; the bytes are the same."""
+    compiled = _compiled_search() if device.type == "cpu" and weights >= WORTH_COMPILING else None
+    return compiled or TORCH
+
+
+@functools.cache
+def _compiled_search() -> Search | None:
+    try:  # Numba takes a second to import, and few visitors of the page ever pack
+        from ideogram_app.quantization.k_fast import NUMBA
+    except ImportError:  # not installed, or not made for this NumPy
+        return None
+    return NUMBA
 
 
 def decode(packed: Tensor, gguf_type: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -173,10 +204,24 @@ def _chunks(blocks: int, weights: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, min(start + step, blocks))
 
 
+def _pattern(importance: Tensor, columns: int, weights: int, device: torch.device) -> Tensor:
+    """Importance with mean 1 and no zeros, block by block of a row: float32 (blocks of a row, weights of a block)."""
+    if importance.shape != (columns,) or not bool((importance.isfinite() & (importance >= 0)).all()):
+        raise RequestError(
+            "These columns cannot be weighed",
+            expected=f"{columns} finite numbers, none below zero",
+            got=f"{tuple(importance.shape)}, {int((~(importance >= 0)).sum())} of them negative or NaN",
+        )
+    importance = importance.to(device, torch.float64)
+    share = importance / importance.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    return share.clamp(min=LEAST_IMPORTANCE).float().view(-1, weights)
+
+
 def _check_weights(values: Tensor, gguf_type: str, first: int, columns: int) -> None:
     """Refuse weights no format here can hold; `first` is the flat index of `values[0, 0]` in its matrix."""
-    bad = ~(values.abs() <= LARGEST_WEIGHT)  # NaN compares false with everything
-    if bad.any():
+    lowest, highest = torch.aminmax(values)  # NaN if one of them is
+    if not (lowest >= -LARGEST_WEIGHT and highest <= LARGEST_WEIGHT):
+        bad = ~(values.abs() <= LARGEST_WEIGHT)
         index = int(bad.flatten().nonzero()[0])
         row, column = divmod(first + index, columns)
         raise CheckpointError(
@@ -197,7 +242,7 @@ def _bytes(values: Tensor) -> Tensor:
     return values.contiguous().view(torch.uint8)
 
 
-def _pack_q8_0(values: Tensor) -> Tensor:
+def _pack_q8_0(values: Tensor, importance: Tensor | None, search: Search) -> Tensor:
     # The format's own rounding: quants relative to the scale before it becomes fp16, halves away from zero.
     scale = values.abs().amax(-1, keepdim=True) / 127  # (blocks, 1)
     scaled = values * safe_ratio(torch.ones_like(scale), scale)
@@ -232,9 +277,10 @@ def _unpack_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
     return scales, minima
 
 
-def _pack_affine(values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def _pack_affine(values: Tensor, importance: Tensor | None, search: Search, levels: int) -> tuple[Tensor, Tensor]:
     """What Q4_K and Q5_K share: their first 16 bytes, and quants 0..levels as uint8 (blocks, 8, 32)."""
-    fit = fit_affine(values.view(-1, 8, 32), levels)
+    weighing = None if importance is None else importance.view(-1, 8, 32)
+    fit = search.affine(values.view(-1, 8, 32), levels, weighing)
     head = torch.cat((_bytes(fit.step.half()), _bytes(fit.floor_step.half())), -1)
     scales = _pack_scales(fit.scales.to(torch.uint8), fit.minima.to(torch.uint8))
     return torch.cat((head, scales), -1), fit.quants.to(torch.uint8)
@@ -260,8 +306,8 @@ def _unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.cat((pairs & 15, pairs >> 4), 2).view(-1, 8, 32)
 
 
-def _pack_q4_k(values: Tensor) -> Tensor:
-    head, quants = _pack_affine(values, levels=15)
+def _pack_q4_k(values: Tensor, importance: Tensor | None, search: Search) -> Tensor:
+    head, quants = _pack_affine(values, importance, search, levels=15)
     return torch.cat((head, _pack_nibbles(quants)), -1)
 
 
@@ -274,8 +320,8 @@ def _bit_numbers(device: torch.device) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=device).unsqueeze(-1)
 
 
-def _pack_q5_k(values: Tensor) -> Tensor:
-    head, quants = _pack_affine(values, levels=31)
+def _pack_q5_k(values: Tensor, importance: Tensor | None, search: Search) -> Tensor:
+    head, quants = _pack_affine(values, importance, search, levels=31)
     fifth = ((quants >> 4) << _bit_numbers(values.device)).sum(1, dtype=torch.uint8)  # (blocks, 32)
     return torch.cat((head, fifth, _pack_nibbles(quants & 15)), -1)
 
@@ -285,8 +331,9 @@ def _unpack_q5_k(blocks: Tensor) -> Tensor:
     return _unpack_affine(blocks, _unpack_nibbles(blocks[:, 48:]) | (fifth << 4))
 
 
-def _pack_q6_k(values: Tensor) -> Tensor:
-    fit = fit_symmetric(values.view(-1, 16, 16), half_range=32)
+def _pack_q6_k(values: Tensor, importance: Tensor | None, search: Search) -> Tensor:
+    weighing = None if importance is None else importance.view(-1, 16, 16)
+    fit = search.symmetric(values.view(-1, 16, 16), 32, weighing)
     quants = (fit.quants + 32).to(torch.uint8).view(-1, 2, 4, 32)  # halves, quarters of a half, weights
     first, second, third, fourth = quants.unbind(2)  # each (blocks, 2, 32)
     low = torch.cat(((first & 15) | ((third & 15) << 4), (second & 15) | ((fourth & 15) << 4)), -1)

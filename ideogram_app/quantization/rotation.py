@@ -10,6 +10,8 @@ cannot be read with the other. Left out: learned and random rotations.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,25 @@ def hadamard(group: int = GROUP, dtype: torch.dtype = torch.float32) -> Tensor:
 def rotate(x: Tensor, group: int = GROUP) -> Tensor:
     """`x @ R` along the last axis, in float32: (..., columns) -> (..., columns). Applied twice it gives x again.
 
+    H is a Kronecker product, so a block laid out as a square is multiplied from both sides by the matrix of its root:
+    H16 X H16 in place of x H256, an eighth of the arithmetic. On one CPU thread 9.5 ms for (1120, 4608) against 37 ms,
+    and 69 to 78 ms for butterflies of H4, which pass over memory four times.
+
     Raises:
-        RequestError: columns are not a multiple of the group.
+        RequestError: columns are not a multiple of the group, or the group is no power of 4.
     """
     if x.shape[-1] % group:
         raise RequestError("These rows cannot be rotated", expected=f"a multiple of {group}", got=str(x.shape[-1]))
-    blocks = x.float().unflatten(-1, (-1, group))
-    return (blocks @ hadamard(group).to(x.device)).flatten(-2)
+    left, right = _halves(group, x.device)
+    squares = x.float().unflatten(-1, (-1, len(left), len(right)))
+    return (left @ (squares @ right)).flatten(-3)
+
+
+@cache
+def _halves(group: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two matrices whose Kronecker product is that of the group; kept, because every layer asks at every step."""
+    hadamard(group)  # refuses what is no power of 4
+    smaller = 1
+    while 16 * smaller * smaller <= group:
+        smaller *= 4
+    return hadamard(smaller).to(device), hadamard(group // smaller).to(device)

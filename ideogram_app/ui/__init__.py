@@ -4,6 +4,7 @@ page.py           the blocks and their events        form.py       what can be a
 machine_card.py   the machine, the plan, and why     results.py    pictures side by side, live and finished
 slider.py         two pictures, one divider          charts.py     time and memory as bars
 weights.py        which recipes are at hand          gallery.py    earlier comparisons
+source_card.py    the download, and its gate
 api.py            the public endpoints               words.py      numbers and phrases for people
 style.py          theme, style.css, and flags of launch
 """

@@ -15,10 +15,10 @@ from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.captions import understand
 from ideogram_app.errors import CaptionError, RequestError
 from ideogram_app.flow import REFERENCE, Request
+from ideogram_app.jobs import Machine
 from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS, find_preset, guidance_for
-from ideogram_app.recipes import RECIPES
-from ideogram_app.studio import Machine
+from ideogram_app.recipes import RECIPES, Recipe
 from ideogram_app.ui.words import esc, typed_of
 
 # Title -> prompt; the first is what an empty form begins with.
@@ -84,7 +84,7 @@ def build_form(model: str) -> tuple[Form, Extras]:
     with gr.Accordion("The caption that the model reads", open=False, elem_id="caption-fold"):
         caption = gr.HTML(caption_note(first_example(model)), elem_id="caption", apply_default_css=False)
     recipes = gr.CheckboxGroup(
-        [(row.title, row.name) for row in RECIPES.values()], value=[REFERENCE], label="Compare", elem_id="recipes"
+        [(row.title, row.name) for row in offered()], value=[REFERENCE], label="Compare", elem_id="recipes"
     )
     preset = gr.Radio(
         [(f"{row.name.split('-')[0].title()} {row.steps}", row.name) for row in PRESETS.values()],
@@ -105,6 +105,11 @@ def build_form(model: str) -> tuple[Form, Extras]:
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
     form = Form(chosen, prompt, preset, width, height, seed, recipes)
     return form, Extras(examples, caption, guidance, random, generate, stop)
+
+
+def offered() -> list[Recipe]:
+    """Every recipe, those for every day first."""
+    return sorted(RECIPES.values(), key=lambda row: not row.everyday)
 
 
 def first_example(model: str) -> str:

@@ -16,8 +16,9 @@ import gradio as gr
 
 from ideogram_app.architecture import find_model
 from ideogram_app.errors import AppError
+from ideogram_app.jobs import State
 from ideogram_app.recipes import RECIPES
-from ideogram_app.studio import State, Studio
+from ideogram_app.studio import Studio
 from ideogram_app.ui.api import add_endpoints
 from ideogram_app.ui.form import (
     Extras,
@@ -99,6 +100,15 @@ def _pane(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **{"js_on_load": None, **options})
 
 
+def _is_unasked(state: State, model: str) -> bool:
+    """Whether somebody looks at weights that would have to be fetched, and nobody has asked if that is allowed.
+
+    Before somebody does, this program does not speak to the Hub.
+    """
+    source = state.sources.get(model)
+    return source is not None and not source.at_hand and model not in state.access
+
+
 def _wire_form(studio: Studio, form: Form, extras: Extras, opened: gr.State) -> None:
     """What the inputs do to each other, Generate and Stop."""
 
@@ -152,6 +162,8 @@ def _wire_panes(
         return *_filled(shown), Seen(filled=shown is not None), gr.Timer(active=True)
 
     def refresh(model: str, opened: str | None, seen: Seen) -> list[Any]:
+        if _is_unasked(studio.state, model):
+            studio.check_access(model)
         state = studio.state
         fresh, now = changed(studio, state, model, opened, seen)
         recipes: Any = gr.skip()
@@ -185,14 +197,17 @@ def _wire_gallery(
 
 
 def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None:
-    """The buttons inside panes: prepare a recipe, stop a job."""
+    """The buttons inside panes: prepare a recipe, stop a job, ask about access, delete a download."""
 
     def act(model: str, event: gr.EventData) -> None:
         name = str(event._data.get("name"))
-        if event._data.get("act") == "stop":
-            studio.stop(name)
-        else:
-            studio.submit_prepare(model, (name,))
+        deeds: dict[str, Callable[[], object]] = {
+            "stop": lambda: studio.stop(name),
+            "prepare": lambda: studio.submit_prepare(model, tuple(name.split(","))),
+            "check": lambda: studio.check_access(model),
+            "delete": lambda: studio.submit_delete(model),
+        }
+        deeds[str(event._data.get("act"))]()
 
     for name in ("weights", "job"):
         panes[name].click(told(act), form.model, None, **ASKING)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from ideogram_app.errors import RequestError
 from ideogram_app.history import Entry
-from ideogram_app.studio import State, Studio
+from ideogram_app.jobs import State
+from ideogram_app.studio import Studio
 from ideogram_app.ui.charts import charts
 from ideogram_app.ui.gallery import gallery
 from ideogram_app.ui.machine_card import machine_card

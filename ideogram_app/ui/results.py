@@ -6,14 +6,16 @@ not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ideogram_app.flow import REFERENCE, Event, Request, Result
+from ideogram_app.architecture import find_model
+from ideogram_app.flow import REFERENCE, Event, Request, Result, decibels
 from ideogram_app.history import COMPARISON_FILE, SHEET_FILE, Entry
-from ideogram_app.studio import Job
+from ideogram_app.jobs import Job
 from ideogram_app.ui.words import bar, duration, esc, file_url, gist, progress_words, recipe_title, settings, size
+
+VERBS = {"prepare": "Preparing", "compare": "Comparing", "delete": "Deleting"}  # of each kind of job
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ def _numbers(result: Result) -> str:
         ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total)),
         ("Memory", "Peak of the device, or of the process where there is no device", size(result.peak_memory_bytes)),
         ("Weights", "Of both transformers, as held while drawing", size(result.weight_bytes)),
-        ("PSNR", "To the reference's picture; higher is closer", _figure(result.psnr, ".1f", " dB")),
-        ("SSIM", "To the reference's picture; 1 is the same", _figure(result.ssim, ".4f")),
+        ("PSNR", "To the reference's picture; higher is closer", decibels(result.psnr)),
+        ("SSIM", "To the reference's picture; 1 is the same", "–" if result.ssim is None else f"{result.ssim:.4f}"),
     ]
     inside = "".join(
         f'<div><dt title="{esc(meaning)}">{name}</dt><dd>{esc(value)}</dd></div>' for name, meaning, value in rows
@@ -116,23 +118,13 @@ def _numbers(result: Result) -> str:
     return f'<dl class="strip">{inside}</dl>'
 
 
-def _figure(value: float | None, form: str, unit: str = "") -> str:
-    """A number, or a dash; identical pictures have an infinite PSNR."""
-    if value is None:
-        return "–"
-    return "identical" if math.isinf(value) else f"{value:{form}}{unit}"
-
-
 def _pending(recipe: str, event: Event | None, shown: Shown) -> str:
     """A card whose picture is still to come."""
     title = esc(recipe_title(recipe))
-    if not shown.running or (event and event.phase == "failed"):
-        failed = event is not None and event.phase == "failed"
-        text = event.message if event and failed else "Not drawn."
+    if not shown.running:
         return (
-            f'<article class="result failed{"" if failed else " undrawn"}" data-recipe="{esc(recipe)}" '
-            f'aria-label="{title}, not drawn">'
-            f'<div class="picture"><p>{esc(text)}</p></div><header><h3>{title}</h3></header></article>'
+            f'<article class="result failed undrawn" data-recipe="{esc(recipe)}" aria-label="{title}, not drawn">'
+            f'<div class="picture"><p>Not drawn.</p></div><header><h3>{title}</h3></header></article>'
         )
     preview = ""
     if event and event.preview:
@@ -152,19 +144,19 @@ def job_bar(job: Job | None, waiting: int) -> str:
     """One line about what the worker does; empty when it rests."""
     if job is None or job.is_over:
         return ""
-    several = len(job.recipes) > 1
-    names = f"{len(job.recipes)} precisions" if several else recipe_title(job.recipes[0])
-    verb = "Preparing" if job.kind == "prepare" else "Comparing"
+    names = recipe_title(job.recipes[0]) if len(job.recipes) == 1 else f"{len(job.recipes)} precisions"
+    if job.kind == "delete":
+        names = f"the download of {find_model(job.model).title}"
     now = ""
     if job.stage:
-        who = f"{recipe_title(job.stage.recipe)}: " if job.stage.recipe else ""
+        who = f"{recipe_title(job.stage.recipe)}: " if job.stage.recipe and len(job.recipes) > 1 else ""
         now = esc(who + progress_words(job.stage))
     more = f' <span class="chip">{waiting} waiting</span>' if waiting else ""
     return (
-        f'<div class="job"><header><div><p role="status"><strong>{verb} {esc(names)}</strong>{more}</p>'
+        f'<div class="job"><header><div><p role="status"><strong>{VERBS[job.kind]} {esc(names)}</strong>{more}</p>'
         f'<p class="quiet words">{now or "Starting …"}</p></div>'
         f'<button type="button" class="button" data-act="stop" data-name="{esc(job.id)}" '
-        f'aria-label="Stop this job">Stop</button></header>{bar(f"{verb} {names}", job.stage)}</div>'
+        f'aria-label="Stop this job">Stop</button></header>{bar(f"{VERBS[job.kind]} {names}", job.stage)}</div>'
     )
 
 

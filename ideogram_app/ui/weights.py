@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ideogram_app.architecture import find_model, weight_bytes
-from ideogram_app.recipes import RECIPES, Recipe
-from ideogram_app.studio import AT_HAND, Job, State
-from ideogram_app.ui.words import bar, esc, progress_words, size
+from ideogram_app.architecture import find_model
+from ideogram_app.checkpoints.sources import find_source
+from ideogram_app.jobs import Job, State
+from ideogram_app.recipes import Recipe
+from ideogram_app.ui.form import offered
+from ideogram_app.ui.source_card import can_make, made_bytes, source_card
+from ideogram_app.ui.words import act, bar, esc, linked, progress_words, size
 
 LABELS = {
     "ready": ("ready", "ok"),
@@ -29,47 +32,61 @@ element.addEventListener("click", (event) => {
 
 
 def weights_table(state: State, model: str) -> str:
-    """One row a recipe."""
-    shape = find_model(model)
-    rows = "".join(_row(recipe, state, model) for recipe in RECIPES.values())
+    """The source of published weights, then one row a recipe, those for every day first."""
+    shape, recipes = find_model(model), offered()
+    further = next((recipe.name for recipe in recipes if not recipe.everyday), "")
+    rows = "".join(
+        ('<tr class="group"><th colspan="5" scope="rowgroup">More precisions, to measure with</th></tr>' * at_break)
+        + _row(recipe, state, model)
+        for recipe in recipes
+        for at_break in [recipe.name == further]
+    )
     note = (
-        f"{esc(shape.title)} is fetched once ({size(shape.source_bytes)}); each precision is made from it here."
+        f"Each precision of {esc(shape.title)} is made here from the published weights."
         if shape.source_bytes
         else f"{esc(shape.title)} ships with the program; each precision is made from it in seconds."
     )
     return (
-        f'<section class="card" aria-label="Precisions on disk">{_failure(state, model)}'
+        f'<div class="stack">{_failure(state, model)}{source_card(state, model)}'
+        f'<section class="card" aria-label="Precisions on disk">'
         f'<p class="quiet">{note} What a comparison needs is prepared before it is drawn.</p>'
         '<div class="scroller"><table class="weights"><thead><tr><th scope="col">Precision</th>'
         '<th scope="col">Weights</th><th scope="col">Arithmetic</th><th scope="col">State</th>'
         '<th scope="col"><span class="hidden">Action</span></th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></section>"
+        f"<tbody>{rows}</tbody></table></div></section></div>"
     )
 
 
 def _failure(state: State, model: str) -> str:
-    """Why the last preparation failed, until the next job."""
-    job = state.job
-    if job is None or job.kind != "prepare" or job.model != model or not job.error:
+    """Why the last preparation failed, and the button that takes it up again; until the next job."""
+    job, access = state.job, state.access.get(model)
+    if job is None or job.kind not in ("prepare", "delete") or job.model != model or not job.error:
         return ""
-    return f'<p class="note bad" role="alert">{esc(job.error)}</p>'
+    if access and access.sentence in job.error:
+        return ""  # the gate says so already
+    again = ""
+    if job.kind == "prepare" and can_make(state, model):
+        label = "Continue" if _is_begun(state, job) else "Try again"
+        again = f"<p>{act('prepare', ','.join(job.recipes), label, f'{label} what failed')}</p>"
+    return f'<div class="note bad gate" role="alert"><p>{linked(job.error)}</p>{again}</div>'
+
+
+def _is_begun(state: State, job: Job) -> bool:
+    """Whether something of what a job was to bring or make is on disk."""
+    statuses = state.statuses.get(job.model, {})
+    rows = [statuses.get(recipe) for recipe in job.recipes] + [state.sources.get(job.model)]
+    return any(row is not None and row.state == "partial" for row in rows)
 
 
 def _row(recipe: Recipe, state: State, model: str) -> str:
-    held = sum(weight_bytes(branch, recipe) for branch in find_model(model).branches)
     status = state.statuses.get(model, {}).get(recipe.name)
-    job = _preparing(recipe, state, model)
+    job = state.preparing(model, recipe.name)
+    held = size(made_bytes(model, recipe.name))
     return (
         f'<tr data-recipe="{esc(recipe.name)}"><th scope="row">{esc(recipe.title)}'
-        f'<p class="quiet">{esc(recipe.summary)}</p></th><td>{size(held)}</td><td>{esc(recipe.compute)}</td>'
+        f'<p class="quiet">{esc(recipe.summary)}</p></th><td>{held}</td><td>{esc(recipe.compute)}</td>'
         f"<td>{_state(recipe, status, job)}</td><td>{_button(recipe, status, job, state, model)}</td></tr>"
     )
-
-
-def _preparing(recipe: Recipe, state: State, model: str) -> Job | None:
-    """The job that prepares this recipe now or soon, if one does."""
-    jobs = [*state.waiting, *([state.job] if state.job and not state.job.is_over else [])]
-    return next((j for j in jobs if j.kind == "prepare" and j.model == model and recipe.name in j.recipes), None)
 
 
 def _state(recipe: Recipe, status: Any, job: Job | None) -> str:
@@ -89,16 +106,10 @@ def _state(recipe: Recipe, status: Any, job: Job | None) -> str:
 
 def _button(recipe: Recipe, status: Any, job: Job | None, state: State, model: str) -> str:
     if job:
-        return _act("stop", job.id, "Cancel", f"Cancel preparing {recipe.title}")
-    fits = state.machine is not None and state.machine.plans[model].fits
-    if status is None or status.state in AT_HAND or not fits:
+        return act("stop", job.id, "Cancel", f"Cancel preparing {recipe.title}")
+    if status is None or status.usable or not can_make(state, model):
         return ""
-    label = "Continue" if status.state == "partial" else "Prepare"
-    return _act("prepare", recipe.name, label, f"{label} {recipe.title}")
-
-
-def _act(act: str, name: str, label: str, spoken: str) -> str:
-    return (
-        f'<button type="button" class="button" data-act="{act}" data-name="{esc(name)}" aria-label="{esc(spoken)}">'
-        f"{label}</button>"
-    )
+    source = state.sources.get(model)
+    label = "Prepare" if find_source(model).included or (source and source.at_hand) else "Fetch and prepare"
+    label = "Continue" if status.state == "partial" else label
+    return act("prepare", recipe.name, label, f"{label} {recipe.title}")

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import time
 from pathlib import Path
 from urllib.parse import quote
 
 from ideogram_app.captions import wrap_plain
-from ideogram_app.flow import Event, Request
+from ideogram_app.flow import IN_BYTES, Event, Request
 from ideogram_app.recipes import RECIPES
 
 HOMES = {"resident": "resident", "streamed": "streamed from RAM", "disk": "streamed from disk"}
 PHASES = {
+    "fetch": "Fetching",
     "prepare": "Preparing",
+    "calibrate": "Measuring activations",
     "load": "Loading weights",
     "encode": "Reading the caption",
     "denoise": "Drawing",
     "decode": "Decoding",
     "result": "Finished",
     "done": "Finished",
-    "failed": "Failed",
 }
+
+_ADDRESS_OR_COMMAND = re.compile(r"(https://[^\s,;]*[^\s,;.:!?]|`[^`]+`)")
 
 
 def esc(text: object) -> str:
@@ -125,8 +129,9 @@ def progress_words(event: Event) -> str:
         if event.rate:
             slow = event.rate < 1
             parts.append(f"{1 / event.rate:.1f} s a step" if slow else f"{event.rate:.1f} steps a second")
-    elif event.phase == "prepare" and event.total:
-        parts = [f"{size(event.done)} of {size(event.total)}"]
+    elif event.phase in IN_BYTES and event.total:
+        verb = f"{PHASES[event.phase]} " if event.phase == "fetch" else ""
+        parts = [f"{verb}{size(event.done)} of {size(event.total)}"]
         if event.rate:
             parts.append(f"{size(event.rate)}/s")
     else:
@@ -134,6 +139,38 @@ def progress_words(event: Event) -> str:
     if event.seconds_left:
         parts.append(f"{remaining(event.seconds_left)} left")
     return " · ".join(parts)
+
+
+def both(names: list[str]) -> str:
+    """Names in a sentence: INT8 W8A8, FP8 and GGUF Q4_K."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+def link(url: str, text: str, kind: str = "") -> str:
+    """A link that opens beside the page."""
+    look = f' class="{kind}"' if kind else ""
+    return f'<a{look} href="{esc(url)}" target="_blank" rel="noopener noreferrer">{esc(text)}</a>'
+
+
+def linked(text: str) -> str:
+    """A sentence in which addresses are links, and `commands` look like commands."""
+    parts = _ADDRESS_OR_COMMAND.split(text)
+    return "".join(
+        link(part, part)
+        if part.startswith("https://")
+        else f"<code>{esc(part[1:-1])}</code>"
+        if part[:1] == "`"
+        else esc(part)
+        for part in parts
+    )
+
+
+def act(deed: str, name: str, label: str, spoken: str, primary: bool = False) -> str:
+    """A button inside a pane: what it does, and to what."""
+    return (
+        f'<button type="button" class="button{" primary" if primary else ""}" data-act="{deed}" '
+        f'data-name="{esc(name)}" aria-label="{esc(spoken)}">{esc(label)}</button>'
+    )
 
 
 def bar(label: str, event: Event | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlparse
@@ -23,6 +22,7 @@ from ideogram_app.studio import Studio
 from ideogram_app.ui.page import build
 from ideogram_app.ui.style import launch_options
 from tests.fake_backend import Fake
+from tests.serving import free_port
 
 FLAGS = [
     "--no-sandbox",
@@ -121,9 +121,3 @@ def watched(browser: Browser, url: str, size: tuple[int, int]) -> Iterator[Page]
 def leaves(url: str, host: str) -> bool:
     parts = urlparse(url)
     return parts.scheme in ("http", "https", "ws", "wss") and parts.netloc != host
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urljoin
@@ -22,7 +20,8 @@ from ideogram_app.miniature.scenes import Scene, Thing
 from ideogram_app.miniature.score import score
 from ideogram_app.recipes import RECIPES
 from ideogram_app.wire import from_plain
-from tests.browser.conftest import free_port, watched
+from tests.browser.conftest import watched
+from tests.serving import free_port, wait_until_it_answers
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES_2 = 120_000  # milliseconds; a busy machine takes its time to import torch
@@ -37,22 +36,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     line = [sys.executable, "app.py", "--no-browser", "--port", str(port)]
     folders = ["--data-dir", str(folder / "data"), "--output-dir", str(folder / "outputs")]
     address = f"http://127.0.0.1:{port}"
-    with subprocess.Popen([*line, *folders], cwd=ROOT, env=os.environ) as process:
+    with subprocess.Popen([*line, *folders], cwd=ROOT, env=os.environ, text=True) as process:
         try:
-            wait_until_it_answers(address)
+            wait_until_it_answers(address, process)
             yield address
         finally:
             process.terminate()
-
-
-def wait_until_it_answers(address: str) -> None:
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.1)
-    pytest.fail("the program did not answer within a minute")
 
 
 @pytest.fixture

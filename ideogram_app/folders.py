@@ -1,0 +1,35 @@
+"""Where things lie when nobody names a folder: the project, its weights and its pictures.
+
+The page, the command line and the store take their defaults from here, so all three mean the same disk. Without torch,
+because the page and its port come before torch.
+
+Left out: the user's home and system-wide folders. The program lives in its own folder, and deleting that folder
+removes everything.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DATA_VARIABLE, OUTPUT_VARIABLE = "IDEOGRAM_APP_DATA", "IDEOGRAM_APP_OUTPUT_DIR"
+
+
+def project_folder() -> Path:
+    """The folder that holds `ideogram_app/` and `assets/`."""
+    return Path(__file__).resolve().parents[1]
+
+
+def data_folder() -> Path:
+    """Where weights rest: `data/` in the project's folder, unless the environment names another."""
+    return _named(DATA_VARIABLE, "data")
+
+
+def output_folder() -> Path:
+    """Where pictures are kept: `outputs/` in the project's folder, unless the environment names another."""
+    return _named(OUTPUT_VARIABLE, "outputs")
+
+
+def _named(variable: str, name: str) -> Path:
+    named = os.environ.get(variable)
+    return Path(named).expanduser() if named else project_folder() / name

@@ -1,0 +1,87 @@
+"""What the worker knows: its jobs, the machine, what is on disk, and everything a watcher may show, as one `State`.
+
+All of it is immutable: the worker publishes a new `State`, and whoever watches keeps the one it has for as long as it
+likes. Left out: doing anything, which is studio.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ideogram_app.backend import SourceState
+from ideogram_app.checkpoints.access import Access
+from ideogram_app.flow import Event, Request, Result
+from ideogram_app.hardware import Hardware
+from ideogram_app.history import Entry
+from ideogram_app.planner import Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing asked for and how far it is.
+
+    Attributes:
+        kind: prepare (fetching what it needs), compare, or delete (of the download).
+        state: waiting, running, done, stopped or failed; `error` says why it failed.
+        stage: the latest event; `progress` the latest of each recipe.
+        entry: the name of its folder in the history, once it has one.
+    """
+
+    id: str
+    kind: str
+    model: str
+    recipes: tuple[str, ...] = ()
+    request: Request | None = None
+    state: str = "waiting"
+    stage: Event | None = None
+    progress: Mapping[str, Event] = field(default_factory=dict)
+    results: tuple[Result, ...] = ()
+    error: str = ""
+    created: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    entry: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.finished is not None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The hardware and what is planned for each model at its default size."""
+
+    hardware: Hardware
+    plans: Mapping[str, Plan]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything a watcher may show.
+
+    Attributes:
+        statuses: model -> recipe -> what of it is on disk.
+        sources: model -> what of its published weights is on disk.
+        access: model -> whether they may be fetched, as last asked; `checking` are being asked about now.
+        job: runs, or ran last; `comparison` is the last such job that compares.
+    """
+
+    version: int = 0
+    machine: Machine | None = None
+    machine_error: str = ""
+    statuses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sources: Mapping[str, SourceState] = field(default_factory=dict)
+    access: Mapping[str, Access] = field(default_factory=dict)
+    checking: frozenset[str] = frozenset()
+    job: Job | None = None
+    comparison: Job | None = None
+    waiting: tuple[Job, ...] = ()
+    history: tuple[Entry, ...] = ()
+
+    def preparing(self, model: str, recipe: str | None = None) -> Job | None:
+        """The job that prepares this recipe, or any of the model where None, now or soon, if one does."""
+        running = [self.job] if self.job and not self.job.is_over else []
+        jobs = (job for job in (*running, *self.waiting) if job.kind == "prepare" and job.model == model)
+        return next((job for job in jobs if recipe is None or recipe in job.recipes), None)

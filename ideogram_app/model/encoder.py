@@ -1,0 +1,231 @@
+"""The text encoder, text side alone: built without memory for its weights, then filled matrix by matrix.
+
+    encoder = encoder_from_source(SourceEncoder(path), recipe, device, dtype)      packed while it is read
+    encoder = encoder_from_file(PackedBranch(...), config, device, dtype)          prepared before
+    features = encode(tokenizer, encoder, caption)                                 text.py
+
+The layers are transformers' own `Qwen3VLTextModel`, so in the dense case features equal those of the stock model to the
+last bit. What never runs is never built: no vision tower, no head, and a final norm that passes on what it gets. Packed
+matrices become the layer of their storage; the embedding table looks up packed rows and decodes those alone. Rows are
+read, packed and placed in runs, so that beside the encoder itself only one run is in memory.
+
+transformers' loaders quantize after a whole model was read, or need a library for each format. Left out: writing
+prepared files (quantization/writer.py) and generating text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ideogram_app.architecture import TAPS, Linear
+from ideogram_app.checkpoints.formats import PackedBranch, PackedWeight
+from ideogram_app.errors import CheckpointError
+from ideogram_app.model.layers import GgufLinear, PackedLinear
+from ideogram_app.quantization import int8, k_quants
+from ideogram_app.recipes import Recipe
+from ideogram_app.text_encoder import TABLE, TextEncoder, block_type
+
+RUN = 2**25  # weights read at once: 128 MB in float32; the published table is 19 such runs
+LANGUAGE = "language_model."
+
+
+class EncoderWeights(Protocol):
+    """What an encoder can be filled from: `SourceEncoder`, or random numbers of a benchmark."""
+
+    encoder: TextEncoder
+    config: dict[str, Any]
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """Rows of a tensor, in any floating type."""
+
+
+class CaptionEncoder(nn.Module):
+    """`language_model` as in transformers' `Qwen3VLModel`, and nothing beside it."""
+
+    def __init__(self, language_model: nn.Module) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+
+class Int8WeightLinear(PackedLinear):
+    """`weight` int8 (rows, columns) with one float32 `scale` a row; the input is not rounded."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        rows, columns = values.shape
+        super().__init__(rows, columns, bias)
+        self.register_buffer("weight", values)
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., columns) -> (..., rows)."""
+        return nn.functional.linear(x, int8.dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
+
+
+class PackedEmbedding(PackedLinear):
+    """An embedding table in INT8 or GGUF blocks; a lookup decodes the rows it asks for.
+
+    Args:
+        packed: the table, (vocabulary, columns) when decoded.
+        dtype: of what comes out, the computing type: ids have none.
+    """
+
+    weight: Tensor
+    scale: Tensor | None
+
+    def __init__(self, packed: PackedWeight, columns: int, dtype: torch.dtype) -> None:
+        super().__init__(packed.values.shape[0], columns, None)
+        self.storage, self.gguf_type, self.dtype = packed.storage, packed.gguf_type, dtype
+        self.register_buffer("weight", packed.values)
+        self.register_buffer("scale", packed.scale)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(..., n) whole numbers -> (..., n, columns)."""
+        flat = ids.flatten()
+        scale = None if self.scale is None else self.scale[flat]
+        rows = PackedWeight(self.storage, self.weight[flat], scale, self.gguf_type).decoded()
+        return rows.to(self.dtype).view(*ids.shape, -1)
+
+
+def encoder_from_source(
+    source: EncoderWeights, recipe: Recipe, device: torch.device | str, dtype: torch.dtype
+) -> CaptionEncoder:
+    """An encoder whose matrices are packed while they are read.
+
+    Args:
+        recipe: a row of `ENCODER_RECIPES`.
+        dtype: the computing type, that of everything that is not packed.
+
+    Raises:
+        CheckpointError: the source is damaged, or weights are not finite.
+    """
+    packed = {linear.name for linear in source.encoder.linears() if recipe.packs(linear.name)}
+
+    def dense(name: str, shape: tuple[int, ...]) -> Tensor:
+        values = torch.empty(shape, dtype=dtype, device=device)
+        for rows in _runs(shape):
+            values[rows] = source.tensor(name, rows).to(device=device, dtype=dtype)
+        return values
+
+    def weight(linear: Linear) -> PackedWeight:
+        whole: PackedWeight | None = None
+        for rows in _runs((linear.rows, linear.columns)):
+            part = _pack(recipe, linear, source.tensor(f"{linear.name}.weight", rows).to(device))
+            whole = whole or _room(part, linear.rows)
+            whole.values[rows] = part.values
+            if whole.scale is not None and part.scale is not None:
+                whole.scale[rows] = part.scale
+        assert whole is not None
+        return whole
+
+    return _filled(source.config, source.encoder, packed, dense, weight, torch.device(device), dtype)
+
+
+def encoder_from_file(
+    file: PackedBranch, encoder: TextEncoder, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype
+) -> CaptionEncoder:
+    """An encoder from a prepared file.
+
+    Args:
+        config: the config.json beside it.
+
+    Raises:
+        CheckpointError: damaged.
+    """
+    return _filled(
+        config,
+        encoder,
+        file.packed,
+        lambda name, shape: file.tensor(name).to(device=device, dtype=dtype),
+        lambda linear: file.weight(linear.name).to(device),
+        torch.device(device),
+        dtype,
+    )
+
+
+def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[float, ...]:
+    """How far features are from the reference's, at each tap: |got - reference| / |reference|, as norms.
+
+    Args:
+        reference, got: (1, n, taps x hidden), interleaved as text.py makes them.
+    """
+    expected = reference.double().unflatten(-1, (-1, taps))  # (1, n, hidden, taps)
+    difference = got.double().unflatten(-1, (-1, taps)) - expected
+    return tuple((difference.square().sum((0, 1, 2)) / expected.square().sum((0, 1, 2))).sqrt().tolist())
+
+
+def _filled(
+    config: Mapping[str, Any],
+    encoder: TextEncoder,
+    packed: set[str],
+    dense: Callable[[str, tuple[int, ...]], Tensor],
+    weight: Callable[[Linear], PackedWeight],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> CaptionEncoder:
+    """The text side with every weight in its place."""
+    module = CaptionEncoder(_empty(config))
+    for linear in encoder.linears():
+        if linear.name in packed:
+            module.set_submodule(linear.name, _layer(linear, weight(linear), dtype))
+    for name, shape in encoder.shapes().items():
+        owner, leaf = name.rsplit(".", 1)
+        if owner not in packed:
+            setattr(module.get_submodule(owner), leaf, nn.Parameter(dense(name, shape), requires_grad=False))
+    module.get_submodule(f"{LANGUAGE}rotary_emb").to(device)  # computed, never stored
+    holes = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if holes:
+        raise CheckpointError(f"A text encoder was left with {len(holes)} holes", got=f"first {holes[0]}")
+    return module.eval().requires_grad_(False)
+
+
+def _empty(config: Mapping[str, Any]) -> nn.Module:
+    """The text side that a config describes, parameters on the meta device, without the norm behind the last tap."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
+
+    text = {key: value for key, value in config.get("text_config", config).items() if key != "dtype"}
+    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
+        model: nn.Module = Qwen3VLTextModel._from_config(Qwen3VLTextConfig(**text))
+    model.norm = nn.Identity()
+    return model
+
+
+def _layer(linear: Linear, weight: PackedWeight, dtype: torch.dtype) -> nn.Module:
+    """The module of a packed matrix."""
+    if linear.name == TABLE:
+        return PackedEmbedding(weight, linear.columns, dtype)
+    if weight.storage == "gguf":
+        return GgufLinear(weight.values, weight.gguf_type, linear.rows, linear.columns)
+    assert weight.scale is not None
+    return Int8WeightLinear(weight.values, weight.scale)
+
+
+def _pack(recipe: Recipe, linear: Linear, weight: Tensor) -> PackedWeight:
+    """Rows of a matrix as a recipe packs them."""
+    if not bool(torch.isfinite(weight).all()):
+        raise CheckpointError(f"{linear.name} holds numbers that are not finite", do="Fetch the text encoder again")
+    if recipe.storage == "gguf":
+        kind = block_type(recipe, linear.name, linear.columns)
+        return PackedWeight("gguf", k_quants.encode(weight, kind), gguf_type=kind)
+    values, scale = int8.quantize_rows(weight)
+    return PackedWeight("int8", values, scale)
+
+
+def _room(part: PackedWeight, rows: int) -> PackedWeight:
+    """Memory for a matrix of so many rows, packed as this part of it is."""
+    scale = None if part.scale is None else part.scale.new_empty(rows)
+    return PackedWeight(part.storage, part.values.new_empty(rows, part.values.shape[1]), scale, part.gguf_type)
+
+
+def _runs(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices over the rows of a tensor, of `RUN` weights at most."""
+    step = max(1, RUN // (shape[1] if len(shape) > 1 else 1))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))

@@ -1,0 +1,93 @@
+"""The K-quant search for CPUs, compiled by Numba: the fits of `k_search.py` bit for bit, ten times faster.
+
+    lanes.py      eight blocks side by side, and what the formats share
+    affine.py     Q4_K and Q5_K
+    symmetric.py  Q6_K
+
+Whole-tensor operations walk through memory once for every multiplication; here a tile of eight blocks stays in the
+first-level cache from its weights to its quants. Names are those of `k_search.py`: read it first.
+
+Nothing is compiled at import. The first call of a fit compiles for some seconds, and Numba keeps the machine code
+beside its source, or in the user's cache folder where that is read-only (`NUMBA_CACHE_DIR` names another). Threads are
+Python's, as many as torch uses: compiled code runs without the interpreter's lock. (Numba's own pool ends the process
+when two threads enter it at once.) Left out: packing into bytes, which is a few cheap torch operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ideogram_app.quantization.k_fast import affine, symmetric
+from ideogram_app.quantization.k_fast.lanes import TILE, Array, new_tile_type
+from ideogram_app.quantization.k_search import (
+    AFFINE_CANDIDATES,
+    AFFINE_REACHES,
+    SYMMETRIC_CANDIDATES,
+    SYMMETRIC_REACHES,
+    AffineFit,
+    Search,
+    SymmetricFit,
+)
+
+
+def fit_affine(x: Tensor, levels: int, importance: Tensor | None = None) -> AffineFit:
+    """`k_search.fit_affine` for tensors of a CPU; scales, minima and quants come as uint8."""
+    blocks = len(x)
+    steps, quants = np.empty((blocks, 2), np.float32), np.empty(x.shape, np.uint8)
+    scales, minima = np.empty((2, blocks, affine.SUBS), np.uint8)
+    given = (_matrix(x), _weighing(importance), np.float32(levels), np.array(AFFINE_REACHES))
+    candidates = np.array([levels + extra for extra in AFFINE_CANDIDATES], np.float32)
+
+    def fit(start: int, stop: int) -> None:
+        tile = np.zeros(1, new_tile_type(affine.SUBS, affine.WEIGHTS))
+        affine.fit_tiles(tile, *given, candidates, start, stop, steps, scales, minima, quants)
+
+    _in_threads(blocks, fit)
+    step, floor_step = torch.from_numpy(steps).split(1, -1)
+    return AffineFit(step, floor_step, *(torch.from_numpy(made) for made in (scales, minima, quants)))
+
+
+def fit_symmetric(x: Tensor, half_range: int, importance: Tensor | None = None) -> SymmetricFit:
+    """`k_search.fit_symmetric` for tensors of a CPU; scales and quants come as int8."""
+    blocks = len(x)
+    steps, quants = np.empty((blocks, 1), np.float32), np.empty(x.shape, np.int8)
+    scales = np.empty((blocks, symmetric.SUBS), np.int8)
+    given = (_matrix(x), _weighing(importance), np.float32(half_range), np.array(SYMMETRIC_REACHES))
+    candidates = np.array([-(half_range + extra) for extra in SYMMETRIC_CANDIDATES], np.float32)
+
+    def fit(start: int, stop: int) -> None:
+        tile = np.zeros(1, new_tile_type(symmetric.SUBS, symmetric.WEIGHTS))
+        symmetric.fit_tiles(tile, *given, candidates, start, stop, steps, scales, quants)
+
+    _in_threads(blocks, fit)
+    return SymmetricFit(*(torch.from_numpy(made) for made in (steps, scales, quants)))
+
+
+def _matrix(x: Tensor) -> Array:
+    """(blocks, 256) without a copy where x is contiguous."""
+    return x.detach().reshape(len(x), -1).contiguous().numpy()
+
+
+def _weighing(importance: Tensor | None) -> Array:
+    """A row a block, or one row of ones for all."""
+    return np.ones((1, 256), np.float32) if importance is None else _matrix(importance)
+
+
+def _in_threads(blocks: int, fit: Callable[[int, int], None]) -> None:
+    """Cover the blocks in as many runs of whole tiles as torch has threads."""
+    tiles = -(-blocks // TILE)
+    threads = max(1, min(torch.get_num_threads(), tiles))
+    bounds = [min(blocks, tiles * part // threads * TILE) for part in range(threads + 1)]
+    if threads == 1:
+        return fit(0, blocks)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fit, bounds[:-1], bounds[1:]):
+            pass  # asking for the results raises what a thread raised
+
+
+NUMBA = Search("numba", fit_affine, fit_symmetric)

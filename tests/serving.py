@@ -1,0 +1,32 @@
+"""Servers of the tests: a port nobody has, and waiting until somebody answers there."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+LOCAL = "127.0.0.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOCAL, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+    """Return once the address answers; fail where the process behind it ends first, or time is up."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process and process.poll() is not None:
+            pytest.fail(f"the program ended with {process.returncode}: {process.stdout and process.stdout.read()}")
+        try:
+            with urllib.request.urlopen(url, timeout=30):
+                return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail(f"{url} did not answer within {seconds:.0f} seconds")
