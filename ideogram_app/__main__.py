@@ -20,7 +20,7 @@ import typer
 from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.backend import hush, real_backend
 from ideogram_app.captions import understand
-from ideogram_app.console import describe_hardware, describe_plan, describe_result, drain, follow
+from ideogram_app.console import describe_hardware, describe_plan, describe_result, drain, finish, follow
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.flow import Request
 from ideogram_app.folders import data_folder, output_folder
@@ -32,6 +32,7 @@ from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
 from ideogram_app.studio import Studio
+from ideogram_app.text_encoder import DEFAULT, ENCODER_RECIPES, find_encoder_recipe
 from ideogram_app.wire import from_json, to_json, to_plain
 
 app = typer.Typer(
@@ -60,6 +61,8 @@ OutputFlag = Annotated[
 ]
 PromptFlag = Annotated[str, typer.Option(help="Plain text or a JSON caption; `-` reads it from standard input.")]
 PresetFlag = Annotated[str, typer.Option(help=", ".join(PRESETS))]
+CalibrationFlag = Annotated[Path | None, typer.Option(help="A calibration file, in place of the model's own.")]
+DeviceFlag = Annotated[str, typer.Option(help="Where rows are packed: cpu, or a GPU as torch names it.")]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
 
 
@@ -95,11 +98,19 @@ def prepare(
     recipe: Annotated[str, typer.Argument(help=f"One or several, with commas: {', '.join(RECIPES)}.")],
     model: ModelFlag = "miniature",
     source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    calibration: CalibrationFlag = None,
+    encoder: Annotated[
+        str, typer.Option(help=f"How the text encoder is kept: {', '.join(ENCODER_RECIPES)}.")
+    ] = DEFAULT,
+    device: DeviceFlag = "cpu",
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
 ) -> None:
-    """Make the files of a recipe, so that drawing starts at once."""
-    studio = Studio(real_backend(data, {model: source} if source else None), output)
+    """Fetch what is missing and make the files of a recipe, so that drawing starts at once."""
+    settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
+    settings["encoder"] = find_encoder_recipe(encoder).name
+    studio = Studio(real_backend(data, {model: source} if source else None, **settings), output)
     job = _run(studio, lambda: studio.submit_prepare(model, _names(recipe)))
     print(f"{', '.join(job.recipes)} ready for {MODELS[model].title}")
 
@@ -112,21 +123,56 @@ def quantize(
     unconditional: Annotated[
         Path | None, typer.Option(help="The second transformer's file, where it lies apart.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where rows are packed: cpu, or a GPU as torch names it.")] = "cpu",
+    calibration: CalibrationFlag = None,
+    device: DeviceFlag = "cpu",
     as_json: JsonFlag = False,
 ) -> None:
     """Pack weights you have into a folder of your choice; stopped or killed, the same command continues."""
+    from ideogram_app.checkpoints.readers import open_source
     from ideogram_app.measure import HostPeak
+    from ideogram_app.quantization.tuning import tuning_for
+    from ideogram_app.quantization.writer import model_of
     from ideogram_app.quantization.writer import quantize as write
 
     hush()
     with HostPeak() as memory:
-        report = drain(write(source, recipe, out, unconditional=unconditional, device=device))
+        tuning = tuning_for(model_of(open_source(source, unconditional)), recipe, calibration)
+        report = drain(write(source, recipe, out, unconditional=unconditional, tuning=tuning, device=device))
     if as_json:
         _print_json({**to_plain(report), "peak_resident_bytes": memory.highest})
     else:
         speed = f"{report.weights_per_second / 1e6:.1f} M weights/s packed"
         print(f"{report.folder}: {report.seconds:.1f} s, {speed}, peak resident memory {gb(memory.highest)}")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: ModelFlag = "miniature",
+    captions: Annotated[Path | None, typer.Option(help="JSON captions, one a line; those of the program else.")] = None,
+    steps: Annotated[int | None, typer.Option(help="For each caption, in place of the preset's.")] = None,
+    preset: PresetFlag = "default-20",
+    recipe: Annotated[str, typer.Option(help="reference or fp8: the precision of the source.")] = "reference",
+    width: WidthFlag = None,
+    height: HeightFlag = None,
+    seed: int = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to make, in place of the one later preparations use.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="A pipeline folder with text encoder and tokenizer.")] = None,
+    data: DataFlag = DATA,
+) -> None:
+    """Watch the model draw a few captions: smoothing, protection and GGUF's search go by what its layers read."""
+    from ideogram_app.calibrate import CAPTIONS, OF_MINIATURE, calibrate, read_captions
+    from ideogram_app.checkpoints.store import Store
+    from ideogram_app.quantization.tuning import calibration_file
+
+    hush()
+    shipped = OF_MINIATURE if model == "miniature" else CAPTIONS
+    path, default = out or calibration_file(data, model), find_model(model).default_size
+    request = Request(model, "", (recipe,), preset, width or default[0], height or default[1], seed)
+    asked, machine = read_captions(captions or shipped), detect(data)
+    events = calibrate(request, asked, Store(data), machine, path, steps=steps, source=source)
+    print(f"{path}: {finish(events).message}")
 
 
 @app.command()

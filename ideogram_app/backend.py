@@ -20,11 +20,13 @@ from ideogram_app.architecture import find_model, weight_bytes
 from ideogram_app.checkpoints.access import Access, access
 from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.comparison import Comparison
+from ideogram_app.errors import RequestError
 from ideogram_app.flow import Event, Request
-from ideogram_app.footprint import DISK_MARGIN
+from ideogram_app.footprint import DISK_MARGIN, encoder_weights
 from ideogram_app.hardware import Hardware
 from ideogram_app.planner import Plan
 from ideogram_app.recipes import find_recipe
+from ideogram_app.text_encoder import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def real_backend(
     *,
     offline: bool = False,
     calibration: Path | None = None,
+    encoder: str | None = None,
     device: str = "cpu",
 ) -> Backend:
     """The rooms below, each imported when it is first needed: torch comes with the first of them that needs it.
@@ -80,6 +83,7 @@ def real_backend(
         offline: never touch the network.
         calibration: what preparations use, in place of the model's own; recipes are then made again where they were
             made without it.
+        encoder: the recipe of the text encoder that is kept beside packed transformers.
         device: where preparations pack.
     """
     hush()
@@ -95,6 +99,14 @@ def real_backend(
 
         return Store(data)
 
+    def keep_companions(model: str) -> Iterator[Event]:
+        """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
+        from ideogram_app.quantization.companions import prepare_companions
+
+        folder = sources.folder(model)
+        if folder and (folder / "text_encoder").is_dir() and not store().companions_status(model).usable:
+            yield from prepare_companions(store(), model, folder, encoder or DEFAULT, device)
+
     def prepare(model: str, recipe: str) -> Iterator[Event]:
         from ideogram_app.quantization.tuning import calibration_at_hand, tuning_for
         from ideogram_app.quantization.writer import prepare as write
@@ -102,6 +114,7 @@ def real_backend(
         usable = store().status(model, recipe).usable
         if not usable:
             yield from sources.fetch(model, recipe)
+            yield from keep_companions(model)
         folder = sources.given.get(model) if usable else sources.folder(model)
         tuned = calibration or (None if usable else calibration_at_hand(data, model))
         yield from write(store(), model, recipe, folder, tuning=tuning_for(model, recipe, tuned), device=device)
@@ -160,7 +173,8 @@ class _Sources:
 
         if self.state(model).at_hand:
             return
-        made = sum(weight_bytes(branch, find_recipe(recipe).protecting()) for branch in find_model(model).branches)
+        row, shape = find_recipe(recipe).protecting(), find_model(model)
+        made = sum(weight_bytes(branch, row) for branch in shape.branches) + encoder_weights(shape, 2)
         reserve = round(made * DISK_MARGIN)
         yield from fetch(find_source(model), self._fetched_folder(model), offline=self.offline, reserve_bytes=reserve)
 
@@ -169,9 +183,19 @@ class _Sources:
         return access(find_source(model), offline=self.offline)
 
     def delete(self, model: str) -> int:
-        """Remove the download; says how many bytes that freed."""
-        from ideogram_app.checkpoints.fetched import delete_fetched
+        """Remove the download; says how many bytes that freed.
 
+        Raises:
+            RequestError: something that is needed to draw is nowhere else.
+        """
+        from ideogram_app.checkpoints.fetched import delete_fetched
+        from ideogram_app.checkpoints.store import Store
+
+        if not Store(self.data).companions_status(model).usable:
+            raise RequestError(
+                "The download is still needed: text encoder and VAE are nowhere else yet",
+                do="Prepare a precision first, which keeps them beside it",
+            )
         return delete_fetched(self._fetched_folder(model))
 
     def _fetched_folder(self, model: str) -> Path:

@@ -44,6 +44,7 @@ from ideogram_app.quantization.calibration import Calibration, read_calibration
 from ideogram_app.quantization.statistics import Recorder
 
 CAPTIONS = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "calibration.jsonl"
+OF_MINIATURE = CAPTIONS.with_name("calibration-miniature.jsonl")  # scenes like those it was trained on
 SOURCE_PRECISION = (REFERENCE, "fp8")  # what is published is FP8; both hold its values
 
 

@@ -6,7 +6,7 @@ Standard error for progress, standard output for answers. Left out: colours and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TextIO, TypeVar
 
 from ideogram_app.architecture import MODELS
@@ -99,6 +99,18 @@ def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
         if line != shown:
             _overwrite(stream, line, shown)
             shown = line
+
+
+def finish(events: Iterator[Event]) -> Event:
+    """`drain`, for an iterator whose last event says what came of it."""
+
+    def kept() -> Generator[Event, None, Event]:
+        event = Event("")
+        for event in events:
+            yield event
+        return event
+
+    return drain(kept())
 
 
 def describe_event(event: Event) -> str:

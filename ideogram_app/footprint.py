@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ideogram_app.architecture import PIXELS_PER_TOKEN, Branch, Linear, Model, weight_bytes
 from ideogram_app.recipes import Recipe
+from ideogram_app.text_encoder import DEFAULT, find_encoder_recipe
 
 TEXT_TOKENS = 2048  # the longest caption the text encoder takes
 ALLOCATOR_SHARE = 1.03  # blocks are rounded up and leave gaps
@@ -69,8 +70,7 @@ def footprint(
     vae = model.vae_parameters * dense_bytes
     features = _feature_bytes(model.conditional, dense_bytes)
     decoder = DECODER_BYTES_PER_PIXEL * dense_bytes // 2
-    encoder = model.text_encoder_parameters * dense_bytes
-    ready = recipe.storage == "fp8"  # the published repository is this recipe; nothing is written beside it
+    encoder = encoder_weights(model, dense_bytes)
     return Footprint(
         weights=first + second,
         branches=(first, second),
@@ -83,8 +83,14 @@ def footprint(
         decode_tiled=vae + min(pixels, TILE_PIXELS) * decoder,
         staging=2 * 4 * max(_count(linear) for linear in model.conditional.linears()),  # float32 and its rounded twin
         download=model.source_bytes,
-        disk=model.source_bytes + (0 if ready and model.source_bytes else first + second),
+        disk=model.source_bytes + first + second + (encoder if model.source_bytes else 0),
     )
+
+
+def encoder_weights(model: Model, dense_bytes: int) -> int:
+    """Bytes of the text encoder: as it ships, or as it is kept beside packed transformers."""
+    each = find_encoder_recipe(DEFAULT).bytes_per_weight if model.source_bytes else dense_bytes
+    return round(model.text_encoder_parameters * each)
 
 
 def device_bytes(kept: int, busy: int) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ideogram_app.architecture import check_size, find_model
-from ideogram_app.footprint import device_bytes, gb
+from ideogram_app.footprint import device_bytes, encoder_weights, gb
 from ideogram_app.hardware import Hardware
 from ideogram_app.placement import Job, Option, least_busy, place
 from ideogram_app.rates import find_rates, step_work
@@ -218,7 +218,7 @@ def _notes(job: Job, option: Option) -> tuple[str, ...]:
     """Sentences about what surrounds the transformers, and about a card that is larger than it needs to be."""
     if not option.fits or job.hardware.kind == "cpu":
         return ()
-    encoder = gb(job.model.text_encoder_parameters * 2)
+    encoder = gb(encoder_weights(job.model, 2))
     if _encoder_resident(job, option):
         first = f"The text encoder ({encoder}) stays beside them."
     elif _encoder_whole(job, option):

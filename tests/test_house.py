@@ -38,10 +38,12 @@ LINES: list[list[str]] = [
     [
         "model",
         "quantization.calibration",
+        "quantization.companions",
         "quantization.hashing",
         "quantization.packing",
         "quantization.run",
         "quantization.smoke",
+        "quantization.tuning",
         "quantization.writer",
         "comparison",
     ],

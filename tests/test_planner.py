@@ -144,18 +144,18 @@ def test_little_ram_leaves_the_disk_and_too_little_leaves_nothing() -> None:
 def test_a_full_disk_refuses_and_names_how_much_is_missing() -> None:
     decided = plan(replace(RTX_3090, disk_free_bytes=30 * GB), "ideogram-4")
     assert decided.recipe is None and not decided.fits
-    assert any("The disk lacks 12.7 GB" in reason for reason in decided.reasons)
+    assert any("The disk lacks 21.5 GB" in reason for reason in decided.reasons)
     assert "disk" in decided.suggestion
 
 
 def test_a_disk_that_holds_only_the_smaller_recipe_gets_it() -> None:
-    assert plan(replace(RTX_3090, disk_free_bytes=45 * GB), "ideogram-4").recipe == "gguf-q4_k"
+    assert plan(replace(RTX_3090, disk_free_bytes=53 * GB), "ideogram-4").recipe == "gguf-q4_k"
 
 
 def test_what_is_stored_already_need_not_fit_again() -> None:
     hardware = replace(RTX_3090, disk_free_bytes=GB)
     assert not plan(hardware, "ideogram-4").fits
-    assert plan(hardware, "ideogram-4", stored_bytes=47 * GB).recipe == LADDER[0]
+    assert plan(hardware, "ideogram-4", stored_bytes=56 * GB).recipe == LADDER[0]
 
 
 def test_a_recipe_asked_for_is_kept_where_it_can_run_at_all() -> None:
@@ -167,7 +167,7 @@ def test_a_recipe_asked_for_is_kept_where_it_can_run_at_all() -> None:
 
 
 def test_a_recipe_asked_for_is_never_swapped() -> None:
-    hardware = replace(RTX_3090, disk_free_bytes=45 * GB)
+    hardware = replace(RTX_3090, disk_free_bytes=53 * GB)
     decided = plan(hardware, "ideogram-4", recipe="int8-w8a8")
     assert (decided.recipe, decided.fits, decided.requested_recipe) == (None, False, "int8-w8a8")
     assert [row.recipe for row in decided.rejected] == ["int8-w8a8"]

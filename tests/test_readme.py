@@ -20,13 +20,15 @@ def test_every_table_is_the_one_that_the_code_makes() -> None:
 
 def test_the_tree_names_every_module_and_no_other() -> None:
     tree = TEXT.split("ideogram_app/\n", 1)[1].split("```", 1)[0]
-    folder, named = "", set()
+    folders: list[str] = []  # from the outermost in; two spaces of indent each
+    named = set()
     for line in tree.splitlines():
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        depth, name = (len(line) - len(line.lstrip())) // 2 - 1, line.split()[0]
+        folders = folders[:depth]
         if name.endswith("/"):
-            folder = name
+            folders.append(name)
         elif name.endswith(".py"):
-            named.add(f"{folder}{name}" if indent > 2 else name)
+            named.add("".join(folders) + name)
     there = {
         file.relative_to(ROOT / "ideogram_app").as_posix()
         for file in (ROOT / "ideogram_app").rglob("*.py")

@@ -16,10 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.architecture import MODELS, Model, weight_bytes  # noqa: E402
+from ideogram_app.checkpoints.layouts import find_layout  # noqa: E402
+from ideogram_app.checkpoints.sources import SOURCES  # noqa: E402
 from ideogram_app.hardware import Hardware  # noqa: E402
 from ideogram_app.planner import plan  # noqa: E402
 from ideogram_app.presets import PRESETS  # noqa: E402
 from ideogram_app.recipes import RECIPES, Recipe  # noqa: E402
+from ideogram_app.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,7 +103,6 @@ def described(name: str, capability: tuple[int, int], memory: int, ram: int) -> 
 
 def measured_table() -> str:
     """The miniature's recipes as benchmarks/compare_recipes.py measured them."""
-    measured: dict[str, Any] = json.loads((RESULTS / "miniature-recipes-cpu.json").read_text(encoding="utf-8"))
     rows = [
         [
             f"`{row['recipe']}`",
@@ -110,7 +112,7 @@ def measured_table() -> str:
             "–" if row["psnr"] is None else f"{row['psnr']:.1f} dB",
             "–" if row["ssim"] is None else f"{row['ssim']:.4f}",
         ]
-        for row in measured["rows"]
+        for row in results("miniature-recipes-cpu")["rows"]
     ]
     header = ["recipe", "a step", "weights", "peak memory", "PSNR", "SSIM"]
     return table(header, rows)
@@ -118,13 +120,109 @@ def measured_table() -> str:
 
 def score_table() -> str:
     """How often the miniature draws what a held-out caption asks for, as evaluate.py measured it."""
-    measured: dict[str, Any] = json.loads((RESULTS / "miniature-scores.json").read_text(encoding="utf-8"))
     names = ["background", "colour", "shape", "place", "letters", "words", "captions"]
     rows = [
         [row["form"], *(f"{row['shares'][name]:.1f} %" if name in row["shares"] else "–" for name in names)]
-        for row in measured["rows"]
+        for row in results("miniature-scores")["rows"]
     ]
     return table(["captions", *names[:-1], "everything"], rows)
+
+
+def source_table() -> str:
+    """Every row of sources.py that is published."""
+    rows = [
+        [
+            f"[{row.repository}]({row.url})",
+            find_layout(row.layout).about,
+            f"{row.size / 1e9:.1f} GB",
+            "yes" if row.gated else "no",
+        ]
+        for row in SOURCES
+        if row.repository
+    ]
+    return table(["repository", "what is in it", "size", "gated"], rows)
+
+
+def family_table() -> str:
+    """INT8's variants on the miniature and on outliers, as benchmarks/int8_family.py measured them."""
+    measured = results("int8-family")
+    rows = [
+        [
+            f"`{row['recipe']}`" if row["recipe"] in RECIPES else row["recipe"],
+            f"{row['ideogram_4_gb']:.1f} GB",
+            f"{row['psnr']:.1f} dB",
+            f"{row['velocity_percent']:.2f} %",
+            f"{row['drifted']} of {measured['pictures']}",
+        ]
+        for row in measured["rows"]
+    ]
+    return table(["variant", "Ideogram 4", "PSNR, median", "error of the velocity", "below 25 dB"], rows)
+
+
+def encoder_table() -> str:
+    """The text encoder's recipes, as benchmarks/encoder.py measured them."""
+    measured = results("encoder")["rows"]
+
+    def worst(recipe: str, model: str) -> str:
+        taps = next(row["taps"] for row in measured if row["recipe"] == recipe and row["model"] == model)
+        return f"{100 * max(taps):.2f} %"
+
+    models = list(dict.fromkeys(row["model"] for row in measured))
+    rows = [
+        [f"`{name}`", f"{encoder_bytes(PUBLISHED, recipe) / 1e9:.1f} GB", *(worst(name, model) for model in models)]
+        for name, recipe in ENCODER_RECIPES.items()
+    ]
+    return table(["recipe", "Ideogram 4", *(f"worst tap, {model}" for model in models)], rows)
+
+
+def search_table() -> str:
+    """Encoders of K-quants, as benchmarks/k_quants.py measured them."""
+    measured = results("k-quants-cpu")
+
+    def error(encoder: str, kind: str, weights: str, key: str = "error") -> str:
+        found = [
+            row[key]
+            for row in measured["errors"]
+            if (row["encoder"], row["type"], row["weights"]) == (encoder, kind, weights) and key in row
+        ]
+        return f"{100 * found[0]:.2f} %" if found else "–"
+
+    def speed(kind: str, search: str) -> str:
+        found = [row for row in measured["rows"] if (row["type"], row["search"]) == (kind, search)]
+        return f"{max(row['mweights_per_second'] for row in found):.0f}" if found else "–"
+
+    kinds = list(dict.fromkeys(row["type"] for row in measured["errors"]))
+    both = ("gaussian", "student-t5")
+    rows = [["llama.cpp's algorithm, Q4_K", *(error("llama.cpp", "Q4_K", weights) for weights in both), "", "", ""]]
+    for kind in kinds:
+        tuned = " -> ".join(error("ours", kind, both[0], f"output_error{end}") for end in ("", "_with_importance"))
+        errors = [error("ours", kind, weights) for weights in both]
+        rows.append([kind, *errors, tuned, speed(kind, "numba"), speed(kind, "torch")])
+    header = ["encoder", "Gaussian", "Student t5", "output, with importance", "Mweights/s, Numba", "torch"]
+    return table(header, rows)
+
+
+def quantize_table() -> str:
+    """Packing both published-size transformers, as benchmarks/quantize.py measured it."""
+    rows = [
+        [
+            f"`{row['recipe']}`",
+            f"{row['seconds'] / 60:.1f} min",
+            f"{row['weights_per_second'] / 1e6:.0f} M/s",
+            f"{row['peak_resident_bytes_sampled'] / 1e9:.2f} GB",
+            f"{row['bytes_written'] / 1e9:.1f} GB",
+            f"{'the same' if row['killed']['same_hashes'] else 'others'}, {row['killed']['seconds'] / 60:.1f} min",
+        ]
+        for row in results("quantize-full-cpu")["rows"]
+    ]
+    header = ["recipe", "time", "weights packed", "peak memory", "written", "hashes after ten kills, time in all"]
+    return table(header, rows)
+
+
+def results(name: str) -> dict[str, Any]:
+    """One file of measurements."""
+    read: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return read
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -133,6 +231,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "cards": card_table,
     "measured": measured_table,
     "scores": score_table,
+    "sources": source_table,
+    "family": family_table,
+    "encoder": encoder_table,
+    "search": search_table,
+    "quantize": quantize_table,
 }
 
 
@@ -145,7 +248,7 @@ def filled(text: str) -> str:
 
 
 def _size(recipe: Recipe, model: Model) -> str:
-    total = sum(weight_bytes(branch, recipe) for branch in model.branches)
+    total = sum(weight_bytes(branch, recipe.protecting()) for branch in model.branches)
     return f"{total / 1e9:.1f} GB" if total > 1e9 else f"{total / 1e6:.1f} MB"
 
 

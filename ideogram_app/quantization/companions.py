@@ -27,9 +27,10 @@ from ideogram_app.errors import CheckpointError
 from ideogram_app.flow import Event
 from ideogram_app.quantization.packing import Packing
 from ideogram_app.quantization.run import Run, Work
-from ideogram_app.quantization.smoke import BLOCK, SEED, TOKENS, Read, check, fill, relative_error
+from ideogram_app.quantization.smoke import BLOCK, SEED, TOKENS, Read, check, fill
 from ideogram_app.text_encoder import DEFAULT, LAYER, find_encoder_recipe
 
+LEAST_CHANGE = 0.01  # of the hidden states: a trained layer that adds less than this is judged as if it added so much
 COPIED = {"tokenizer": ("*",), "scheduler": ("*.json",), "vae": ("*.json", "*.safetensors")}
 
 
@@ -90,9 +91,11 @@ def _smoke(reader: SourceEncoder, recipe: str) -> Any:
     def smoke(packing: Packing) -> Iterator[tuple[str, float]]:
         written = PackedBranch(packing.path, row, reader.encoder)
         for index in sorted({0, reader.encoder.num_hidden_layers - 1}):
-            expected, got = (_change(reader.config, index, read) for read in (_all_rows(reader), written.values))
-            name = f"layer {index}"
-            yield name, check(name, relative_error(got, expected), BLOCK[row.gguf_type or row.storage])
+            hidden, source = _output(reader.config, index, _all_rows(reader))
+            _, packed = _output(reader.config, index, written.values)
+            scale = max(float((source - hidden).norm()), LEAST_CHANGE * float(hidden.norm()))
+            error, name = float((packed - source).norm()) / scale, f"layer {index}"
+            yield name, check(name, error, BLOCK[row.gguf_type or row.storage])
 
     return smoke
 
@@ -101,8 +104,8 @@ def _all_rows(reader: SourceEncoder) -> Read:
     return lambda name, rows: reader.tensor(name, rows)
 
 
-def _change(config: dict[str, Any], index: int, read: Read) -> Tensor:
-    """What decoder layer `index` adds to random hidden states (1, 16, hidden), in float32."""
+def _output(config: dict[str, Any], index: int, read: Read) -> tuple[Tensor, Tensor]:
+    """Random hidden states (1, 16, hidden) before and after decoder layer `index`, in float32."""
     from transformers import Qwen3VLTextConfig
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding
 
@@ -116,4 +119,4 @@ def _change(config: dict[str, Any], index: int, read: Read) -> Tensor:
     positions = torch.arange(TOKENS)[None]
     rotary = Qwen3VLTextRotaryEmbedding(settings)(hidden, positions[None].expand(3, -1, -1))
     output: Tensor = layer(hidden, position_embeddings=rotary, attention_mask=None, position_ids=positions)
-    return output - hidden
+    return hidden, output

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +44,14 @@ from torch import Tensor
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.quantization.k_search import TORCH, Search, safe_ratio
 
-# Weights handled at once: small enough for the caches, large enough to hide the cost of launches and of starting threads
-# threads (Q4_K, Mweights/s: torch on one thread 2.8 with 2^15, 5.9 with 2^17, 8.1 with 2^20; Numba on two threads 32 with 2^17,
-# 74 with 2^20). Torch's encoding holds about eight float32 temporaries: 32 MB for 2^20.
+# Weights handled at once. On a CPU small enough for the caches, large enough to hide the cost of a launch (Q4_K on one
+# thread, Mweights/s: 2.8 with 2^15, 5.9 with 2^17, 8.1 with 2^20); elsewhere launches cost more. Encoding holds about
+# eight float32 temporaries: 32 MB for 2^20.
 CHUNK_ON_CPU, CHUNK_ELSEWHERE = 2**20, 2**21
+# For a search in Python's threads: 120 blocks, fewer than the 32768 numbers from which torch wakes threads of its own.
+# Those wait for each other and for the next operation by spinning: with another program on two cores, Q4_K fell from
+# 66 to 9 Mweights/s.
+CHUNK_IN_THREADS, CHUNKS_A_TURN = 120 * 256, 8
 # Numba compiles for ten seconds when it first meets a format on a machine. Smaller matrices take torch 0.1 s, and the
 # miniature, which has no larger ones, less than that compilation altogether.
 WORTH_COMPILING = 2**20
@@ -99,13 +104,20 @@ def encode(weight: Tensor, gguf_type: str, importance: Tensor | None = None, sea
     search = search or fastest_search(weight.device, weight.numel())
     pattern = None if importance is None else _pattern(importance, columns, form.weights, weight.device)
     blocks, targets = weight.reshape(-1, form.weights), packed.view(-1, form.size)
-    for part in _chunks(len(blocks), form.weights, weight.device):
+
+    def pack(part: slice) -> None:
         values = blocks[part].float().contiguous()
         _check_weights(values, gguf_type, first=part.start * form.weights, columns=columns)
         weighing = None
         if pattern is not None:  # a row of the matrix begins every len(pattern) blocks
             weighing = pattern[torch.arange(part.start, part.stop, device=weight.device) % len(pattern)]
         targets[part] = form.pack(values, weighing, search)
+
+    if search.threaded:
+        _in_threads(pack, list(_chunks(len(blocks), CHUNK_IN_THREADS // form.weights)))
+    else:
+        for part in _chunks(len(blocks), _chunk_size(form, weight.device)):
+            pack(part)
     return packed
 
 
@@ -149,7 +161,7 @@ def decode(packed: Tensor, gguf_type: str, dtype: torch.dtype = torch.float32) -
         packed.shape[0], unpacked_columns(packed.shape[1], gguf_type), dtype=dtype, device=packed.device
     )
     blocks, targets = packed.reshape(-1, form.size), weight.view(-1, form.weights)
-    for part in _chunks(len(blocks), form.weights, packed.device):
+    for part in _chunks(len(blocks), _chunk_size(form, packed.device)):
         targets[part] = form.unpack(blocks[part])
     return weight
 
@@ -197,11 +209,28 @@ def unpacked_columns(row_bytes: int, gguf_type: str) -> int:
     return row_bytes // form.size * form.weights
 
 
-def _chunks(blocks: int, weights: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover so many blocks, so that temporaries stay small whatever the matrix."""
-    step = max(1, (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ELSEWHERE) // weights)
+def _chunk_size(form: BlockFormat, device: torch.device) -> int:
+    """Blocks that torch handles at once, so that temporaries stay small whatever the matrix."""
+    return max(1, (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ELSEWHERE) // form.weights)
+
+
+def _chunks(blocks: int, step: int) -> Iterator[slice]:
+    """Slices that cover so many blocks."""
     for start in range(0, blocks, step):
         yield slice(start, min(start + step, blocks))
+
+
+def _in_threads(pack: Callable[[slice], None], parts: list[slice]) -> None:
+    """All parts, in as many threads as torch would use, a few at a turn; raises what the first of them raised."""
+
+    def pack_some(first: int) -> None:
+        for part in parts[first : first + CHUNKS_A_TURN]:
+            pack(part)
+
+    turns = range(0, len(parts), CHUNKS_A_TURN)
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(turns)))) as pool:
+        for _ in pool.map(pack_some, turns):
+            pass  # a result that is asked for brings what its thread raised
 
 
 def _pattern(importance: Tensor, columns: int, weights: int, device: torch.device) -> Tensor:

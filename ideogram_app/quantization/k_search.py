@@ -9,13 +9,13 @@ triple in two movements, the same for all formats:
 2. All together, a few rounds: try each sub-block's integer scale and minimum one up and one down, with fresh quants;
    then fit the block's fp16 steps to all quants by least squares. The best round wins, so a round never harms.
 
-Relative RMSE, Gaussian and Student-t5 weights: Q4_K 6.98 and 8.09 % (llama.cpp's algorithm: 7.14 and 8.29), Q5_K 3.42
-and 3.98, Q6_K 1.67 and 2.03 %.
+Relative RMSE, Gaussian and Student-t5 weights: Q4_K 6.97 and 8.07 % (llama.cpp's algorithm: 7.14 and 8.29), Q5_K 3.42
+and 3.97, Q6_K 1.65 and 2.00 %. `benchmarks/k_quants.py` measures them.
 
-`importance` (the second moment of the input that meets each weight) weighs every square in both movements; without it
-all columns count alike, where llama.cpp favours large weights. All sums are taken by adding halves, never by the
-backend's own order, so a block's bytes are the same on every device, for any number of threads and in `k_fast.py`,
-which follows this file operation by operation.
+`importance`, the mean square of the input that meets each weight, weighs every square in both movements; without it
+all columns count alike, where llama.cpp favours large weights. Sums are taken by adding halves, never in an order that
+a backend chooses, so that bytes do not hang on threads or on the width of vectors, and `k_fast/` can follow this file
+operation by operation. Left out: llama.cpp's own blend of importance with the size of weights.
 """
 
 from __future__ import annotations
@@ -85,11 +85,14 @@ class Search:
     """One implementation of both fits.
 
     Attributes:
+        threaded: whether it is called from several Python threads at once, with few blocks each; else once with many,
+            where torch's own threads share the work.
         affine: x (blocks, 8, 32), levels, importance like x or None -> AffineFit.
         symmetric: x (blocks, 16, 16), half range, importance like x or None -> SymmetricFit.
     """
 
     name: str
+    threaded: bool
     affine: Callable[[Tensor, int, Tensor | None], AffineFit]
     symmetric: Callable[[Tensor, int, Tensor | None], SymmetricFit]
 
@@ -172,7 +175,7 @@ def fit_symmetric(x: Tensor, half_range: int, importance: Tensor | None = None) 
     return SymmetricFit(best_step, best_scales, _symmetric_quants(x, best_step * best_scales, half_range))
 
 
-TORCH = Search("torch", fit_affine, fit_symmetric)
+TORCH = Search("torch", False, fit_affine, fit_symmetric)
 
 
 def _weigh(values: Tensor, importance: Tensor | None) -> Tensor:

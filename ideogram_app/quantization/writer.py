@@ -102,7 +102,7 @@ def quantize(
     """
     recipe, opened = find_recipe(recipe_name), open_source(source, unconditional)
     _expect_device(device)
-    model, place = _model_name(opened), Place(out.absolute(), str(out))
+    model, place = model_of(opened), Place(out.absolute(), str(out))
     with place.lock():
         if place.final.exists():
             made = _made_before(place)
@@ -176,7 +176,7 @@ def _made_before(place: Place) -> Manifest:
         ) from problem
 
 
-def _model_name(source: SourceModel) -> str:
+def model_of(source: SourceModel) -> str:
     """The model of this shape; a replica of fewer layers goes by the name of the published one."""
     shapes = tuple(reader.branch for reader in source.branches)
     return next((model.name for model in MODELS.values() if model.branches == shapes), UNNAMED)

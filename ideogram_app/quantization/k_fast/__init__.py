@@ -8,22 +8,19 @@ Whole-tensor operations walk through memory once for every multiplication; here 
 first-level cache from its weights to its quants. Names are those of `k_search.py`: read it first.
 
 Nothing is compiled at import. The first call of a fit compiles for some seconds, and Numba keeps the machine code
-beside its source, or in the user's cache folder where that is read-only (`NUMBA_CACHE_DIR` names another). Threads are
-Python's, as many as torch uses: compiled code runs without the interpreter's lock. (Numba's own pool ends the process
+beside its source, or in the user's cache folder where that is read-only (`NUMBA_CACHE_DIR` names another). Compiled
+code runs without the interpreter's lock, so that Python's threads share the blocks. (Numba's own pool ends the process
 when two threads enter it at once.) Left out: packing into bytes, which is a few cheap torch operations.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ideogram_app.quantization.k_fast import affine, symmetric
-from ideogram_app.quantization.k_fast.lanes import TILE, Array, new_tile_type
+from ideogram_app.quantization.k_fast.lanes import Array, new_tile_type
 from ideogram_app.quantization.k_search import (
     AFFINE_CANDIDATES,
     AFFINE_REACHES,
@@ -42,12 +39,8 @@ def fit_affine(x: Tensor, levels: int, importance: Tensor | None = None) -> Affi
     scales, minima = np.empty((2, blocks, affine.SUBS), np.uint8)
     given = (_matrix(x), _weighing(importance), np.float32(levels), np.array(AFFINE_REACHES))
     candidates = np.array([levels + extra for extra in AFFINE_CANDIDATES], np.float32)
-
-    def fit(start: int, stop: int) -> None:
-        tile = np.zeros(1, new_tile_type(affine.SUBS, affine.WEIGHTS))
-        affine.fit_tiles(tile, *given, candidates, start, stop, steps, scales, minima, quants)
-
-    _in_threads(blocks, fit)
+    tile = np.zeros(1, new_tile_type(affine.SUBS, affine.WEIGHTS))
+    affine.fit_tiles(tile, *given, candidates, steps, scales, minima, quants)
     step, floor_step = torch.from_numpy(steps).split(1, -1)
     return AffineFit(step, floor_step, *(torch.from_numpy(made) for made in (scales, minima, quants)))
 
@@ -59,12 +52,8 @@ def fit_symmetric(x: Tensor, half_range: int, importance: Tensor | None = None) 
     scales = np.empty((blocks, symmetric.SUBS), np.int8)
     given = (_matrix(x), _weighing(importance), np.float32(half_range), np.array(SYMMETRIC_REACHES))
     candidates = np.array([-(half_range + extra) for extra in SYMMETRIC_CANDIDATES], np.float32)
-
-    def fit(start: int, stop: int) -> None:
-        tile = np.zeros(1, new_tile_type(symmetric.SUBS, symmetric.WEIGHTS))
-        symmetric.fit_tiles(tile, *given, candidates, start, stop, steps, scales, quants)
-
-    _in_threads(blocks, fit)
+    tile = np.zeros(1, new_tile_type(symmetric.SUBS, symmetric.WEIGHTS))
+    symmetric.fit_tiles(tile, *given, candidates, steps, scales, quants)
     return SymmetricFit(*(torch.from_numpy(made) for made in (steps, scales, quants)))
 
 
@@ -78,16 +67,4 @@ def _weighing(importance: Tensor | None) -> Array:
     return np.ones((1, 256), np.float32) if importance is None else _matrix(importance)
 
 
-def _in_threads(blocks: int, fit: Callable[[int, int], None]) -> None:
-    """Cover the blocks in as many runs of whole tiles as torch has threads."""
-    tiles = -(-blocks // TILE)
-    threads = max(1, min(torch.get_num_threads(), tiles))
-    bounds = [min(blocks, tiles * part // threads * TILE) for part in range(threads + 1)]
-    if threads == 1:
-        return fit(0, blocks)
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(fit, bounds[:-1], bounds[1:]):
-            pass  # asking for the results raises what a thread raised
-
-
-NUMBA = Search("numba", fit_affine, fit_symmetric)
+NUMBA = Search("numba", True, fit_affine, fit_symmetric)

@@ -171,9 +171,9 @@ def _refit(tile, levels):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fit_tiles(tiles, blocks, importance, levels, reaches, candidates, start, stop, steps, scales, minima, quants):  # type: ignore[no-untyped-def]
+def fit_tiles(tiles, blocks, importance, levels, reaches, candidates, steps, scales, minima, quants):  # type: ignore[no-untyped-def]
     tile = tiles[0]
-    for first in range(start, stop, TILE):
+    for first in range(0, len(blocks), TILE):
         load(tile, blocks, importance, first, SUBS, WEIGHTS)
         _begin(tile)
         _search(tile, levels, candidates)
@@ -187,7 +187,7 @@ def fit_tiles(tiles, blocks, importance, levels, reaches, candidates, start, sto
             tile.inverse[lane] = ratio(ONE, slope)
             tile.shift[lane] = tile.best_floor_step[lane] * tile.best_minimum[lane]
         quantize(tile, SUBS, WEIGHTS, ZERO, levels)
-        for block in range(min(TILE, stop - first)):
+        for block in range(min(TILE, len(blocks) - first)):
             steps[first + block, 0] = tile.best_step[block]
             steps[first + block, 1] = tile.best_floor_step[block]
             for sub in range(SUBS):

@@ -112,10 +112,10 @@ def _keep_better_and_refit(tile, lowest, highest):  # type: ignore[no-untyped-de
 
 
 @kernel
-def fit_tiles(tiles, blocks, importance, half_range, reaches, candidates, start, stop, steps, scales, quants):  # type: ignore[no-untyped-def]
+def fit_tiles(tiles, blocks, importance, half_range, reaches, candidates, steps, scales, quants):  # type: ignore[no-untyped-def]
     tile = tiles[0]
     lowest, highest = -half_range, half_range - ONE
-    for first in range(start, stop, TILE):
+    for first in range(0, len(blocks), TILE):
         load(tile, blocks, importance, first, SUBS, WEIGHTS)
         _search(tile, lowest, highest, candidates)
         _first_step(tile)
@@ -125,7 +125,7 @@ def fit_tiles(tiles, blocks, importance, half_range, reaches, candidates, start,
         for lane in range(LANES):
             tile.inverse[lane] = ratio(ONE, tile.best_step[lane] * tile.best_scale[lane])
         quantize(tile, SUBS, WEIGHTS, lowest, highest)
-        for block in range(min(TILE, stop - first)):
+        for block in range(min(TILE, len(blocks) - first)):
             steps[first + block, 0] = tile.best_step[block]
             for sub in range(SUBS):
                 lane = sub * TILE + block
