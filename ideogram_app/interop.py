@@ -43,6 +43,7 @@ from ideogram_app.checkpoints.formats import branch_file
 from ideogram_app.checkpoints.manifest import Manifest, expect_size, read_manifest
 from ideogram_app.checkpoints.names import WEIGHT, parse, pieces
 from ideogram_app.checkpoints.sources import BRANCHES
+from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.model.loader import load_pipeline_parts
 from ideogram_app.recipes import RECIPES, find_recipe
@@ -134,8 +135,8 @@ def load_pipeline(
 
     Args:
         folder: of one recipe, such as "data/checkpoints/ideogram-4/int8-w8a8".
-        source: the pipeline folder that has text encoder, tokenizer, VAE and scheduler; the one that the folder was
-            prepared from where None.
+        source: the pipeline folder that has text encoder, tokenizer, VAE and scheduler; where None, those kept beside
+            the folder, or else those of the source that it was prepared from.
         dtype: the computing type.
 
     Raises:
@@ -150,9 +151,10 @@ def load_pipeline(
     for row in manifest.files:
         expect_size(folder / row.path, row.size)
     transformers = {name: _transformer(folder, manifest, name, dtype) for name in BRANCHES}
-    recorded = Path(manifest.source)
-    source = recorded if source is None and recorded.is_dir() else source
-    parts = load_pipeline_parts(manifest.model, "cpu", dtype, None if source is None else Path(source))
+    store, recorded = Store(folder.absolute().parents[2]), Path(manifest.source)
+    if source is None and recorded.is_dir() and not store.companions_status(manifest.model).usable:
+        source = recorded
+    parts = load_pipeline_parts(manifest.model, "cpu", dtype, Path(source) if source else None, store)
     return Ideogram4Pipeline(
         scheduler=parts.scheduler,
         vae=parts.vae,

@@ -176,30 +176,26 @@ def encoder_table() -> str:
 
 
 def search_table() -> str:
-    """Encoders of K-quants, as benchmarks/k_quants.py measured them."""
-    measured = results("k-quants-cpu")
+    """Encoders of GGUF types, as benchmarks/k_quants.py measured them."""
 
-    def error(encoder: str, kind: str, weights: str, key: str = "error") -> str:
-        found = [
-            row[key]
-            for row in measured["errors"]
-            if (row["encoder"], row["type"], row["weights"]) == (encoder, kind, weights) and key in row
+    def beside(errors: dict[str, float]) -> str:
+        return f"{errors['ours']:.2f} ({errors['llama.cpp']:.2f})"
+
+    def fastest(row: dict[str, Any], search: str) -> str:
+        return f"{max(case['mweights_per_second'] for case in row['speed'] if case['search'] == search):.0f}"
+
+    rows = [
+        [
+            row["name"],
+            *(beside(row["rmse_percent"][kind]) for kind in ("gaussian", "student-t5", "miniature")),
+            f"{row['output_error_percent']['without']:.2f} -> {row['output_error_percent']['with']:.2f}",
+            fastest(row, "numba"),
+            fastest(row, "torch"),
         ]
-        return f"{100 * found[0]:.2f} %" if found else "–"
-
-    def speed(kind: str, search: str) -> str:
-        found = [row for row in measured["rows"] if (row["type"], row["search"]) == (kind, search)]
-        return f"{max(row['mweights_per_second'] for row in found):.0f}" if found else "–"
-
-    kinds = list(dict.fromkeys(row["type"] for row in measured["errors"]))
-    both = ("gaussian", "student-t5")
-    rows = [["llama.cpp's algorithm, Q4_K", *(error("llama.cpp", "Q4_K", weights) for weights in both), "", "", ""]]
-    for kind in kinds:
-        tuned = " -> ".join(error("ours", kind, both[0], f"output_error{end}") for end in ("", "_with_importance"))
-        errors = [error("ours", kind, weights) for weights in both]
-        rows.append([kind, *errors, tuned, speed(kind, "numba"), speed(kind, "torch")])
-    header = ["encoder", "Gaussian", "Student t5", "output, with importance", "Mweights/s, Numba", "torch"]
-    return table(header, rows)
+        for row in results("k-quants-cpu")["rows"]
+    ]
+    kinds = ("Gaussian, %", "Student t5, %", "the miniature, %")
+    return table(["type", *kinds, "output, with importance, %", "Mweights/s, Numba", "torch"], rows)
 
 
 def quantize_table() -> str:

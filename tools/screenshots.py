@@ -60,7 +60,9 @@ def photograph(folder: Path, prompt: str, seed: int, to: Path) -> None:
     options = launch_options(studio.output, folder / "data")
     page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, **options)
     studio.start()
-    request = request_of("miniature", prompt, "default-20", 128, 128, seed, list(RECIPES))
+    request = request_of(
+        "miniature", prompt, "default-20", 128, 128, seed, [name for name, recipe in RECIPES.items() if recipe.everyday]
+    )
     warm_up = replace(request, preset="turbo-12")  # pays for imports and for preparing
     for job in [studio.wait(studio.submit_compare(each)) for each in (warm_up, request)]:
         print(f"compared with {job.request.preset if job.request else ''}: {job.state} {job.error}", flush=True)

@@ -6,6 +6,7 @@ not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from ideogram_app.jobs import Job
 from ideogram_app.ui.words import bar, duration, esc, file_url, gist, progress_words, recipe_title, settings, size
 
 VERBS = {"prepare": "Preparing", "compare": "Comparing", "delete": "Deleting"}  # of each kind of job
+
+
+WIDEST = 5  # pictures in a row: narrower columns cut their numbers off at 1440 pixels
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Shown:
     state: str = "done"
     error: str = ""
     entry: Entry | None = None
+
+
+def columns(pictures: int) -> int:
+    """Of the grid, so that its rows are evenly filled: six pictures stand in two rows of three."""
+    return math.ceil(pictures / math.ceil(pictures / WIDEST)) if pictures else 1
 
 
 def from_job(job: Job, entry: Entry | None) -> Shown:
@@ -62,7 +71,7 @@ def results_grid(shown: Shown | None) -> str:
     return (
         f'<section aria-label="Results"><header class="over"><h2>{esc(gist(request.caption))}</h2>'
         f'<p class="quiet">{esc(settings(request))} · {_guidance(shown)}</p></header>{error}'
-        f'<div class="grid" style="--ratio:{ratio};--count:{len(request.recipes)}" '
+        f'<div class="grid" style="--ratio:{ratio};--count:{columns(len(request.recipes))}" '
         f'data-running="{str(shown.running).lower()}">{cards}</div></section>'
     )
 

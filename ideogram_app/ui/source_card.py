@@ -12,7 +12,7 @@ from ideogram_app.backend import SourceState
 from ideogram_app.checkpoints.access import Access
 from ideogram_app.checkpoints.sources import Source, find_source
 from ideogram_app.flow import Event
-from ideogram_app.footprint import DISK_MARGIN
+from ideogram_app.footprint import DISK_MARGIN, encoder_weights
 from ideogram_app.jobs import Job, State
 from ideogram_app.planner import LADDER
 from ideogram_app.recipes import RECIPES, find_recipe
@@ -86,7 +86,7 @@ def _to_make(state: State, model: str) -> tuple[str, ...]:
 def _facts(row: Source, source: SourceState, job: Job | None, state: State, model: str) -> str:
     """What is fetched, made and kept, in bytes, and under which terms."""
     recipes = job.recipes if job else _to_make(state, model)
-    made = sum(made_bytes(model, recipe) for recipe in recipes)
+    made = sum(made_bytes(model, recipe) for recipe in recipes) + encoder_weights(find_model(model), 2)
     licence = link(row.url, row.licence)
     if source.state == "given":
         rows = [("Read from", esc(source.folder)), ("Licence", licence)]
@@ -97,7 +97,8 @@ def _facts(row: Source, source: SourceState, job: Job | None, state: State, mode
         free = state.machine.hardware.disk_free_bytes if state.machine else None
         rows = [("Fetched, once", size(row.size))]
         if recipes:
-            rows.append(("Made from it", f"{size(made)}, {esc(both([recipe_title(name) for name in recipes]))}"))
+            named = both([*(recipe_title(name) for name in recipes), "the text encoder"])
+            rows.append(("Made from it", f"{size(made)}, {esc(named)}"))
             rows.append(("Kept", f"{size(row.size + made)}, or {size(made)} without the download"))
         rows += [("Free on this disk", size(free)), ("Licence", licence)]
     inside = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows)

@@ -151,9 +151,9 @@ def fake_tab(browser: Browser, site: Site) -> Iterator[Page]:
 def test_after_preparing_the_download_can_be_deleted_and_the_precision_stays(fake_tab: Page, site: Site) -> None:
     card = at_the_weights(fake_tab)
     card.get_by_role("button", name="Fetch it and make INT8 W8A8").click()
-    expect(card).to_contain_text("Delete the 27.5 GB download? INT8 W8A8 stays usable")
+    expect(card).to_contain_text("Delete the 27.5 GB download? INT8 W8A8 rotated stays usable")
     fake_tab.get_by_role("button", name="Prepare GGUF Q4_K").click()
-    expect(card).to_contain_text("INT8 W8A8 and GGUF Q4_K stay usable; other precisions would need it again.")
+    expect(card).to_contain_text("INT8 W8A8 rotated and GGUF Q4_K stay usable; other precisions would need it again.")
     assert site.fake.fetched_bytes == SOURCE_BYTES
     sure = card.get_by_role("button", name="Delete the download of 27.5 GB")
     expect(sure).to_be_hidden()  # one press is not enough
