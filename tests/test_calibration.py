@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MINIATURE, ROOT
 from safetensors.torch import load_file, save_file
 from scipy.stats import kurtosis, spearmanr
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from ideogram_app.quantization import fp8
 from ideogram_app.quantization.calibration import Calibration, read_calibration
 from ideogram_app.quantization.statistics import InputStatistics, Recorder
 from ideogram_app.recipes import RECIPES
+from tests.conftest import MINIATURE, ROOT
 
 MODEL = MODELS["miniature"]
 SHIPPED = MINIATURE / "calibration.safetensors"

@@ -12,7 +12,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import MINIATURE, ROOT
 from diffusers import GGUFQuantizationConfig, Ideogram4Transformer2DModel
 from diffusers.loaders import single_file_model
 from safetensors.torch import load_file
@@ -29,6 +28,7 @@ from ideogram_app.model.text import encode
 from ideogram_app.pipeline import Velocity, denoise, make_noise, schedule
 from ideogram_app.presets import PRESETS
 from ideogram_app.quantization.writer import prepare, quantize
+from tests.conftest import MINIATURE, ROOT
 from tools.make_replica import make
 
 PRESET, GUIDANCE = PRESETS["turbo-12"], 1.5

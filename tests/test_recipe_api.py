@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MINIATURE, ROOT
 from small_model import random_tensors, relative_error, velocity, write_branch
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from ideogram_app.recipe_api import (
     ideogram4_protected_layers,
     ideogram4_quant_recipe,
 )
+from tests.conftest import MINIATURE, ROOT
 
 LAYERS = 6  # of the miniature's deeper transformer
 STEPS = 6

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MINIATURE
 from diffusers import Ideogram4Transformer2DModel
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from ideogram_app.quantization.smoothing import (
     groups,
     input_of,
 )
+from tests.conftest import MINIATURE
 
 BRANCH = MODELS["miniature"].unconditional
 
