@@ -148,7 +148,7 @@ def test_prepare_makes_recipes_ready_and_says_so(tmp_path: Path) -> None:
         (("generate", "--prompt", "x", "--out", "p.png", "--recipe", "fp8", "--preset", "slow"), "turbo-12"),
         (("generate", "--prompt", "x", "--out", "p.png", "--recipe", "fp8", "--model", "gpt"), "miniature"),
         (("prepare", "int8"), "int8-w8a8"),
-        (("prepare", "gguf-q4_k", "--model", "ideogram-4"), "huggingface.co/ideogram-ai/ideogram-4-fp8"),
+        (("prepare", "gguf-q4_k", "--model", "ideogram-4", "--offline"), "works offline"),
     ],
 )
 def test_a_bad_flag_is_one_line_on_standard_error_and_exit_code_1(

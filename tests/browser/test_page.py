@@ -64,14 +64,14 @@ def test_where_the_real_model_cannot_run_the_page_says_what_helps(tab: Page, sit
 
 def test_a_comparison_shows_exactly_the_pixels_of_its_files(tab: Page, site: Site) -> None:
     compare(tab, site, 5)
-    for title, name in (("Reference", "reference.png"), ("INT8 W8A8", "int8-w8a8.png")):
+    for title, name in (("Reference", "reference.png"), ("INT8 W8A8 rotated", "int8-w8a8-rotated.png")):
         shown = card(tab, title).get_by_role("img").evaluate(PIXELS)
         with Image.open(last_folder(site) / name) as picture:
             assert bytes(shown) == picture.convert("RGBA").tobytes()
         answer = tab.request.get(card(tab, title).get_by_role("img").evaluate("image => image.src"))
         assert answer.body() == (last_folder(site) / name).read_bytes()
-    expect(card(tab, "INT8 W8A8")).to_contain_text("dB")
-    expect(card(tab, "INT8 W8A8")).to_contain_text("ran as asked")
+    expect(card(tab, "INT8 W8A8 rotated")).to_contain_text("dB")
+    expect(card(tab, "INT8 W8A8 rotated")).to_contain_text("ran as asked")
     expect(tab.locator("#charts table")).to_have_count(4)
 
 
@@ -150,7 +150,7 @@ def test_the_divider_moves_by_keyboard_and_names_its_place(tab: Page, site: Site
     divider.focus()
     tab.keyboard.press("ArrowRight")
     expect(divider).to_have_value("51")
-    expect(divider).to_have_attribute("aria-valuetext", "51 % Reference, 49 % INT8 W8A8")
+    expect(divider).to_have_attribute("aria-valuetext", "51 % Reference, 49 % INT8 W8A8 rotated")
     tab.keyboard.press("End")
     expect(divider).to_have_value("100")
     assert tab.locator(".stage").evaluate("stage => stage.style.getPropertyValue('--split')") == "100%"
@@ -185,9 +185,9 @@ def test_a_prompt_is_shown_as_text_and_as_the_caption_the_model_reads(tab: Page,
 
 
 def test_a_recipe_that_fails_says_why_beside_the_others(tab: Page, site: Site) -> None:
-    site.fake.broken = {"int8-w8a8"}
+    site.fake.broken = {"int8-w8a8-rotated"}
     compare(tab, site, 14)
-    expect(card(tab, "INT8 W8A8")).to_contain_text("The device ran out of memory. Try gguf-q4_k.")
+    expect(card(tab, "INT8 W8A8 rotated")).to_contain_text("The device ran out of memory. Try gguf-q4_k.")
     expect(card(tab, "Reference").get_by_role("img")).to_be_visible()
 
 
