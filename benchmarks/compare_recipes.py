@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.provenance import commit  # noqa: E402
 from ideogram_app.backend import real_backend  # noqa: E402
 from ideogram_app.captions import understand  # noqa: E402
 from ideogram_app.console import describe_result  # noqa: E402
@@ -89,14 +89,6 @@ def row(recipe: str, results: list[Result]) -> dict[str, Any]:
         "ssim": median("ssim"),
         "errors": [result.error for result in results if result.error],
     }
-
-
-def commit() -> str:
-    """The commit that was measured, or ""."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.provenance import commit  # noqa: E402
 from ideogram_app.architecture import find_model  # noqa: E402
 from ideogram_app.checkpoints.encoder_source import SourceEncoder  # noqa: E402
 from ideogram_app.checkpoints.sources import local_folder  # noqa: E402
@@ -193,14 +193,6 @@ def shown(row: dict[str, Any], **more: Any) -> dict[str, Any]:
     held = f"{size:>13,} bytes" if size else ""
     print(f"{row['model']:11} {row['name']:24} error {mean:7.4f} mean {worst:7.4f} worst  {held}  {extra}", flush=True)
     return row | more
-
-
-def commit() -> str:
-    """The commit that was measured, or ""."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.llama_search import requantize  # noqa: E402
+from benchmarks.provenance import commit  # noqa: E402
 from ideogram_app.hardware import detect  # noqa: E402
 from ideogram_app.quantization import k_quants  # noqa: E402
 from ideogram_app.quantization.k_fast import NUMBA  # noqa: E402
@@ -178,14 +178,6 @@ def print_row(row: dict[str, Any]) -> None:
         print(f"  {kind:12s} {error['ours']:.3f} %, llama.cpp {error['llama.cpp']:.3f} %")
     output = row["output_error_percent"]
     print("  output       " + ", ".join(f"{name} {value:.3f} %" for name, value in output.items()))
-
-
-def commit() -> str:
-    """The commit that was measured, or ""."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.provenance import commit  # noqa: E402
 from ideogram_app.hardware import detect  # noqa: E402
 from ideogram_app.versions import versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
@@ -187,14 +188,6 @@ def summary(row: dict[str, Any]) -> str:
         same = "the same hashes" if row["killed"]["same_hashes"] else "OTHER HASHES"
         line += f"; killed {row['killed']['kills']} times: {same} after {row['killed']['seconds']:.1f} s in all"
     return line
-
-
-def commit() -> str:
-    """The commit that was measured, or ""."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -153,6 +153,13 @@ class Model:
         return self.conditional, self.unconditional
 
 
+def row_runs(shape: tuple[int, ...], weights: int) -> Iterator[slice]:
+    """Slices that cover a tensor's rows, each of at most so many weights or one row; what has one axis comes whole."""
+    step = max(1, weights // shape[1]) if len(shape) > 1 else shape[0]
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
 def weight_bytes(branch: Branch, recipe: Recipe, dense_bytes: int = 2) -> int:
     """Bytes of one transformer's parameters under a recipe.
 

@@ -22,6 +22,7 @@ from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.comparison import Comparison
 from ideogram_app.errors import RequestError
 from ideogram_app.flow import Event, Request
+from ideogram_app.folders import bytes_taken
 from ideogram_app.footprint import DISK_MARGIN, encoder_weights
 from ideogram_app.hardware import Hardware
 from ideogram_app.planner import Plan
@@ -72,7 +73,7 @@ def real_backend(
     *,
     offline: bool = False,
     calibration: Path | None = None,
-    encoder: str | None = None,
+    encoder: str = DEFAULT,
     device: str = "cpu",
 ) -> Backend:
     """The rooms below, each imported when it is first needed: torch comes with the first of them that needs it.
@@ -99,26 +100,6 @@ def real_backend(
 
         return Store(data)
 
-    def keep_companions(model: str) -> Iterator[Event]:
-        """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
-        from ideogram_app.quantization.companions import prepare_companions
-
-        folder = sources.folder(model)
-        if folder and (folder / "text_encoder").is_dir() and not store().companions_status(model).usable:
-            yield from prepare_companions(store(), model, folder, encoder or DEFAULT, device)
-
-    def prepare(model: str, recipe: str) -> Iterator[Event]:
-        from ideogram_app.quantization.tuning import calibration_at_hand, tuning_for
-        from ideogram_app.quantization.writer import prepare as write
-
-        usable = store().status(model, recipe).usable
-        if not usable:
-            yield from sources.fetch(model, recipe)
-            yield from keep_companions(model)
-        folder = sources.given.get(model) if usable else sources.folder(model)
-        tuned = calibration or (None if usable else calibration_at_hand(data, model))
-        yield from write(store(), model, recipe, folder, tuning=tuning_for(model, recipe, tuned), device=device)
-
     def compare(request: Request, hardware: Hardware, sized: Plan, folder: Path) -> Iterator[Event]:
         from ideogram_app import compare as comparing
 
@@ -132,13 +113,51 @@ def real_backend(
     return Backend(
         detect,
         lambda model, recipe: store().status(model, recipe),
-        prepare,
+        _Preparing(data, sources, calibration, encoder, device).recipe,
         compare,
         write_sheet,
         sources.access,
         sources.state,
         sources.delete,
     )
+
+
+@dataclass(frozen=True)
+class _Preparing:
+    """What `prepare` goes by: where weights come from and rest, and how they are packed."""
+
+    data: Path
+    sources: _Sources
+    calibration: Path | None
+    encoder: str
+    device: str
+
+    def recipe(self, model: str, recipe: str) -> Iterator[Event]:
+        """Fetch and keep what is missing, then write the recipe; one that is ready stays as it was tuned."""
+        from ideogram_app.checkpoints.store import Store
+        from ideogram_app.quantization.packing import UNTUNED
+        from ideogram_app.quantization.tuning import calibration_at_hand, tuning_for
+        from ideogram_app.quantization.writer import prepare
+
+        store = Store(self.data)
+        usable = store.status(model, recipe).usable
+        if not usable:
+            yield from self.sources.fetch(model, recipe)
+            yield from self._companions(store, model)
+        folder = self.sources.given.get(model) if usable else self.sources.folder(model)
+        tuning = UNTUNED
+        if self.calibration or not usable:
+            tuning = tuning_for(model, recipe, self.calibration or calibration_at_hand(self.data, model))
+        yield from prepare(store, model, recipe, folder, tuning=tuning, device=self.device)
+
+    def _companions(self, store: Any, model: str) -> Iterator[Event]:
+        """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
+        from ideogram_app.checkpoints.companions import ENCODER
+        from ideogram_app.quantization.companions import prepare_companions
+
+        folder = self.sources.folder(model)
+        if folder and (folder / ENCODER).is_dir() and not store.companions_status(model).usable:
+            yield from prepare_companions(store, model, folder, self.encoder, self.device)
 
 
 class _Sources:
@@ -157,7 +176,7 @@ class _Sources:
         if source.included:
             return SourceState("included", folder=source.included)
         folder = self._fetched_folder(model)
-        complete, taken = fetched(source, folder), bytes_in(folder)
+        complete, taken = fetched(source, folder), bytes_taken(folder)
         if complete:
             return SourceState("complete", taken, folder, complete.commit)
         return SourceState("partial" if taken else "missing", taken, folder)
@@ -202,12 +221,6 @@ class _Sources:
         from ideogram_app.checkpoints.fetched import source_folder
 
         return source_folder(self.data, find_source(model))
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes that files in a folder take; a file being filled takes only what has been written."""
-    stats = [path.stat() for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    return sum(min(stat.st_size, getattr(stat, "st_blocks", 2**50) * 512) for stat in stats)
 
 
 def hush() -> None:

@@ -30,6 +30,12 @@ def output_folder() -> Path:
     return _named(OUTPUT_VARIABLE, "outputs")
 
 
+def bytes_taken(folder: Path) -> int:
+    """Bytes that files in a folder take, 0 where there is none; a file being filled takes only what was written."""
+    stats = [path.stat() for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    return sum(min(stat.st_size, getattr(stat, "st_blocks", 2**50) * 512) for stat in stats)
+
+
 def _named(variable: str, name: str) -> Path:
     named = os.environ.get(variable)
     return Path(named).expanduser() if named else project_folder() / name

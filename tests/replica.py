@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from ideogram_app.checkpoints import fetch as fetching
+from ideogram_app.checkpoints import transfer as transferring
 from ideogram_app.checkpoints.sources import find_source
+from tools.hub import Faults, Hub
 
 PATTERNS = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer/*")
 SOURCE = replace(find_source("ideogram-4"), revision="main", patterns=PATTERNS)
@@ -48,6 +54,17 @@ def turn_to(endpoint: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "HF_TOKEN_PATH", "no-such-file")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         patch.delenv(name, raising=False)
+
+
+@contextmanager
+def serving(repository: Path, patch: pytest.MonkeyPatch, faults: Faults | None = None) -> Iterator[Hub]:
+    """A running hub that the client in this process asks, and waits that a test can afford."""
+    with Hub(repository, SOURCE.repository, faults=faults or Faults()).running() as hub:
+        turn_to(hub.endpoint, patch)
+        patch.setattr(transferring, "WAITS", (0.01,) * 6)
+        patch.setattr(fetching, "WAITS", (0.01,) * 6)
+        yield hub
+        huggingface_hub.close_session()
 
 
 def holds(folder: Path, repository: Path) -> bool:

@@ -7,17 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from ideogram_app.checkpoints import fetch as fetching
-from ideogram_app.checkpoints import transfer as transferring
 from ideogram_app.checkpoints.access import CASES, SCOPE, STATES, access, is_harmless
 from ideogram_app.checkpoints.fetch import fetch
 from ideogram_app.checkpoints.fetched import delete_fetched, fetched, source_folder
 from ideogram_app.errors import AccessError, AppError
-from tests.replica import SOURCE, TOKEN, TOTAL, turn_to, write_repository
+from tests.replica import SOURCE, TOKEN, TOTAL, serving, write_repository
 from tools.hub import Hub
 
 
@@ -28,13 +25,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running hub, and waits that a test can afford."""
-    with Hub(repository, SOURCE.repository).running() as hub:
-        turn_to(hub.endpoint, monkeypatch)
-        monkeypatch.setattr(transferring, "WAITS", (0.01,) * 6)
-        monkeypatch.setattr(fetching, "WAITS", (0.01,) * 6)
+    with serving(repository, monkeypatch) as hub:
         yield hub
-        huggingface_hub.close_session()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +15,6 @@ from PIL import Image
 from ideogram_app.architecture import MODELS
 from ideogram_app.backend import Backend, real_backend
 from ideogram_app.captions import wrap_plain
-from ideogram_app.checkpoints import fetch as fetching
-from ideogram_app.checkpoints import transfer as transferring
-from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.flow import Event, Request
@@ -28,7 +24,7 @@ from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_t
 from ideogram_app.pipeline import draw, share
 from ideogram_app.quantization.companions import prepare_companions
 from tests.conftest import MINIATURE
-from tests.replica import turn_to
+from tests.replica import serving
 from tools.hub import Faults, Hub
 from tools.make_replica import make
 
@@ -55,12 +51,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Every connection ends after a megabyte."""
-    with Hub(repository, find_source(NAME).repository, faults=Faults(cut_every=1_000_000)).running() as hub:
-        turn_to(hub.endpoint, monkeypatch)
-        monkeypatch.setattr(transferring, "WAITS", (0.01,) * 6)
-        monkeypatch.setattr(fetching, "WAITS", (0.01,) * 6)
+    with serving(repository, monkeypatch, Faults(cut_every=1_000_000)) as hub:
         yield hub
-        huggingface_hub.close_session()
 
 
 def picture(store: Store, model: str, recipe: str, parts: Parts, folder: Path) -> Image.Image:

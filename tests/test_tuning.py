@@ -80,6 +80,13 @@ def test_what_is_ready_is_not_made_again_for_a_calibration_nobody_named(tmp_path
         list(real_backend(tmp_path, calibration=own).prepare("miniature", "int8-w8a8"))
 
 
+def test_smoothing_that_is_ready_may_be_asked_for_again(tmp_path: Path) -> None:
+    backend = real_backend(tmp_path)
+    for _ in range(2):
+        *_, last = backend.prepare("miniature", "int8-w8a8-smooth")
+        assert "ready" in last.message
+
+
 def test_smoothing_alone_is_refused_where_nothing_was_calibrated() -> None:
     with pytest.raises(RequestError, match=r"needs a calibration.*calibrate --model ideogram-4"):
         tuning_for("ideogram-4", "int8-w8a8-smooth", None)

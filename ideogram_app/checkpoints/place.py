@@ -29,6 +29,7 @@ from ideogram_app.checkpoints.manifest import (
     write_text,
 )
 from ideogram_app.errors import RequestError
+from ideogram_app.folders import bytes_taken
 from ideogram_app.wire import to_json
 
 
@@ -125,9 +126,3 @@ class Place:
 
     def _beside(self, suffix: str) -> Path:
         return self.final.with_name(self.final.name + suffix)
-
-
-def bytes_taken(folder: Path) -> int:
-    """Bytes that files in a folder take; a file being filled takes only what has been written."""
-    stats = [path.stat() for path in folder.rglob("*") if path.is_file()]
-    return sum(min(stat.st_size, getattr(stat, "st_blocks", 2**50) * 512) for stat in stats)

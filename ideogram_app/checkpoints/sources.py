@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ideogram_app.architecture import find_model
 from ideogram_app.errors import AccessError, CheckpointError
+from ideogram_app.folders import project_folder
 
 BRANCHES = ("transformer", "unconditional_transformer")  # folders of a diffusers pipeline, conditional first
 LICENCE = "Ideogram Non-Commercial Model Agreement"
@@ -137,11 +138,6 @@ SOURCES: tuple[Source, ...] = (
         pair=("ideogram4-q8_0.gguf", "", ""),
     ),
 )
-
-
-def project_folder() -> Path:
-    """The folder that holds `ideogram_app/` and `assets/`."""
-    return Path(__file__).resolve().parents[2]
 
 
 def find_source(model: str) -> Source:

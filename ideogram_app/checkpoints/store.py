@@ -24,11 +24,11 @@ from ideogram_app.checkpoints.manifest import (
     source_rows,
     verify_sums,
 )
-from ideogram_app.checkpoints.place import Place, bytes_taken
+from ideogram_app.checkpoints.place import Place
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, find_source
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.folders import data_folder
+from ideogram_app.folders import bytes_taken, data_folder
 from ideogram_app.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.text_encoder import DENSE
 

@@ -15,13 +15,13 @@ prepared files (quantization/writer.py) and generating text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.architecture import TAPS, Linear
+from ideogram_app.architecture import TAPS, Linear, row_runs
 from ideogram_app.checkpoints.formats import PackedBranch, PackedWeight
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.layers import GgufLinear, PackedLinear
@@ -109,13 +109,13 @@ def encoder_from_source(
 
     def dense(name: str, shape: tuple[int, ...]) -> Tensor:
         values = torch.empty(shape, dtype=dtype, device=device)
-        for rows in _runs(shape):
+        for rows in row_runs(shape, RUN):
             values[rows] = source.tensor(name, rows).to(device=device, dtype=dtype)
         return values
 
     def weight(linear: Linear) -> PackedWeight:
         whole: PackedWeight | None = None
-        for rows in _runs((linear.rows, linear.columns)):
+        for rows in row_runs((linear.rows, linear.columns), RUN):
             part = _pack(recipe, linear, source.tensor(f"{linear.name}.weight", rows).to(device))
             whole = whole or _room(part, linear.rows)
             whole.values[rows] = part.values
@@ -222,10 +222,3 @@ def _room(part: PackedWeight, rows: int) -> PackedWeight:
     """Memory for a matrix of so many rows, packed as this part of it is."""
     scale = None if part.scale is None else part.scale.new_empty(rows)
     return PackedWeight(part.storage, part.values.new_empty(rows, part.values.shape[1]), scale, part.gguf_type)
-
-
-def _runs(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices over the rows of a tensor, of `RUN` weights at most."""
-    step = max(1, RUN // (shape[1] if len(shape) > 1 else 1))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ideogram_app.architecture import Component
+from ideogram_app.architecture import Component, row_runs
 from ideogram_app.checkpoints import formats
 from ideogram_app.checkpoints.blanks import Blank, Unit
 from ideogram_app.checkpoints.formats import PackedBranch
@@ -208,11 +208,7 @@ class Packing:
             raise self._mismatch(name, f"a relative error up to {bound}", f"{error / max(size, 1e-30):.2g}")
 
     def _runs_of(self, name: str) -> Iterator[slice]:
-        rows, *columns = self._shapes[name]
-        largest = RUN_ON_CPU if self.device.type == "cpu" else RUN_ELSEWHERE
-        step = max(1, largest // columns[0]) if columns else rows
-        for start in range(0, rows, step):
-            yield slice(start, min(rows, start + step))
+        return row_runs(self._shapes[name], RUN_ON_CPU if self.device.type == "cpu" else RUN_ELSEWHERE)
 
     def _mismatch(self, name: str, expected: str, got: str) -> MismatchError:
         return MismatchError(

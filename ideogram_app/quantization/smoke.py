@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.architecture import Branch
+from ideogram_app.architecture import Branch, row_runs
 from ideogram_app.checkpoints.journal import MismatchError
 
 TOKENS, INPUTS, SEED = 16, 4, 4
@@ -128,7 +128,7 @@ def _block_inputs(branch: Branch) -> dict[str, Any]:
 def fill(block: nn.Module, prefix: str, read: Callable[[str, slice], Tensor]) -> None:
     """Copy every parameter of a block from somewhere, in float32."""
     for name, parameter in block.named_parameters():
-        for rows in _runs(tuple(parameter.shape)):
+        for rows in row_runs(tuple(parameter.shape), RUN):
             parameter[rows].copy_(read(prefix + name, rows))
 
 
@@ -136,15 +136,10 @@ def _product_error(shape: tuple[int, int], name: str, source: Read, written: Rea
     """The relative error of a Linear's output, bias apart."""
     x = torch.randn(INPUTS, shape[1], generator=torch.Generator().manual_seed(SEED))
     expected, got = (
-        torch.cat([x @ read(name, run).cpu().float().t() for run in _runs(shape)], -1) for read in (source, written)
+        torch.cat([x @ read(name, run).cpu().float().t() for run in row_runs(shape, RUN)], -1)
+        for read in (source, written)
     )
     return relative_error(got, expected)
-
-
-def _runs(shape: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, RUN // shape[1]) if len(shape) > 1 else shape[0]
-    for start in range(0, shape[0], step):
-        yield slice(start, min(shape[0], start + step))
 
 
 def check(name: str, error: float, bound: float) -> float:
