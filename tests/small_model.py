@@ -15,9 +15,13 @@ from torch import Tensor
 from ideogram_app.architecture import MODELS, Branch
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.quantization import fp8
+from ideogram_app.recipes import RECIPES
 
 SMALL = (Branch(2, 64, 4, 256, 256, 13 * 64), Branch(1, 64, 4, 256, 256, 13 * 64))
 NAME = "ideogram-4"
+# One recipe of each way to rest, the last of its row's family.
+PACKED = list({(row.storage, row.gguf_type): name for name, row in RECIPES.items() if row.storage != "dense"}.values())
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 Tensors = dict[str, Tensor]
 
 

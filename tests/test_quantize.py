@@ -18,7 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_model import (
     NAME,
+    PACKED,
     SMALL,
+    WEIGHTS,
     fused,
     packed_fp8,
     random_tensors,
@@ -40,10 +42,6 @@ from ideogram_app.quantization import k_quants, packing, smoothing
 from ideogram_app.quantization.packing import Tuning
 from ideogram_app.quantization.writer import prepare, quantize
 from ideogram_app.recipes import RECIPES
-
-# One recipe of each way to rest, the last of its row's family.
-PACKED = list({(row.storage, row.gguf_type): name for name, row in RECIPES.items() if row.storage != "dense"}.values())
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture

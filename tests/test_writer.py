@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file
 from small_model import (
     NAME,
+    PACKED,
     SMALL,
+    WEIGHTS,
     fused,
     packed_fp8,
     random_tensors,
@@ -34,10 +36,6 @@ from ideogram_app.folders import project_folder
 from ideogram_app.quantization import fp8, k_quants
 from ideogram_app.quantization.writer import prepare
 from ideogram_app.recipes import RECIPES
-
-# One recipe of each way to rest, the last of its row's family.
-PACKED = list({(row.storage, row.gguf_type): name for name, row in RECIPES.items() if row.storage != "dense"}.values())
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
