@@ -38,6 +38,7 @@ class SourceState:
         state: included (they ship with the program), given (in a folder that the user named), missing, partial (a
             download was begun) or complete.
         bytes: taken on disk; of an included or given source nothing is counted.
+        companions_bytes: taken by text encoder and VAE, kept beside what was made.
         folder: where they lie, or would.
         commit: which version was fetched; "" where none was.
     """
@@ -46,6 +47,7 @@ class SourceState:
     bytes: int = 0
     folder: Path | None = None
     commit: str = ""
+    companions_bytes: int = 0
 
     @property
     def at_hand(self) -> bool:
@@ -169,17 +171,18 @@ class _Sources:
     def state(self, model: str) -> SourceState:
         """What is on disk."""
         from ideogram_app.checkpoints.fetched import fetched
+        from ideogram_app.checkpoints.store import Store
 
-        source = find_source(model)
+        source, kept = find_source(model), Store(self.data).companions_status(model).bytes
         if model in self.given:
-            return SourceState("given", folder=self.given[model])
+            return SourceState("given", folder=self.given[model], companions_bytes=kept)
         if source.included:
             return SourceState("included", folder=source.included)
         folder = self._fetched_folder(model)
         complete, taken = fetched(source, folder), bytes_taken(folder)
         if complete:
-            return SourceState("complete", taken, folder, complete.commit)
-        return SourceState("partial" if taken else "missing", taken, folder)
+            return SourceState("complete", taken, folder, complete.commit, kept)
+        return SourceState("partial" if taken else "missing", taken, folder, companions_bytes=kept)
 
     def folder(self, model: str) -> Path | None:
         """The folder to read weights from; None for what ships with the program, or is neither given nor fetched."""

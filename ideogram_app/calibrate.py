@@ -103,7 +103,8 @@ def calibrate(
         total = len(captions) * preset.steps
         yield Event("calibrate", recipe, total, total, message=f"{path} is ready: {summary(calibration)}")
         return
-    chosen = plan(hardware, request.model, width=request.width, height=request.height, recipe=recipe)
+    size = {"width": request.width, "height": request.height}
+    chosen = plan(hardware, request.model, **size, recipe=recipe, ready=(recipe,))  # else loading it says so
     if not chosen.fits:
         raise DeviceError(f"{recipe} does not fit this machine: {' '.join(chosen.reasons)}", do=chosen.suggestion)
     device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]

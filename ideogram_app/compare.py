@@ -73,7 +73,9 @@ def _draw_or_explain(
     request: Request, recipe: str, store: Store, hardware: Hardware, parts: Parts, shared: Shared, output: Path
 ) -> Iterator[Event]:
     """`draw`, with an error turned into a failed result."""
-    chosen = plan(hardware, request.model, width=request.width, height=request.height, recipe=recipe)
+    size = {"width": request.width, "height": request.height}
+    # Disk is no question any more: what was not prepared is refused when it is loaded.
+    chosen = plan(hardware, request.model, **size, recipe=recipe, ready=(recipe,))
 
     def load() -> Loaded:
         if not chosen.fits:

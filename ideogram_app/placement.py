@@ -42,6 +42,7 @@ class Job:
     Attributes:
         dtype: the computing type, from verdicts.compute_type.
         stored_bytes: what of the download and of the files made from it is on disk already.
+        ready: recipes whose files are complete, so that they need no room on disk.
     """
 
     hardware: Hardware
@@ -49,6 +50,7 @@ class Job:
     size: tuple[int, int]
     dtype: str
     stored_bytes: int = 0
+    ready: frozenset[str] = frozenset()
 
     @property
     def device_free(self) -> int:
@@ -107,7 +109,7 @@ class Option:
 def place(job: Job, recipe: Recipe) -> Option:
     """Find where a recipe can live: disk space first, then the fastest home that has room."""
     option = Option(recipe, job.measure(recipe))
-    lacking = _disk_lacking(job, option.size)
+    lacking = "" if recipe.name in job.ready else _disk_lacking(job, option.size)
     if lacking:
         return replace(option, reason=lacking, lacks="disk")
     if job.hardware.kind == "cpu":

@@ -11,6 +11,7 @@ one does not own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ideogram_app.architecture import check_size, find_model
@@ -111,6 +112,7 @@ def plan(
     height: int | None = None,
     recipe: str | None = None,
     stored_bytes: int = 0,
+    ready: Iterable[str] = (),
 ) -> Plan:
     """Decide.
 
@@ -118,6 +120,7 @@ def plan(
         width, height: of the picture; the model's default where None.
         recipe: what was asked for by name; None lets the plan choose.
         stored_bytes: what of the download and of the files made from it is on disk already.
+        ready: recipes whose files are complete, whatever became of the download.
 
     Raises:
         RequestError: the model, recipe or size does not exist.
@@ -127,7 +130,7 @@ def plan(
     check_size(*size)
     machine, moved = _usable(hardware, shape.source_bytes == 0)
     dtype, dtype_reason = compute_type(machine)
-    job = Job(machine, shape, size, dtype, stored_bytes)
+    job = Job(machine, shape, size, dtype, stored_bytes, frozenset(ready))
     rows = [find_recipe(name).protecting() for name in ((recipe,) if recipe else LADDER)]
     blocked = obstacle(machine, step_work(shape, *size)) if shape.source_bytes else None
     if blocked:

@@ -103,7 +103,7 @@ class Studio:
         check_request(request)
         machine = self.state.machine
         if machine:
-            check_fits(plan(machine.hardware, request.model, width=request.width, height=request.height))
+            check_fits(self._planned(machine.hardware, request.model, request.width, request.height))
         job = Job(_new_id(), "compare", request.model, request.recipes, request, created=time.time())
         return self._submit(job)
 
@@ -219,7 +219,7 @@ class Studio:
         return hardware
 
     def _plan(self, hardware: Hardware) -> None:
-        plans = {name: plan(hardware, name, stored_bytes=self._stored_bytes(name)) for name in MODELS}
+        plans = {name: self._planned(hardware, name) for name in MODELS}
         self._publish(machine=Machine(hardware, MappingProxyType(plans)), machine_error="")
 
     def _look_at_disk(self, model: str) -> None:
@@ -228,9 +228,13 @@ class Studio:
         sources = MappingProxyType({**self.state.sources, model: self._backend.source_state(model)})
         self._publish(statuses=MappingProxyType({**self.state.statuses, model: found}), sources=sources)
 
-    def _stored_bytes(self, model: str) -> int:
-        rows, source = self.state.statuses.get(model, {}).values(), self.state.sources.get(model)
-        return sum(row.bytes for row in rows if row.usable or row.state == "partial") + (source.bytes if source else 0)
+    def _planned(self, hardware: Hardware, model: str, width: int | None = None, height: int | None = None) -> Plan:
+        """The plan, knowing what need not be fetched or made again."""
+        rows, source = self.state.statuses.get(model, {}), self.state.sources.get(model)
+        stored = sum(row.bytes for row in rows.values() if row.usable or row.state == "partial")
+        stored += source.bytes + source.companions_bytes if source else 0
+        ready = [name for name, row in rows.items() if row.usable]
+        return plan(hardware, model, width=width, height=height, stored_bytes=stored, ready=ready)
 
     def _run(self, job_id: str) -> None:
         """One job from start to end; whatever happens, the worker survives."""
@@ -269,9 +273,7 @@ class Studio:
         request = job.request
         assert request is not None
         hardware = self._measure_machine()
-        sized = plan(
-            hardware, job.model, width=request.width, height=request.height, stored_bytes=self._stored_bytes(job.model)
-        )
+        sized = self._planned(hardware, job.model, request.width, request.height)
         check_fits(sized)
         failed = self._prepare_missing(job)
         drawn = tuple(recipe for recipe in request.recipes if recipe not in failed)

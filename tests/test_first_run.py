@@ -85,6 +85,8 @@ def test_a_first_run_over_a_bad_line_ends_in_a_picture_that_needs_no_download(hu
     assert store.status(NAME, RECIPE).usable and store.companions_status(NAME).recipe == "encoder-q8_0"
 
     assert backend.delete_source(NAME) > 10_000_000
+    left = backend.source_state(NAME)
+    assert (left.state, left.bytes) == ("missing", 0) and left.companions_bytes > 1_000_000
     assert not list((data / "sources").rglob("*.safetensors"))
     parts = load_pipeline_parts(NAME, CPU, torch.float32, store=store)
     assert isinstance(parts.text_encoder.get_submodule("language_model.embed_tokens"), PackedEmbedding)

@@ -158,6 +158,13 @@ def test_what_is_stored_already_need_not_fit_again() -> None:
     assert plan(hardware, "ideogram-4", stored_bytes=56 * GB).recipe == LADDER[0]
 
 
+def test_a_recipe_that_is_ready_needs_no_disk_even_after_its_download_was_deleted() -> None:
+    hardware = replace(RTX_3090, disk_free_bytes=GB)
+    decided = plan(hardware, "ideogram-4", ready=("gguf-q4_k",))
+    assert (decided.recipe, decided.fits) == ("gguf-q4_k", True)
+    assert not plan(hardware, "ideogram-4", recipe="fp8", ready=("gguf-q4_k",)).fits
+
+
 def test_a_recipe_asked_for_is_kept_where_it_can_run_at_all() -> None:
     for recipe in RECIPES:
         decided = plan(RTX_3060, "ideogram-4", recipe=recipe)

@@ -71,6 +71,12 @@ def made_bytes(model: str, recipe: str) -> int:
     return sum(weight_bytes(branch, row) for branch in find_model(model).branches)
 
 
+def _to_write(source: SourceState, model: str, recipes: tuple[str, ...]) -> int:
+    """Bytes of these recipes, and of the text encoder where it is not kept beside others yet."""
+    beside = 0 if source.companions_bytes else encoder_weights(find_model(model), 2)
+    return sum(made_bytes(model, recipe) for recipe in recipes) + beside
+
+
 def suggested(state: State, model: str) -> str:
     """The recipe to begin with: the plan's, or the first of its ladder where nothing fits this machine."""
     planned = state.machine.plans[model].recipe if state.machine else None
@@ -86,7 +92,7 @@ def _to_make(state: State, model: str) -> tuple[str, ...]:
 def _facts(row: Source, source: SourceState, job: Job | None, state: State, model: str) -> str:
     """What is fetched, made and kept, in bytes, and under which terms."""
     recipes = job.recipes if job else _to_make(state, model)
-    made = sum(made_bytes(model, recipe) for recipe in recipes) + encoder_weights(find_model(model), 2)
+    made = _to_write(source, model, recipes)
     licence = link(row.url, row.licence)
     if source.state == "given":
         rows = [("Read from", esc(source.folder)), ("Licence", licence)]
@@ -97,7 +103,8 @@ def _facts(row: Source, source: SourceState, job: Job | None, state: State, mode
         free = state.machine.hardware.disk_free_bytes if state.machine else None
         rows = [("Fetched, once", size(row.size))]
         if recipes:
-            named = both([*(recipe_title(name) for name in recipes), "the text encoder"])
+            titles = [recipe_title(name) for name in recipes]
+            named = both(titles if source.companions_bytes else [*titles, "the text encoder"])
             rows.append(("Made from it", f"{size(made)}, {esc(named)}"))
             rows.append(("Kept", f"{size(row.size + made)}, or {size(made)} without the download"))
         rows += [("Free on this disk", size(free)), ("Licence", licence)]
@@ -178,7 +185,7 @@ def _short_of(state: State, model: str) -> float:
     if source is None or free is None or source.at_hand:
         return 0
     left = max(0, find_source(model).size - source.bytes)
-    needed = (left + sum(made_bytes(model, recipe) for recipe in _to_make(state, model))) * DISK_MARGIN
+    needed = (left + _to_write(source, model, _to_make(state, model))) * DISK_MARGIN
     return needed if needed > free else 0
 
 
