@@ -32,7 +32,7 @@ from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
 from ideogram_app.studio import Studio
-from ideogram_app.text_encoder import DEFAULT, ENCODER_RECIPES, find_encoder_recipe
+from ideogram_app.text_encoder import ENCODER_RECIPES, find_encoder_recipe
 from ideogram_app.wire import from_json, to_json, to_plain
 
 app = typer.Typer(
@@ -101,15 +101,15 @@ def prepare(
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     calibration: CalibrationFlag = None,
     encoder: Annotated[
-        str, typer.Option(help=f"How the text encoder is kept: {', '.join(ENCODER_RECIPES)}.")
-    ] = DEFAULT,
+        str | None, typer.Option(help=f"How the text encoder is kept: {', '.join(ENCODER_RECIPES)}.")
+    ] = None,
     device: DeviceFlag = "cpu",
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
 ) -> None:
     """Fetch what is missing and make the files of a recipe, so that drawing starts at once."""
     settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
-    settings["encoder"] = find_encoder_recipe(encoder).name
+    settings["encoder"] = find_encoder_recipe(encoder).name if encoder else None
     studio = Studio(real_backend(data, {model: source} if source else None, **settings), output)
     job = _run(studio, lambda: studio.submit_prepare(model, _names(recipe)))
     print(f"{', '.join(job.recipes)} ready for {MODELS[model].title}")

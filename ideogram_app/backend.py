@@ -75,7 +75,7 @@ def real_backend(
     *,
     offline: bool = False,
     calibration: Path | None = None,
-    encoder: str = DEFAULT,
+    encoder: str | None = None,
     device: str = "cpu",
 ) -> Backend:
     """The rooms below, each imported when it is first needed: torch comes with the first of them that needs it.
@@ -86,7 +86,8 @@ def real_backend(
         offline: never touch the network.
         calibration: what preparations use, in place of the model's own; recipes are then made again where they were
             made without it.
-        encoder: the recipe of the text encoder that is kept beside packed transformers.
+        encoder: how the text encoder is kept beside packed transformers; one kept otherwise is made again. None keeps
+            what is there.
         device: where preparations pack.
     """
     hush()
@@ -131,7 +132,7 @@ class _Preparing:
     data: Path
     sources: _Sources
     calibration: Path | None
-    encoder: str
+    encoder: str | None
     device: str
 
     def recipe(self, model: str, recipe: str) -> Iterator[Event]:
@@ -142,9 +143,11 @@ class _Preparing:
         from ideogram_app.quantization.writer import prepare
 
         store = Store(self.data)
-        usable = store.status(model, recipe).usable
-        if not usable:
+        usable, kept = store.status(model, recipe).usable, store.companions_status(model)
+        is_other = kept.state != "included" and self.encoder not in (None, kept.recipe)
+        if not usable or is_other:
             yield from self.sources.fetch(model, recipe)
+        if is_other or not (usable or kept.usable):
             yield from self._companions(store, model)
         folder = self.sources.given.get(model) if usable else self.sources.folder(model)
         tuning = UNTUNED
@@ -158,8 +161,8 @@ class _Preparing:
         from ideogram_app.quantization.companions import prepare_companions
 
         folder = self.sources.folder(model)
-        if folder and (folder / ENCODER).is_dir() and not store.companions_status(model).usable:
-            yield from prepare_companions(store, model, folder, self.encoder, self.device)
+        if folder and (folder / ENCODER).is_dir():
+            yield from prepare_companions(store, model, folder, self.encoder or DEFAULT, self.device)
 
 
 class _Sources:

@@ -107,6 +107,13 @@ def test_a_second_recipe_needs_the_download_again_but_not_the_companions(hub: Hu
     assert (tmp_path / "checkpoints" / NAME / "companions" / "manifest.json").stat().st_mtime_ns == made
 
 
+def test_an_encoder_asked_for_replaces_the_one_that_is_kept_and_nothing_else_does(hub: Hub, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for encoder, kept in ((None, "encoder-q8_0"), ("encoder-int8", "encoder-int8"), (None, "encoder-int8")):
+        list(real_backend(tmp_path, encoder=encoder).prepare(NAME, RECIPE))
+        assert store.companions_status(NAME).recipe == kept
+
+
 def test_the_first_run_without_the_network_says_so_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="works offline"):
         list(real_backend(tmp_path, offline=True).prepare(NAME, RECIPE))
