@@ -42,7 +42,7 @@ from ideogram_app.model.encoder import CaptionEncoder, EncoderWeights, encoder_e
 from ideogram_app.model.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers  # noqa: E402
 from ideogram_app.model.text import features, tokenize  # noqa: E402
-from ideogram_app.pipeline import Velocity, decode, denoise, make_noise, schedule  # noqa: E402
+from ideogram_app.pipeline import Velocity, decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.quantization import k_quants  # noqa: E402
 from ideogram_app.recipes import Recipe  # noqa: E402
@@ -178,8 +178,8 @@ def built(name: str, recipe: Recipe, weights: EncoderWeights) -> tuple[dict[str,
 def draw(parts: Parts, loaded: Loaded, text: Tensor, preset: str, seed: int) -> Image.Image:
     """The miniature's picture for these text features (1, n, taps x hidden)."""
     steps = find_preset(preset)
-    velocity = Velocity(loaded, text, TOKENS_A_SIDE, TOKENS_A_SIDE)
     sigmas = schedule(steps, SIDE, SIDE, float(parts.scheduler.config.shift))
+    velocity = Velocity(loaded, text, TOKENS_A_SIDE, TOKENS_A_SIDE, times(sigmas))
     guidance = guidance_for(steps, find_model("miniature"), None)
     *_, last = denoise(velocity, make_noise(seed, SIDE, SIDE), sigmas, guidance)
     return decode(parts.vae, last.latents, TOKENS_A_SIDE, TOKENS_A_SIDE)

@@ -36,10 +36,11 @@ from ideogram_app.architecture import MODELS, Branch, weight_bytes  # noqa: E402
 from ideogram_app.checkpoints.store import Store  # noqa: E402
 from ideogram_app.metrics import psnr, ssim  # noqa: E402
 from ideogram_app.miniature import scenes  # noqa: E402
-from ideogram_app.model.layers import Int8Linear, RotatedInt8Linear  # noqa: E402
-from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers  # noqa: E402
+from ideogram_app.model.layers import Int8Linear  # noqa: E402
+from ideogram_app.model.loader import Parts, load_pipeline_parts  # noqa: E402
+from ideogram_app.model.stock import Stock, StockVelocity, load_stock  # noqa: E402
 from ideogram_app.model.text import encode  # noqa: E402
-from ideogram_app.pipeline import Velocity, decode, denoise, make_noise, schedule  # noqa: E402
+from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.quantization import int8  # noqa: E402
 from ideogram_app.quantization.calibration import Calibration, read_calibration  # noqa: E402
@@ -190,9 +191,9 @@ INPUTS: tuple[tuple[str, int, Callable[[int, int, torch.Generator], Tensor]], ..
 # The miniature, layer by layer.
 
 
-def reference(dtype: torch.dtype = torch.float32) -> Loaded:
+def reference(dtype: torch.dtype = torch.float32) -> Stock:
     """Both transformers as they ship."""
-    return load_transformers(Store(ROOT), MODEL.name, "reference", "cpu", dtype)
+    return load_stock(Store(ROOT), MODEL.name, "reference", "cpu", dtype)
 
 
 def trajectories(parts: Parts, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -236,7 +237,7 @@ def layer_rows(calibration: Calibration, parts: Parts, captions: int = 4) -> lis
     return table
 
 
-def watched_inputs(loaded: Loaded, parts: Parts, captions: int) -> dict[tuple[int, str], list[Tensor]]:
+def watched_inputs(loaded: Stock, parts: Parts, captions: int) -> dict[tuple[int, str], list[Tensor]]:
     """(branch, Linear) -> its inputs (tokens, columns) at the watched steps, tokens without a signal left out."""
     found: dict[tuple[int, str], list[Tensor]] = {}
     now = {"step": 0}
@@ -258,7 +259,7 @@ def watched_inputs(loaded: Loaded, parts: Parts, captions: int) -> dict[tuple[in
     ]
     sigmas, guidance = steps_of(parts)
     for features, noise in trajectories(parts, captions):
-        for step in denoise(Velocity(loaded, features, CELLS, CELLS), noise, sigmas, guidance):
+        for step in denoise(walker(loaded, features, sigmas), noise, sigmas, guidance):
             now["step"] = step.index + 1
         now["step"] = 0
     for handle in handles:
@@ -269,10 +270,9 @@ def watched_inputs(loaded: Loaded, parts: Parts, captions: int) -> dict[tuple[in
 # The miniature, picture by picture.
 
 
-def quantized(variant: Variant, calibration: Calibration) -> Loaded:
+def quantized(variant: Variant, calibration: Calibration) -> Stock:
     """Both transformers with a recipe applied in memory."""
     loaded, recipe = reference(), variant.effective(calibration)
-    kind = RotatedInt8Linear if recipe.rotated else Int8Linear
     for number, (module, branch) in enumerate(zip(loaded.modules, MODEL.branches, strict=True)):
         for name, factors in calibration.scaling(number).items() if recipe.smoothed else ():
             parameter = module.get_parameter(name)
@@ -282,7 +282,7 @@ def quantized(variant: Variant, calibration: Calibration) -> Loaded:
                 weight = module.get_parameter(f"{linear.name}.weight")
                 bias = module.get_parameter(f"{linear.name}.bias").data if linear.bias else None
                 packed = int8.quantize_rows(rotate(weight) if recipe.rotated else weight)
-                module.set_submodule(linear.name, kind(*packed, bias))
+                module.set_submodule(linear.name, Int8Linear(*packed, bias, rotated=recipe.rotated))
     return loaded
 
 
@@ -292,20 +292,20 @@ def picture_rows(calibration: Calibration, parts: Parts, count: int) -> list[dic
     starts = list(trajectories(parts, count))
     truth = reference()
     walks = [
-        [noise, *(step.latents for step in denoise(Velocity(truth, features, CELLS, CELLS), noise, sigmas, guidance))]
+        [noise, *(step.latents for step in denoise(walker(truth, features, sigmas), noise, sigmas, guidance))]
         for features, noise in starts
     ]
     velocities = [
         [(after - before) / (sigmas[i] - sigmas[i + 1]) for i, (before, after) in enumerate(pairwise(walk))]
         for walk in walks
     ]
-    made: list[tuple[str, Loaded, Recipe]] = [("bf16", reference(torch.bfloat16), RECIPES["reference"])]
+    made: list[tuple[str, Stock, Recipe]] = [("bf16", reference(torch.bfloat16), RECIPES["reference"])]
     made += [(v.name, quantized(v, calibration), v.effective(calibration)) for v in VARIANTS]
     table = []
     for name, loaded, recipe in made:
         found: dict[str, list[float]] = {"psnr": [], "ssim": [], "latents_percent": [], "velocity_percent": []}
         for (features, noise), walk, expected in zip(starts, walks, velocities, strict=True):
-            velocity = Velocity(loaded, features, CELLS, CELLS)
+            velocity = walker(loaded, features, sigmas)
             *_, last = denoise(velocity, noise, sigmas, guidance)
             picture, ideal = (decode(parts.vae, latents, CELLS, CELLS) for latents in (last.latents, walk[-1]))
             found["psnr"].append(psnr(picture, ideal))
@@ -316,14 +316,19 @@ def picture_rows(calibration: Calibration, parts: Parts, count: int) -> list[dic
     return table
 
 
+def walker(stock: Stock, features: Tensor, sigmas: Tensor) -> StockVelocity:
+    """The guided velocity of a caption at every noise level."""
+    return StockVelocity(stock, features, CELLS, CELLS, times(sigmas))
+
+
 @torch.inference_mode()
 def single_step_error(
-    velocity: Velocity, walk: list[Tensor], expected: list[Tensor], sigmas: Tensor, guidance: tuple[float, ...]
+    velocity: StockVelocity, walk: list[Tensor], expected: list[Tensor], sigmas: Tensor, guidance: tuple[float, ...]
 ) -> float:
     """Root mean square over steps of the relative error of the velocity at the reference's own latents."""
     squares = []
     for index, weight in enumerate(guidance):
-        got = velocity(walk[index].float(), (1 - sigmas[index]).reshape(1), weight)
+        got = velocity(walk[index].float(), index, weight)
         squares.append(error(got, expected[index]) ** 2)
     return statistics.mean(squares) ** 0.5
 

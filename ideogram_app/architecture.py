@@ -24,6 +24,11 @@ PIXELS_PER_TOKEN = 16  # 8 (VAE) x 2 (patch)
 ROTARY = {256: (5_000_000, (24, 20, 20)), 64: (1000, (12, 10, 10))}
 
 
+# Layers whose inputs do not depend on latents: they run once a picture (model/conditioner.py).
+ONCE_A_PICTURE = ("llm_cond_proj", "t_embedding.", "adaln_proj", "adaln_modulation")
+TEXT_PROJECTION = "llm_cond_proj"  # which the branch without text never loads
+
+
 @dataclass(frozen=True)
 class Linear:
     """One Linear layer: diffusers name, output and input features, whether it has a bias, whether it is in a block."""
@@ -33,6 +38,11 @@ class Linear:
     columns: int
     bias: bool
     in_block: bool = False
+
+    @property
+    def once(self) -> bool:
+        """Whether it runs once a picture, and not in every step."""
+        return any(fragment in self.name for fragment in ONCE_A_PICTURE)
 
 
 class Component(Protocol):
@@ -161,19 +171,39 @@ def row_runs(shape: tuple[int, ...], weights: int) -> Iterator[slice]:
 
 
 def weight_bytes(branch: Branch, recipe: Recipe, dense_bytes: int = 2) -> int:
-    """Bytes of one transformer's parameters under a recipe.
+    """Bytes of one transformer's parameters under a recipe, as they rest on disk.
 
     Args:
         dense_bytes: bytes of the computing type in which unpacked parameters are held (2 for bf16, 4 for float32).
     """
-    total = float(branch.other_parameters() * dense_bytes)
+    linears = sum(_linear_bytes(linear, recipe, dense_bytes) for linear in branch.linears())
+    return round(branch.other_parameters() * dense_bytes + linears)
+
+
+def held_bytes(branch: Branch, recipe: Recipe, dense_bytes: int, sees_text: bool) -> tuple[int, int]:
+    """Bytes of one transformer as it is drawn with: what every step needs, and what runs once a picture.
+
+    Not held at all: the text projection of the branch without text. Norms of single heads are held in float32.
+    """
+    every_step = float(2 * branch.num_layers * branch.attention_head_dim * 4 + branch.hidden_size * dense_bytes)
+    once = float((4 * branch.num_layers + 1) * branch.hidden_size * dense_bytes)
+    if sees_text:
+        once += branch.llm_features_dim * dense_bytes
     for linear in branch.linears():
-        count = linear.rows * linear.columns
-        if recipe.packs(linear.name):
-            total += count * recipe.bytes_per_weight + linear.rows * recipe.row_scale_bytes
-        else:
-            total += count * dense_bytes
-    return round(total)
+        size = _linear_bytes(linear, recipe, dense_bytes) + (linear.rows * dense_bytes if linear.bias else 0)
+        if not linear.once:
+            every_step += size
+        elif sees_text or linear.name != TEXT_PROJECTION:
+            once += size
+    return round(every_step), round(once)
+
+
+def _linear_bytes(linear: Linear, recipe: Recipe, dense_bytes: int) -> float:
+    """Of a weight and its scales, without the bias."""
+    count = linear.rows * linear.columns
+    if recipe.packs(linear.name):
+        return count * recipe.bytes_per_weight + linear.rows * recipe.row_scale_bytes
+    return float(count * dense_bytes)
 
 
 _PUBLISHED = Branch(34, 256, 18, 12288, 512, TAPS * 4096)

@@ -33,10 +33,11 @@ from ideogram_app.flow import REFERENCE, Event, Request
 from ideogram_app.hardware import Hardware
 from ideogram_app.measure import release
 from ideogram_app.model.layers import Fp8Linear
-from ideogram_app.model.loader import Loaded, load_pipeline_parts, load_transformers
+from ideogram_app.model.loader import load_pipeline_parts
 from ideogram_app.model.residency import DTYPES, place, staged
+from ideogram_app.model.stock import Stock, StockVelocity, load_stock
 from ideogram_app.model.text import encode
-from ideogram_app.pipeline import Step, Velocity, denoise, make_noise, schedule
+from ideogram_app.pipeline import Step, denoise, make_noise, schedule, times
 from ideogram_app.planner import plan
 from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.quantization import fp8
@@ -115,7 +116,7 @@ def calibrate(
             for caption in captions[calibration.captions :]
         ]
     home = device if chosen.residency == "resident" else torch.device("cpu")
-    loaded = load_transformers(store, request.model, recipe, home, dtype)
+    loaded = load_stock(store, request.model, recipe, home, dtype)
     for transformer in loaded.modules:
         place(transformer, chosen.residency or "resident", device)
     trajectory = Trajectory.of(request, preset, float(parts.scheduler.config.shift), device)
@@ -148,16 +149,16 @@ class Trajectory:
         rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN
         return cls(sigmas, guidance, rows, columns, request.seed, device)
 
-    def walk(self, loaded: Loaded, features: Tensor, number: int) -> Iterator[Step]:
+    def walk(self, loaded: Stock, features: Tensor, number: int) -> Iterator[Step]:
         """The steps of caption `number`, each from noise of its own seed."""
         width, height = self.columns * PIXELS_PER_TOKEN, self.rows * PIXELS_PER_TOKEN
         noise = make_noise(self.seed + number, width, height).to(self.device)
-        velocity = Velocity(loaded, features.to(self.device), self.rows, self.columns)
+        velocity = StockVelocity(loaded, features.to(self.device), self.rows, self.columns, times(self.sigmas))
         return denoise(velocity, noise, self.sigmas, self.guidance)
 
 
 def gather(
-    calibration: Calibration, loaded: Loaded, features: Sequence[Tensor], trajectory: Trajectory, path: Path
+    calibration: Calibration, loaded: Stock, features: Sequence[Tensor], trajectory: Trajectory, path: Path
 ) -> Iterator[Event]:
     """Draw the captions that are not in the calibration yet and note what every Linear reads.
 

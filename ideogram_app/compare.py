@@ -81,8 +81,15 @@ def _draw_or_explain(
         if not chosen.fits:
             raise DeviceError(f"{recipe} does not fit this machine: {' '.join(chosen.reasons)}", do=chosen.suggestion)
         device = shared.noise.device
-        home = device if chosen.residency == "resident" else torch.device("cpu")
-        loaded = load_transformers(store, request.model, recipe, home, DTYPES[chosen.compute_dtype])
+        loaded = load_transformers(
+            store,
+            request.model,
+            recipe,
+            device,
+            DTYPES[chosen.compute_dtype],
+            home=device if chosen.residency == "resident" else torch.device("cpu"),
+            arithmetic=chosen.arithmetic,
+        )
         for transformer in loaded.modules:
             place(transformer, chosen.residency or "resident", device)
         return loaded

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ideogram_app.architecture import PIXELS_PER_TOKEN, Branch, Linear, Model, weight_bytes
+from ideogram_app.architecture import PIXELS_PER_TOKEN, Branch, Linear, Model, held_bytes, weight_bytes
 from ideogram_app.recipes import Recipe
 from ideogram_app.text_encoder import DEFAULT, find_encoder_recipe
 
@@ -30,8 +30,9 @@ class Footprint:
     """What one recipe of one model takes at one size; all in bytes.
 
     Attributes:
-        weights: of both transformers.
-        branches: of each transformer.
+        weights: of what every step needs of both transformers.
+        branches: that of each transformer.
+        once: of what runs once a picture; it rests in host memory and visits the device.
         blocks: that part of `weights` which can be streamed.
         block: one transformer block, the largest.
         workspace: activations and scratch of one pass.
@@ -43,6 +44,7 @@ class Footprint:
 
     weights: int
     branches: tuple[int, int]
+    once: int
     blocks: int
     block: int
     workspace: int
@@ -64,7 +66,9 @@ def footprint(
         dense_bytes: bytes of the computing type, 2 or 4.
         fused_attention: whether scores are never held as a whole.
     """
-    first, second = (weight_bytes(branch, recipe, dense_bytes) for branch in model.branches)
+    first, guest = held_bytes(model.conditional, recipe, dense_bytes, sees_text=True)
+    second, other = held_bytes(model.unconditional, recipe, dense_bytes, sees_text=False)
+    stored = sum(weight_bytes(branch, recipe, dense_bytes) for branch in model.branches)
     outside, block = zip(*(_outside_and_block(branch, recipe, dense_bytes) for branch in model.branches), strict=True)
     pixels = size[0] * size[1]
     vae = model.vae_parameters * dense_bytes
@@ -74,16 +78,20 @@ def footprint(
     return Footprint(
         weights=first + second,
         branches=(first, second),
+        once=guest + other,
         blocks=first + second - sum(outside),
         block=max(block),
-        workspace=_workspace_bytes(model.conditional, recipe, pixels, dense_bytes, fused_attention),
+        workspace=max(
+            _workspace_bytes(model.conditional, recipe, pixels, dense_bytes, fused_attention),
+            guest + features + _scratch_bytes(model.conditional, recipe, dense_bytes, once=True),
+        ),
         encoder=encoder + features,
         encoder_layer=encoder // 36 + features,
         decode_whole=vae + pixels * decoder,
         decode_tiled=vae + min(pixels, TILE_PIXELS) * decoder,
         staging=2 * 4 * max(_count(linear) for linear in model.conditional.linears()),  # float32 and its rounded twin
         download=model.source_bytes,
-        disk=model.source_bytes + first + second + (encoder if model.source_bytes else 0),
+        disk=model.source_bytes + stored + (encoder if model.source_bytes else 0),
     )
 
 
@@ -110,8 +118,8 @@ def _count(linear: Linear) -> int:
 def _outside_and_block(branch: Branch, recipe: Recipe, dense_bytes: int) -> tuple[int, int]:
     """Bytes outside the blocks, and of one block: the difference that one layer more makes."""
     one_more = Branch(**{**vars(branch), "num_layers": branch.num_layers + 1})
-    total = weight_bytes(branch, recipe, dense_bytes)
-    block = weight_bytes(one_more, recipe, dense_bytes) - total
+    total, _ = held_bytes(branch, recipe, dense_bytes, False)
+    block = held_bytes(one_more, recipe, dense_bytes, False)[0] - total
     return total - branch.num_layers * block, block
 
 
@@ -121,7 +129,7 @@ def _feature_bytes(branch: Branch, dense_bytes: int) -> int:
 
 
 def _workspace_bytes(branch: Branch, recipe: Recipe, pixels: int, dense_bytes: int, fused_attention: bool) -> int:
-    """The larger of one block's activations and the text projection, and scratch for a matrix decoded at its use.
+    """One block's activations, and scratch for a matrix decoded at its use.
 
     A token holds four vectors of the hidden size (residual, normed input, output, rotary copy) and five of the
     feed-forward size (both arms, their product, and the INT32 sums where these are not fused away).
@@ -130,9 +138,17 @@ def _workspace_bytes(branch: Branch, recipe: Recipe, pixels: int, dense_bytes: i
     activations = tokens * (4 * branch.hidden_size + 5 * branch.intermediate_size) * dense_bytes
     if not fused_attention:
         activations += 2 * branch.num_attention_heads * tokens**2 * dense_bytes
-    decoded = (linear for linear in branch.linears() if recipe.packs(linear.name) and not recipe.quantizes_activations)
-    scratch = max((_count(linear) for linear in decoded), default=0) * dense_bytes
-    return max(activations, _feature_bytes(branch, dense_bytes)) + scratch
+    return activations + _scratch_bytes(branch, recipe, dense_bytes, once=False)
+
+
+def _scratch_bytes(branch: Branch, recipe: Recipe, dense_bytes: int, once: bool) -> int:
+    """The largest matrix that is decoded at its use, of those that run once a picture or of the blocks' merged ones."""
+    if recipe.quantizes_activations:
+        return 0
+    merged = {"attention.to_q": 3, "feed_forward.w1": 2}  # q, k and v are one matrix, w1 and w3 are one
+    packed = (linear for linear in branch.linears() if recipe.packs(linear.name) and linear.once == once)
+    times = ((linear, merged.get(".".join(linear.name.split(".")[2:]), 1)) for linear in packed)
+    return max((count * _count(linear) for linear, count in times), default=0) * dense_bytes
 
 
 def gb(size: float) -> str:

@@ -180,6 +180,15 @@ def detect(disk: Path) -> Hardware:
     )
 
 
+def compute_capability(device: Any) -> tuple[int, int] | None:
+    """NVIDIA's compute capability of a `torch.device`; None of any other kind of device."""
+    import torch
+
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 def _device() -> dict[str, Any]:
     """The fields of `Hardware` that torch and the driver know; the first kind that answers wins."""
     import torch

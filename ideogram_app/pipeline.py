@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -31,13 +31,12 @@ from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_s
 from ideogram_app.flow import Event, Request, Result, Seconds
 from ideogram_app.measure import Meter
 from ideogram_app.model.loader import Loaded, Parts
+from ideogram_app.model.residency import prepare
 from ideogram_app.model.text import encode
 from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.versions import versions
 from ideogram_app.wire import to_json
 
-TEXT, IMAGE = 3, 2  # diffusers' LLM_TOKEN_INDICATOR and OUTPUT_IMAGE_INDICATOR
-IMAGE_OFFSET = 65536  # diffusers' IMAGE_POSITION_OFFSET
 TIMESTEPS = 1000  # diffusers hands sigma x 1000 to its scheduler and divides again; the rounding is part of equality
 LOWEST_LOGSNR, HIGHEST_LOGSNR = -15.0, 18.0  # clamps of the published schedule
 BASE_PIXELS = 512 * 512  # the size at which a preset's mu holds
@@ -97,56 +96,46 @@ def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
     return torch.cat((sigmas, torch.zeros(1)))
 
 
-def lay_out(text_tokens: int, rows: int, columns: int, device: torch.device) -> dict[str, Tensor]:
-    """Positions (1, L, 3), segments and roles (1, L) of `[text][image]`, as the transformer takes them."""
-    text = torch.arange(text_tokens)[:, None].expand(-1, 3)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
-    roles = torch.tensor([TEXT] * text_tokens + [IMAGE] * (rows * columns))[None]
-    return {
-        "position_ids": torch.cat((text, image))[None].to(device),
-        "segment_ids": torch.ones_like(roles).to(device),
-        "indicator": roles.to(device),
-    }
+class Guided(Protocol):
+    """A guided velocity."""
+
+    def __call__(self, latents: Tensor, step: int, guidance: float, /) -> Tensor:
+        """latents: (1, tokens, 128) float32 -> the same shape and type."""
 
 
 class Velocity:
-    """Guided velocity of both transformers: `guidance x conditional + (1 - guidance) x unconditional`, in float32."""
+    """Guided velocity of both transformers: `guidance x conditional + (1 - guidance) x unconditional`, in float32.
 
-    def __init__(self, loaded: Loaded, features: Tensor, rows: int, columns: int) -> None:
-        self.conditional, self.unconditional = loaded.transformer, loaded.unconditional_transformer
-        self.dtype, device = loaded.dtype, features.device
-        tokens, self.text = rows * columns, features.shape[1]
-        no_text = features.new_zeros(1, tokens, features.shape[2])
-        self.features = torch.cat((features, no_text), 1).to(self.dtype)
-        self.no_features = no_text.to(self.dtype)
-        self.layout = lay_out(self.text, rows, columns, device)
-        self.image_layout = lay_out(0, rows, columns, device)
+    Args:
+        features: (1, n, taps x encoder).
+        times: (steps,), 0 is noise and 1 is data.
+    """
 
-    def __call__(self, latents: Tensor, time_: Tensor, guidance: float) -> Tensor:
-        """latents: (1, tokens, 128) float32; time_: (1,), 0 is noise and 1 is data."""
-        image, time_ = latents.to(self.dtype), time_.to(self.dtype)
-        sequence = torch.cat((image.new_zeros(1, self.text, image.shape[2]), image), 1)
-        with_text = self._run(self.conditional, sequence, time_, self.features, self.layout)[:, self.text :]
-        without = self._run(self.unconditional, image, time_, self.no_features, self.image_layout)
-        return guidance * with_text + (1.0 - guidance) * without
+    def __init__(self, loaded: Loaded, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
+        self.loaded = loaded
+        self.prepared = tuple(prepare(backbone, features[0], times, rows, columns) for backbone in loaded.modules)
 
-    @staticmethod
-    def _run(network: Any, sequence: Tensor, time_: Tensor, features: Tensor, layout: dict[str, Tensor]) -> Tensor:
-        output: Tensor = network(
-            hidden_states=sequence, timestep=time_, encoder_hidden_states=features, return_dict=False, **layout
-        )[0]
-        return output.float()
+    def __call__(self, latents: Tensor, step: int, guidance: float) -> Tensor:
+        """latents: (1, tokens, 128) float32."""
+        with_text, without = (
+            backbone(latents[0], prepared, step).float()
+            for backbone, prepared in zip(self.loaded.modules, self.prepared, strict=True)
+        )
+        return (guidance * with_text + (1.0 - guidance) * without)[None]
 
 
-def denoise(velocity: Velocity, noise: Tensor, sigmas: Tensor, guidance: tuple[float, ...]) -> Iterator[Step]:
+def times(sigmas: Tensor) -> Tensor:
+    """Noise levels (steps + 1,) -> times (steps,), 0 is noise and 1 is data, rounded as diffusers rounds them."""
+    return 1.0 - sigmas[:-1] * TIMESTEPS / TIMESTEPS
+
+
+def denoise(velocity: Guided, noise: Tensor, sigmas: Tensor, guidance: tuple[float, ...]) -> Iterator[Step]:
     """Euler steps from noise to data, one at a time. sigmas: (steps + 1,); guidance: one value a step."""
     latents = noise.float()
     for index, weight in enumerate(guidance):
         sigma, following = sigmas[index], sigmas[index + 1]
-        time_ = (1.0 - sigma * TIMESTEPS / TIMESTEPS).reshape(1)
         with torch.inference_mode():
-            direction = velocity(latents, time_.to(latents.device), weight)
+            direction = velocity(latents, index, weight)
             clean = latents + sigma.item() * direction
             latents = latents + (following - sigma).item() * -direction
         yield Step(index, latents, clean)
@@ -195,8 +184,8 @@ def draw(
     with Meter(shared.noise.device) as meter:
         with meter.phase("load"):
             loaded = load()
-        velocity = Velocity(loaded, shared.features, rows, columns)
         sigmas = schedule(preset, request.width, request.height, float(parts.scheduler.config.shift))
+        velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas))
         steps = denoise(velocity, shared.noise, sigmas, guidance)
         step_seconds: list[float] = []
         latents = shared.noise

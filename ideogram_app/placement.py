@@ -31,6 +31,7 @@ from ideogram_app.rates import (
     step_seconds,
 )
 from ideogram_app.recipes import Recipe
+from ideogram_app.verdicts import arithmetic
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
 
@@ -114,7 +115,8 @@ def place(job: Job, recipe: Recipe) -> Option:
         return replace(option, reason=lacking, lacks="disk")
     if job.hardware.kind == "cpu":
         return _on_processor(job, option)
-    option = replace(option, seconds=step_seconds(find_rates(job.hardware.name), job.model, recipe, job.size))
+    rates, (products, _) = find_rates(job.hardware.name), arithmetic(job.hardware, recipe)
+    option = replace(option, seconds=step_seconds(rates, job.model, recipe, job.size, products))
     return _resident(job, option) or _split(job, option) or _from_ram(job, option) or _from_disk(job, option)
 
 
@@ -137,18 +139,19 @@ def _disk_lacking(job: Job, size: Footprint) -> str:
 
 def _on_processor(job: Job, option: Option) -> Option:
     size = option.size
-    missing = job.host_lacks(size.weights + size.encoder + max(size.workspace, size.decode_whole))
+    missing = job.host_lacks(size.weights + size.once + size.encoder + max(size.workspace, size.decode_whole))
     if missing:
         reason = f"RAM lacks {gb(missing)} for the {job.model.title} on the processor."
         return replace(option, reason=reason, lacks="ram")
-    reason = f"{option.recipe.title}: both transformers ({gb(size.weights)}) live in RAM and run on the processor."
+    held = gb(size.weights + size.once)
+    reason = f"{option.recipe.title}: both transformers ({held}) live in RAM and run on the processor."
     return replace(option, residency="resident", reason=reason)
 
 
 def _resident(job: Job, option: Option) -> Option | None:
     """Both transformers on the first device."""
     size, free = option.size, job.device_free
-    if size.weights > room_for_weights(free, least_busy(size)) or job.host_lacks(size.staging):
+    if size.weights > room_for_weights(free, least_busy(size)) or job.host_lacks(size.once + size.staging):
         return None
     reason = f"{option.recipe.title} keeps both transformers ({gb(size.weights)}) in the {gb(free)} that are free."
     if job.hardware.device_count > 1:
@@ -159,7 +162,7 @@ def _resident(job: Job, option: Option) -> Option | None:
 def _split(job: Job, option: Option) -> Option | None:
     """One transformer a device. Exact, since the two meet only in their outputs."""
     size, free = option.size, job.device_free
-    if job.hardware.device_count < 2 or job.host_lacks(size.staging):
+    if job.hardware.device_count < 2 or job.host_lacks(size.once + size.staging):
         return None
     if max(size.branches) > room_for_weights(free, least_busy(size)):
         return None
@@ -186,7 +189,7 @@ def _part(option: Option, moved: int) -> str:
 def _from_ram(job: Job, option: Option) -> Option | None:
     """The blocks that do not fit come from locked RAM. No gain where the GPU shares the RAM."""
     moved = _travelling(job, option.size)
-    if moved is None or job.hardware.kind == "mps" or job.host_lacks(moved + option.size.staging):
+    if moved is None or job.hardware.kind == "mps" or job.host_lacks(moved + option.size.once + option.size.staging):
         return None
     rates = find_rates(job.hardware.name)
     seconds = moved_seconds(option.seconds, moved, rates.link if rates else LINK_BYTES_PER_SECOND)
@@ -198,16 +201,17 @@ def _from_disk(job: Job, option: Option) -> Option:
     """The blocks that do not fit are read from disk in every step; the last resort, and the place of the refusals."""
     size, title = option.size, option.recipe.title
     moved = _travelling(job, size)
+    needed = device_bytes(size.weights - size.blocks + STREAM_BUFFERS * size.block, least_busy(size))
     if moved is None:
-        needed = device_bytes(size.weights - size.blocks + STREAM_BUFFERS * size.block, least_busy(size))
         free = gb(job.device_free)
         reason = f"{title} needs {gb(needed)} of device memory even when it is streamed; {free} are free."
         return replace(option, reason=reason, lacks="device")
-    short = job.host_lacks(size.staging + STREAM_BUFFERS * size.block)
+    shared = needed if job.hardware.kind == "mps" else 0
+    short = job.host_lacks(size.once + size.staging + STREAM_BUFFERS * size.block + shared)
     if short:
         reason = f"{title} lacks {gb(short)} of free RAM to load even one matrix at a time."
         return replace(option, reason=reason, lacks="ram")
-    missing = job.host_lacks(moved + size.staging)
+    missing = job.host_lacks(moved + size.once + size.staging)
     why = "the GPU shares the RAM" if job.hardware.kind == "mps" else f"RAM lacks {gb(missing)} to hold them"
     seconds = moved_seconds(option.seconds, moved, DISK_BYTES_PER_SECOND)
     return replace(

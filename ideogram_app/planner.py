@@ -23,6 +23,7 @@ from ideogram_app.recipes import find_recipe
 from ideogram_app.verdicts import (
     SMALL_GAIN,
     USE_MINIATURE,
+    arithmetic,
     build_note,
     compute_type,
     int8_units,
@@ -50,8 +51,8 @@ WHAT_HELPS = {
 class Predicted:
     """What a plan expects.
 
-    Host bytes are above those of the idle process; disk bytes are the download and what is made from it. Seconds are
-    None where nobody published a time for such a device.
+    Host bytes are above those of the idle process; weight bytes are of both transformers as they are held; disk bytes
+    are the download and what is made from it. Seconds are None where nobody published a time for such a device.
     """
 
     peak_device_bytes: int = 0
@@ -83,6 +84,7 @@ class Plan:
         device: what torch calls the device that computes; `branch_devices` one for each transformer.
         decode: whole, or tiled where the picture is too large to decode at once.
         streamed_bytes: weights that travel to the device in every step.
+        arithmetic: bits of weights and activations in a product: w8a8, w4a8, w4a16, ...
     """
 
     model: str
@@ -102,6 +104,7 @@ class Plan:
     width: int = 0
     height: int = 0
     requested_recipe: str | None = None
+    arithmetic: str = ""
 
 
 def plan(
@@ -208,13 +211,13 @@ def _predict(job: Job, option: Option) -> Predicted:
     size = option.size
     decode = size.decode_whole if _decodes_whole(job, option) else size.decode_tiled
     if job.hardware.kind == "cpu":
-        device, host = 0, size.weights + size.encoder + max(size.workspace, decode)
+        device, host = 0, size.weights + size.once + size.encoder + max(size.workspace, decode)
     else:
         kept = option.on_device + (size.encoder if _encoder_resident(job, option) else 0)
         encoding = size.encoder if _encoder_whole(job, option) else size.encoder_layer
         device = max(device_bytes(kept, max(size.workspace, decode)), device_bytes(0, encoding))
-        host = size.staging + (option.streamed if option.residency == "streamed" else 0)
-    return Predicted(device, host, size.weights, size.download, size.disk, option.seconds)
+        host = size.once + size.staging + (option.streamed if option.residency == "streamed" else 0)
+    return Predicted(device, host, size.weights + size.once, size.download, size.disk, option.seconds)
 
 
 def _notes(job: Job, option: Option) -> tuple[str, ...]:
@@ -230,7 +233,8 @@ def _notes(job: Job, option: Option) -> tuple[str, ...]:
         first = f"The text encoder ({encoder}) passes through the device layer by layer, once a prompt."
     tiles = "" if _decodes_whole(job, option) else f"The picture ({job.size[0]} x {job.size[1]}) is decoded in tiles."
     units = int8_units(job.hardware) if option.recipe.quantizes_activations and job.model.source_bytes else ""
-    return first, tiles, f"INT8 was asked for by name, but {units}" if units else "", _roomy(job, option)
+    asked = f"INT8 was asked for by name, but {units}" if units else ""
+    return first, tiles, asked, arithmetic(job.hardware, option.recipe)[1], _roomy(job, option)
 
 
 def _roomy(job: Job, option: Option) -> str:
@@ -291,6 +295,7 @@ def _answer(job: Job, chosen: Option, options: tuple[Option, ...], reasons: tupl
         width=job.size[0],
         height=job.size[1],
         requested_recipe=asked,
+        arithmetic=arithmetic(job.hardware, chosen.recipe)[0],
     )
 
 

@@ -134,13 +134,20 @@ def step_work(model: Model, width: int, height: int, text_tokens: int = TEXT_TOK
     return Work(matrices, attention)
 
 
-def step_seconds(rates: Rates | None, model: Model, recipe: Recipe, size: tuple[int, int]) -> float | None:
-    """Seconds of one step with all weights on the card; None where the card is not known."""
+def step_seconds(
+    rates: Rates | None, model: Model, recipe: Recipe, size: tuple[int, int], arithmetic: str = ""
+) -> float | None:
+    """Seconds of one step with all weights on the card; None where the card is not known.
+
+    Args:
+        arithmetic: of the products where it is not the recipe's own. 4-bit weights decoded to INT8 (`w4a8`) count as
+            INT8: decoding a weight is a few operations, multiplying it thousands.
+    """
     if rates is None:
         return None
     work = step_work(model, *size)
     flops, ops = rates.tflops_16bit * 1e12, rates.tops_int8 * 1e12
-    if recipe.quantizes_activations:
+    if recipe.quantizes_activations or arithmetic.endswith("a8"):
         return (work.matrices / ops + work.attention / flops) / EFFICIENCY["int8"]
     share = EFFICIENCY.get(recipe.name, EFFICIENCY["dense"])
     return (work.matrices + work.attention) / flops / share

@@ -73,6 +73,12 @@ class Recipe:
     fragile: tuple[str, ...] = ()
     everyday: bool = True
 
+    @property
+    def arithmetic(self) -> str:
+        """Bits of weights and activations: w8a8, w4a16, ...; 16 stands for the computing type."""
+        bits = {"dense": 16, "fp8": 8, "int8": 8, "convrot": 8, "gguf": round(self.bytes_per_weight * 8)}[self.storage]
+        return f"w{bits}a{8 if self.quantizes_activations else 16}"
+
     def packs(self, layer: str) -> bool:
         """Whether the Linear of this (diffusers or official) name is packed by this recipe."""
         return self.storage != "dense" and not any(fragment in layer for fragment in self.protected)

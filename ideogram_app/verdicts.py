@@ -11,6 +11,7 @@ from __future__ import annotations
 from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware
 from ideogram_app.rates import Work
+from ideogram_app.recipes import Recipe
 
 USE_MINIATURE = "Use the miniature (--model miniature), a small model of the same build that runs on any machine."
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less
@@ -41,6 +42,23 @@ def int8_units(hardware: Hardware) -> str:
     if hardware.kind == "cuda" and capability is not None and capability < (7, 5):
         return f"{_generation(hardware)} has no INT8 matrix units (they begin with Turing, sm_75)."
     return ""
+
+
+def arithmetic(hardware: Hardware, recipe: Recipe) -> tuple[str, str]:
+    """How a recipe's matrices are multiplied here (`w4a8` for 4-bit weights and 8-bit activations, ...), and why.
+
+    The reason is "" where there was nothing to decide. Blocks decoded to INT8 meet rotated activations, so that what
+    Q4_K saves in memory costs no time where INT8 units do the work; on a processor the decoding itself takes longer.
+    """
+    if recipe.gguf_type != "Q4_K":
+        return recipe.arithmetic, ""
+    units = int8_units(hardware)
+    if hardware.kind == "cpu":
+        return recipe.arithmetic, ""
+    if hardware.kind == "cuda" and not units:
+        return "w4a8", "Q4_K is decoded to INT8 one matrix at a time and multiplied on INT8 units, activations rotated."
+    why = units or f"no INT8 kernels of this program have been tried on {hardware.kind} devices."
+    return recipe.arithmetic, f"Q4_K is decoded to the computing type at every use: {why}"
 
 
 def obstacle(hardware: Hardware, work: Work) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def write_source(folder: Path, change: Callable[[Tensors, Branch], Tensors] | No
 
 
 def velocity(transformer: torch.nn.Module, features: int = 13 * 64, text_tokens: int = 7, side: int = 6) -> Tensor:
-    """The output on image tokens for a fixed random input of 7 + 36 tokens."""
+    """The output of diffusers' transformer on image tokens for a fixed random input of 7 + 36 tokens."""
     generator = torch.Generator().manual_seed(3)
     length = text_tokens + side * side
     image = slice(text_tokens, length)
@@ -117,6 +118,21 @@ def velocity(transformer: torch.nn.Module, features: int = 13 * 64, text_tokens:
             return_dict=False,
         )
     return answer[0][:, image]
+
+
+def backbone_velocity(backbone: Any, features: int = 13 * 64, text_tokens: int = 7, side: int = 6) -> Tensor:
+    """The same output for the same input from this program's backbone; a branch without text gets no text tokens.
+
+    diffusers' branches both see the text here. So does a backbone that was assembled with its text projection.
+    """
+    generator = torch.Generator().manual_seed(3)
+    length = text_tokens + side * side
+    latents = torch.randn(1, length, 128, generator=generator)[0, text_tokens:]
+    text = torch.randn(1, length, features, generator=generator)[0, :text_tokens]
+    with torch.inference_mode():
+        prepared = backbone.prepare(text, torch.tensor([0.5]), side, side)
+        answer: Tensor = backbone(latents, prepared, 0)
+    return answer[None]
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

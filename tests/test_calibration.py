@@ -23,7 +23,8 @@ from ideogram_app.errors import AppError, CaptionError, CheckpointError, Request
 from ideogram_app.flow import Event, Request
 from ideogram_app.hardware import Hardware, detect
 from ideogram_app.model.layers import Fp8Linear
-from ideogram_app.model.loader import Loaded, load_pipeline_parts, load_transformers
+from ideogram_app.model.loader import load_pipeline_parts
+from ideogram_app.model.stock import Stock, load_stock
 from ideogram_app.model.text import encode
 from ideogram_app.presets import find_preset
 from ideogram_app.quantization import fp8
@@ -101,14 +102,14 @@ def test_a_recorder_watches_only_while_it_is_attached_and_changes_nothing() -> N
     assert torch.equal(recorder.inputs["0"].maximum, x.abs().amax(0))
 
 
-def inputs_seen(loaded: Loaded, number: int, linear: str, machine: tuple[Store, Hardware]) -> list[np.ndarray]:
+def inputs_seen(loaded: Stock, number: int, linear: str, machine: tuple[Store, Hardware]) -> list[np.ndarray]:
     """What a Linear of the conditional transformer reads at every step of a caption, by a hook of our own."""
     parts = load_pipeline_parts("miniature", "cpu", torch.float32)
     features = encode(parts.tokenizer, parts.text_encoder, CAPTIONS[number])
     preset = shortened(find_preset(REQUEST.preset), STEPS)
     shift = float(parts.scheduler.config.shift)
     seen: list[np.ndarray] = []
-    layer = loaded.transformer.get_submodule(linear)
+    layer = loaded.conditional.get_submodule(linear)
     handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(0, -2).numpy()))
     list(Trajectory.of(REQUEST, preset, shift, torch.device("cpu")).walk(loaded, features, number))
     handle.remove()
@@ -119,7 +120,7 @@ def inputs_seen(loaded: Loaded, number: int, linear: str, machine: tuple[Store, 
 def test_a_calibration_holds_what_the_layers_read(
     machine: tuple[Store, Hardware], finished: tuple[Path, list[Event]], linear: str
 ) -> None:
-    loaded = load_transformers(machine[0], "miniature", "reference", "cpu", torch.float32)
+    loaded = load_stock(machine[0], "miniature", "reference", "cpu", torch.float32)
     steps = [inputs_seen(loaded, number, linear, machine) for number in range(len(CAPTIONS))]
     loud = [[step[np.any(step != 0, axis=1)] for step in caption] for caption in steps]
     every = np.concatenate([step for caption in loud for step in caption])

@@ -17,7 +17,7 @@ from ideogram_app.errors import AppError, RequestError
 from ideogram_app.flow import Event, Request
 from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers
 from ideogram_app.model.text import encode
-from ideogram_app.pipeline import Velocity, decode, denoise, draw, make_noise, schedule, share
+from ideogram_app.pipeline import Velocity, decode, denoise, draw, make_noise, schedule, share, times
 from ideogram_app.presets import PRESETS, Preset
 
 CPU = torch.device("cpu")
@@ -43,8 +43,8 @@ def ours(
     parts: Parts, loaded: Loaded, prompt: str, noise: torch.Tensor, preset: Preset, size: tuple[int, int]
 ) -> torch.Tensor:
     features = encode(parts.tokenizer, parts.text_encoder, prompt)
-    velocity = Velocity(loaded, features, size[1] // 16, size[0] // 16)
     sigmas = schedule(preset, *size, float(parts.scheduler.config.shift))
+    velocity = Velocity(loaded, features, size[1] // 16, size[0] // 16, times(sigmas))
     steps = list(denoise(velocity, noise, sigmas, preset.guidance))
     assert len(steps) == preset.steps
     return steps[-1].latents

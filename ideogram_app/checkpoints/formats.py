@@ -200,6 +200,10 @@ class PackedBranch:
         scale = self._rows(stored[1].name, name, rows).reshape(-1)
         return PackedWeight(recipe.storage, values, scale, rotated=recipe.rotated)
 
+    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
+        """The weight of a Linear as it rests, or some of its rows."""
+        return self.weight(linear, rows) if linear in self.packed else self.tensor(f"{linear}.weight", rows)
+
     def _rows(self, stored: str, name: str, rows: slice | None) -> Tensor:
         """Rows of a stored tensor, counted from where those of `name` begin in it; in memory of its own."""
         height = self._shapes[name][0]

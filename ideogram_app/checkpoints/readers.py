@@ -98,6 +98,10 @@ class SourceBranch:
         before = (piece.third or 0) * height
         return self._stored[piece.base].read(slice(before + start, before + max(start, stop)))
 
+    def stored(self, linear: str, rows: slice | None = None) -> Tensor:
+        """The weight of a Linear, or some of its rows; nothing stays packed."""
+        return self.tensor(f"{linear}.weight", rows)
+
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name in self._shapes:
             yield name, self.tensor(name)

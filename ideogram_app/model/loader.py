@@ -1,36 +1,41 @@
 """From files to modules: both transformers in a recipe's storage, and what stands around them.
 
-A transformer is built by diffusers without memory for its weights (on the meta device), then filled tensor by tensor:
-packed Linears are replaced by the layer of their storage (layers.py), all else is assigned in the computing type.
-Nothing is read over the network, and only safetensors and GGUF files are read. What is missing, truncated or altered is
-an error that names the file; a module that is only half filled never leaves this file.
+A transformer is assembled from its tensors in the order in which they are used (assemble.py): nothing is built that is
+not filled, and nothing is read that no picture needs. Nothing is read over the network, and only safetensors and GGUF
+files are read. What is missing, truncated or altered is an error that names the file.
 
 diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: which device things live
-on while drawing (residency.py), the kernels of packed layers.
+on while drawing (residency.py), diffusers' own transformer (stock.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ideogram_app.architecture import Branch, find_model
 from ideogram_app.checkpoints.companions import ENCODER, open_encoder
 from ideogram_app.checkpoints.encoder_source import SourceEncoder
-from ideogram_app.checkpoints.formats import PackedBranch, PackedWeight, branch_file
+from ideogram_app.checkpoints.formats import PackedBranch, branch_file
 from ideogram_app.checkpoints.manifest import verify_sums
 from ideogram_app.checkpoints.readers import SourceBranch, read_config, weight_files
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, find_source, local_folder
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError
+from ideogram_app.hardware import compute_capability
+from ideogram_app.kernels.attention import backends
+from ideogram_app.kernels.choice import choose
+from ideogram_app.kernels.choice import kernels as find_kernels
+from ideogram_app.model.assemble import Placement, assemble
+from ideogram_app.model.backbone import Backbone
 from ideogram_app.model.encoder import encoder_from_file, encoder_from_source
-from ideogram_app.model.layers import Fp8Linear, GgufLinear, Int8Linear, RotatedInt8Linear, weight_bytes
+from ideogram_app.model.layers import weight_bytes
 from ideogram_app.recipes import find_recipe
 from ideogram_app.text_encoder import DENSE, find_encoder_recipe
 
@@ -46,21 +51,18 @@ class Loaded:
     Attributes:
         weight_bytes: of both, as they are held.
         engaged: the recipe that was loaded.
+        device: which computes.
     """
 
-    transformer: nn.Module
-    unconditional_transformer: nn.Module
+    conditional: Backbone
+    unconditional: Backbone
     weight_bytes: int
     engaged: str
+    device: torch.device
 
     @property
-    def modules(self) -> tuple[nn.Module, nn.Module]:
-        return self.transformer, self.unconditional_transformer
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The computing type: that of a weight which no recipe packs."""
-        return self.transformer.get_parameter("embed_image_indicator.weight").dtype
+    def modules(self) -> tuple[Backbone, Backbone]:
+        return self.conditional, self.unconditional
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,47 @@ class Parts:
 
 
 def load_transformers(
-    store: Store, model_name: str, recipe_name: str, device: torch.device | str, dtype: torch.dtype
+    store: Store,
+    model_name: str,
+    recipe_name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    home: torch.device | str | None = None,
+    kernels: str | None = None,
+    arithmetic: str = "",
 ) -> Loaded:
     """Load both transformers of a prepared recipe.
 
     Args:
+        device: which computes.
         dtype: of everything that is not packed.
+        home: where the blocks rest; the device where None.
+        kernels: by name (`kernels.choice`); None picks those of the device.
+        arithmetic: of Q4_K, see `layers.linear`.
+
+    Raises:
+        RequestError: no such model, recipe or kernels.
+        CheckpointError: not prepared, or damaged; the message names the file.
+    """
+    device = torch.device(device)
+    chosen = kernels or choose(device, compute_capability(device))[0]
+    placement = Placement(
+        dtype, torch.device(home or device), torch.device("cpu"), find_kernels(chosen), arithmetic
+    )
+    modules = []
+    for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
+        backbone = assemble(weights, branch, config, placement, sees_text=number == 0)
+        backbone.trunk.order = backends(compute_capability(device))
+        modules.append(backbone)
+    first, second = modules
+    return Loaded(first, second, weight_bytes(first) + weight_bytes(second), recipe_name, device)
+
+
+def open_branches(
+    store: Store, model_name: str, recipe_name: str
+) -> Iterator[tuple[Branch, SourceBranch | PackedBranch, dict[str, Any]]]:
+    """Shape, weights and config.json of both transformers, in order, each opened when it is asked for.
 
     Raises:
         RequestError: no such model or recipe.
@@ -95,15 +132,13 @@ def load_transformers(
     recipe = store.effective(model_name, recipe_name)
     if status.bytes < HASHED_AT_LOAD:
         store.verify(model_name, recipe_name)
-    modules = []
     for name, branch in zip(BRANCHES, model.branches, strict=True):
+        folder = status.path / name
         if store.is_included(model_name, recipe_name):
-            source: SourceBranch | PackedBranch = SourceBranch(status.path / name, branch)
+            weights: SourceBranch | PackedBranch = SourceBranch(folder, branch)
         else:
-            source = PackedBranch(status.path / branch_file(model_name, recipe, name), recipe, branch)
-        modules.append(_filled(status.path / name, source, branch, torch.device(device), dtype))
-    conditional, unconditional = modules
-    return Loaded(conditional, unconditional, weight_bytes(conditional) + weight_bytes(unconditional), recipe_name)
+            weights = PackedBranch(status.path / branch_file(model_name, recipe, name), recipe, branch)
+        yield branch, weights, read_config(folder)
 
 
 def load_pipeline_parts(
@@ -143,59 +178,6 @@ def load_pipeline_parts(
         vae=vae.to(device),
         scheduler=_named(FlowMatchEulerDiscreteScheduler.from_pretrained, folder / "scheduler"),
     )
-
-
-def _filled(
-    folder: Path, source: SourceBranch | PackedBranch, branch: Branch, device: torch.device, dtype: torch.dtype
-) -> nn.Module:
-    """One transformer with every weight in its place."""
-    module = _empty(folder)
-    for name, tensor in source if isinstance(source, SourceBranch) else source.dense():
-        owner, leaf = name.rsplit(".", 1)
-        value = tensor.to(device=device, dtype=dtype)
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-    if isinstance(source, PackedBranch):
-        for linear in branch.linears():
-            if linear.name in source.packed:
-                bias = module.get_parameter(f"{linear.name}.bias") if linear.bias else None
-                layer = _layer(source.weight(linear.name), (linear.rows, linear.columns), bias, dtype)
-                module.set_submodule(linear.name, layer.to(device))
-    module.get_submodule("rotary_emb").to(device)  # computed, never stored
-    _check_filled(folder, module)
-    return module.eval().requires_grad_(False)
-
-
-def _empty(folder: Path) -> nn.Module:
-    """The transformer that a folder's config describes, parameters on the meta device."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import Ideogram4Transformer2DModel
-
-    config = {key: value for key, value in read_config(folder).items() if key != "quantization_config"}
-    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
-        module: nn.Module = Ideogram4Transformer2DModel.from_config(config)
-    return module
-
-
-def _layer(weight: PackedWeight, shape: tuple[int, int], bias: Tensor | None, dtype: torch.dtype) -> nn.Module:
-    """The Linear of a storage around a packed weight."""
-    if weight.storage == "gguf":
-        return GgufLinear(weight.values, weight.gguf_type, *shape, bias)
-    assert weight.scale is not None
-    if weight.storage == "fp8":
-        return Fp8Linear(weight.values, weight.scale, bias)
-    kind = RotatedInt8Linear if weight.rotated else Int8Linear
-    return kind(weight.values, weight.scale, bias, dtype)
-
-
-def _check_filled(folder: Path, module: nn.Module) -> None:
-    """Refuse a module with a hole in it."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    holes = [name for name, tensor in named if tensor.is_meta]
-    if holes:
-        raise CheckpointError(f"{folder} left {len(holes)} tensors without values", got=f"first {holes[0]}")
-    frequencies = module.get_buffer("rotary_emb.inv_freq")
-    if not bool(torch.isfinite(frequencies).all()) or not bool(frequencies.any()):
-        raise CheckpointError(f"The rotary frequencies of {folder} were not computed", got=str(frequencies))
 
 
 def _check_dense(folder: Path) -> None:

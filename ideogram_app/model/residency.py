@@ -4,9 +4,9 @@
     streamed   blocks come from host memory ahead of their use, through diffusers' group offloading
     staged     a guest: moved to the device for a while and freed afterwards (the text encoder)
 
-The text encoder is as large as a transformer and needed once per prompt, so it is always a guest. Left out: splits with
-part of the blocks resident, memory-mapped disk residency and two devices; a plan that asks for one of these is refused
-rather than run as something else.
+The text encoder is as large as a transformer and needed once per prompt, so it is always a guest; so are those layers
+of a transformer that run once a picture (conditioner.py). Left out: splits with part of the blocks resident,
+memory-mapped disk residency and two devices; a plan that asks for one of these is refused, not run as something else.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ideogram_app.errors import DeviceError
 from ideogram_app.measure import release
+from ideogram_app.model.backbone import Backbone
+from ideogram_app.model.conditioner import Prepared
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,12 +38,20 @@ def staged(module: Any, device: torch.device, home: torch.device) -> Iterator[An
             release(device)
 
 
+def prepare(backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int) -> Prepared:
+    """`Backbone.prepare` on the device of `features` (n, taps x encoder), where the conditioner is a guest."""
+    with staged(backbone.conditioner, features.device, backbone.conditioner.norms.device):
+        return backbone.prepare(features, times, rows, columns)
+
+
 def place(transformer: Any, residency: str, device: torch.device) -> None:
-    """Put one loaded transformer where the plan says.
+    """Put what runs in every step where the plan says: a backbone's trunk, or a whole transformer of diffusers.
 
     Raises:
         DeviceError: the plan asks for a residency that this version does not run.
     """
+    if isinstance(transformer, Backbone):
+        transformer = transformer.trunk
     if residency == "resident":
         transformer.to(device)
     elif residency == "streamed":

@@ -1,0 +1,61 @@
+"""Which kernels run: the one place that picks, with its reason.
+
+    triton     one launch between two matrices, INT8 products on tensor units       NVIDIA from sm_80 on, AMD
+    int_mm     the same launches, products by `torch._int_mm`                       Turing: Triton compiles no INT8 product
+    processor  oneDNN's products on weights in an order of their own                CPUs whose INT8 products are exact
+    plain      plain torch, the truth                                               everywhere else
+
+What is not there (no Triton, no INT8 units) is never an error, only a reason. Left out: measuring at run time.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+
+from ideogram_app.errors import RequestError
+from ideogram_app.kernels.contract import Kernels
+from ideogram_app.kernels.plain import PLAIN
+
+NAMES = ("triton", "int_mm", "processor", "plain")
+
+
+def choose(device: torch.device, capability: tuple[int, int] | None = None) -> tuple[str, str]:
+    """Name of the kernels for a device, and why.
+
+    Args:
+        capability: NVIDIA's compute capability, where there is one.
+    """
+    if device.type == "cpu":
+        return "plain", "the device is a processor"
+    if device.type != "cuda":
+        return "plain", f"the kernels here are made for NVIDIA and AMD, and the device is {device.type}"
+    if find_spec("triton") is None:
+        return "plain", "Triton is not installed"
+    if capability is not None and capability < (7, 5):
+        return "plain", f"Triton does not compile for sm_{capability[0]}{capability[1]}"
+    if capability == (7, 5):
+        return "int_mm", "Triton compiles no INT8 product for Turing (sm_75), PyTorch's own takes its place"
+    return "triton", "every kernel compiles for this card"
+
+
+@cache
+def kernels(name: str) -> Kernels:
+    """The kernels of a name, built once.
+
+    Raises:
+        RequestError: no such kernels; lists those that exist.
+    """
+    if name == "plain":
+        return PLAIN
+    if name == "processor":
+        from ideogram_app.kernels.processor import processor_kernels
+
+        return processor_kernels()
+    if name in ("triton", "int_mm"):
+        from ideogram_app.kernels.fused.kernels import fused_kernels
+
+        return fused_kernels(products=name)
+    raise RequestError(f"There are no kernels {name!r}", expected=" or ".join(NAMES), got=name)

@@ -1,0 +1,75 @@
+"""What a set of kernels is: one signature for each, whoever implements it.
+
+    plain.py      plain torch: the truth
+    fused/        Triton: the same functions, each one launch
+    choice.py     the one place that picks
+
+A transformer block is these calls and the attention between them. Between two of its matrices a vector passes through
+exactly one kernel, which hands the next matrix what that one reads:
+
+    dense      (M, K) in the computing type
+    int8       INT8 rows with one scale each
+    rotated    the same after `quantization.rotation`, for weights that were rotated
+
+M is the number of tokens, one picture at a time, so there is no batch axis. Left out: training, masks, dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Reads = Literal["dense", "int8", "rotated"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rounded activations. values: int8 (M, K); scale: float32 (M, 1); `values * scale` is what was rounded."""
+
+    values: Tensor
+    scale: Tensor
+
+
+Operand = Tensor | Rows
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One implementation of everything between two matrices, and of the packed products themselves.
+
+    Statistics, modulation and rotation are computed in float32 whatever the computing type; a dense result is rounded
+    to it once, at the end. Vectors (K,) and scales are float32, everything else is of the computing type.
+
+    Attributes:
+        name: for reports.
+        norm: (x (M, K), vector (K,), epsilon, reads) -> operand: root-mean-square norm times a vector.
+        add_norm: (hidden (M, K), update (M, K), gate (K,), vector (K,), epsilon, reads) -> (hidden', operand):
+            hidden' = hidden + norm(update) * gate, rounded; then the norm of hidden' times the vector.
+        add: (hidden, update, gate, epsilon) -> hidden'.
+        swiglu: (arms (M, 2 F), reads) -> operand (M, F): silu of the first half of each row times the second.
+        rows: (x (M, K), reads) -> operand; x itself where `reads` is dense.
+        heads: (qkv (M, 3 H D), norm_q (D,), norm_k (D,), cos (M, D / 2), sin (M, D / 2), epsilon) -> q, k, v, each
+            (H, M, D), strided as it comes: q and k normed per head and turned by their angles. May overwrite qkv.
+        weight: int8 (N, K) -> what `matmul` wants in its place; made once, when a layer is filled.
+        matmul: (rows, weight, scale (N,), bias (N,) or None, dtype) -> (M, N): the product summed exactly in INT32,
+            times both scales, plus the bias, in float32, rounded to dtype.
+        decode_int8: (packed Q4_K (N, bytes), scale (N,), rotated) -> int8 (N, K): weights, rotated if asked for,
+            divided by the scale of their row and rounded. The result may be scratch that the next call overwrites.
+        decode: (packed Q4_K (N, bytes), dtype) -> (N, K). The result may be scratch that the next call overwrites.
+    """
+
+    name: str
+    norm: Callable[[Tensor, Tensor, float, Reads], Operand]
+    add_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float, Reads], tuple[Tensor, Operand]]
+    add: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    swiglu: Callable[[Tensor, Reads], Operand]
+    rows: Callable[[Tensor, Reads], Operand]
+    heads: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+    weight: Callable[[Tensor], Any]
+    matmul: Callable[[Rows, Any, Tensor, Tensor | None, torch.dtype], Tensor]
+    decode_int8: Callable[[Tensor, Tensor, bool], Tensor]
+    decode: Callable[[Tensor, torch.dtype], Tensor]

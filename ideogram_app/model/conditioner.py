@@ -1,0 +1,141 @@
+"""What a prompt and a schedule come down to, computed once for a whole picture.
+
+    text features (n, 53248) -> norm, projection -> (n, 4608)              once a prompt, text tokens alone
+    times (steps,) -> embedding -> adaLN of every block                    once a schedule, all steps in one product
+    grid and text length -> rotary angles                                  once a size
+
+diffusers' transformer computes the first in every step and over image tokens too, where zeros come out, and the second
+block by block; here none of it is left to a step. Its weights, 1.2 GB of the published conditional transformer in bf16,
+therefore live in host memory and visit the device once a picture. The unconditional transformer sees no text, so its
+projection (0.5 GB) is never loaded.
+
+Every norm of a block is followed by a product with a vector that does not depend on tokens (its weight, and adaLN's
+scale or gate), so these are multiplied here, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+IMAGE_OFFSET = 65536  # diffusers' IMAGE_POSITION_OFFSET
+TIME_SCALE = 1e4  # times in 0..1 become 0..10000, which is also the longest wavelength of their sinusoids
+TEXT_NORM_EPSILON = 1e-6  # diffusers' `llm_cond_norm`
+# The four vectors of a block, in the order in which its norms use them.
+READ_ATTENTION, GATE_ATTENTION, READ_FEED_FORWARD, GATE_FEED_FORWARD = range(4)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything of a picture that no step changes, on the device that draws it.
+
+    Attributes:
+        text: (n, hidden), projected, indicator added; n is 0 where the branch sees no text.
+        vectors: (steps, blocks, 4, hidden) float32: what the norms of a block are multiplied by.
+        final: (steps, hidden) float32: what the last norm is multiplied by.
+        cos, sin: (n + image tokens, head size / 2) float32.
+    """
+
+    text: Tensor
+    vectors: Tensor
+    final: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def to(self, device: torch.device) -> Prepared:
+        """The same on a device."""
+        parts = (self.text, self.vectors, self.final, self.cos, self.sin)
+        return Prepared(*(part.to(device) for part in parts))
+
+
+class Conditioner(nn.Module):
+    """The layers that see one row a prompt token or a step.
+
+    Args:
+        embed_in, embed_out, project: the time embedding's two layers and `adaln_proj`.
+        modulations: one layer a block, (adaln) -> 4 hidden.
+        norms: (blocks, 4, hidden): attention_norm1, attention_norm2, ffn_norm1, ffn_norm2.
+        final: the last layer's modulation, (adaln) -> hidden.
+        text_norm, text_project: None where the branch sees no text.
+        text_indicator: (hidden,), added to every text token.
+    """
+
+    norms: Tensor
+    text_norm: Tensor | None
+    text_indicator: Tensor
+
+    def __init__(
+        self,
+        embed_in: nn.Module,
+        embed_out: nn.Module,
+        project: nn.Module,
+        modulations: Sequence[nn.Module],
+        norms: Tensor,
+        final: nn.Module,
+        text_norm: Tensor | None,
+        text_project: nn.Module | None,
+        text_indicator: Tensor,
+    ) -> None:
+        super().__init__()
+        self.embed_in, self.embed_out, self.project, self.final = embed_in, embed_out, project, final
+        self.modulations = nn.ModuleList(modulations)
+        self.text_project = text_project
+        for name, tensor in (("norms", norms), ("text_norm", text_norm), ("text_indicator", text_indicator)):
+            self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """Text features (n, taps x encoder) -> (n, hidden), in the computing type; (0, hidden) in a branch without."""
+        if self.text_project is None:
+            return self.text_indicator.new_zeros(0, self.text_indicator.shape[0])
+        features = features.to(self.text_indicator)
+        normed = functional.rms_norm(features, features.shape[-1:], self.text_norm, TEXT_NORM_EPSILON)
+        projected: Tensor = self.text_project(normed)
+        return projected + self.text_indicator
+
+    def vectors(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Times (steps,), 0 is noise and 1 is data -> the `vectors` and `final` of `Prepared`.
+
+        Times are rounded to the computing type first, as diffusers' pipeline does.
+        """
+        dtype = self.norms.dtype
+        waves = sinusoids(times.to(self.norms.device, dtype), self.norms.shape[-1]).to(dtype)
+        embedded = self.embed_out(functional.silu(self.embed_in(waves)))
+        condition = functional.silu(self.project(embedded))  # (steps, adaln)
+        made = torch.stack([layer(condition).float() for layer in self.modulations], 1)  # (steps, blocks, 4 hidden)
+        made = made.unflatten(-1, (4, -1))
+        made[:, :, (READ_ATTENTION, READ_FEED_FORWARD)] += 1.0
+        made[:, :, (GATE_ATTENTION, GATE_FEED_FORWARD)] = made[:, :, (GATE_ATTENTION, GATE_FEED_FORWARD)].tanh()
+        return made * self.norms.float(), 1.0 + self.final(functional.silu(condition)).float()
+
+
+def sinusoids(times: Tensor, size: int) -> Tensor:
+    """Sines and cosines (steps, size) of times (steps,), in float32; diffusers' `_sinusoidal_embedding`."""
+    half = size // 2
+    rates = torch.exp(torch.arange(half, device=times.device) * -(math.log(TIME_SCALE) / (half - 1)))
+    angles = (TIME_SCALE * times.float())[:, None] * rates
+    return functional.pad(torch.cat((angles.sin(), angles.cos()), -1), (0, size % 2))
+
+
+def rotary(
+    text_tokens: int, rows: int, columns: int, head: int, theta: float, sections: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (text + rows x columns, head / 2) of `[text][image]`, in float32.
+
+    Frequencies 1, 4, 7, ... turn with the row, 2, 5, 8, ... with the column, as far as their sections reach, and all
+    others with time, where text tokens count from 0 and every image token stands at 65536. float32 holds such positions
+    exactly; a product with a frequency is off by at most 65536 x 2^-24, 0.004 of a radian, as it is in diffusers.
+    """
+    frequencies = 1.0 / (theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
+    positions = torch.cat((torch.arange(text_tokens)[:, None].expand(-1, 3), image)).float()  # (L, 3)
+    axis = torch.zeros(head // 2, dtype=torch.long)
+    axis[1 : 3 * sections[1] : 3] = 1
+    axis[2 : 3 * sections[2] : 3] = 2
+    angles = positions[:, axis] * frequencies
+    return angles.cos(), angles.sin()
