@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from ideogram_app.jobs import Job
 from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
+from ideogram_app.savings import SAVINGS
 from ideogram_app.studio import Studio
 from ideogram_app.text_encoder import ENCODER_RECIPES, find_encoder_recipe
 from ideogram_app.wire import from_json, to_json, to_plain
@@ -63,6 +65,8 @@ PromptFlag = Annotated[str, typer.Option(help="Plain text or a JSON caption; `-`
 PresetFlag = Annotated[str, typer.Option(help=", ".join(PRESETS))]
 CalibrationFlag = Annotated[Path | None, typer.Option(help="A calibration file, in place of the model's own.")]
 DeviceFlag = Annotated[str, typer.Option(help="Where rows are packed: cpu, or a GPU as torch names it.")]
+SavingFlag = Annotated[list[str] | None, typer.Option(help=f"What may be left out: {', '.join(SAVINGS)}; repeatable.")]
+CompileFlag = Annotated[bool, typer.Option("--compile", help="Compile kernels first; seconds, once on a machine.")]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
 
 
@@ -186,13 +190,16 @@ def generate(
     height: HeightFlag = None,
     seed: int = 0,
     guidance: GuidanceFlag = None,
+    saving: SavingFlag = None,
+    compiled: CompileFlag = False,
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw one picture with one recipe; the plan chooses it where none is named."""
     chosen = recipe or plan(detect(data), model, width=width, height=height).recipe or "reference"
-    request = _request(prompt, model, (chosen,), preset, width, height, seed, guidance)
+    request = _request(prompt, model, (chosen,), preset, width, height, seed)
+    request = replace(request, guidance=guidance, savings=tuple(saving or ()), compiled=compiled)
     job = _draw(request, data, output)
     result = job.results[0]
     if result.image:
@@ -214,11 +221,14 @@ def compare(
     height: HeightFlag = None,
     seed: int = 0,
     guidance: GuidanceFlag = None,
+    saving: SavingFlag = None,
+    compiled: CompileFlag = False,
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
 ) -> None:
     """Draw one caption in several precisions and put them side by side."""
-    request = _request(prompt, model, _names(recipes), preset, width, height, seed, guidance)
+    request = _request(prompt, model, _names(recipes), preset, width, height, seed)
+    request = replace(request, guidance=guidance, savings=tuple(saving or ()), compiled=compiled)
     job = _draw(request, data, output)
     if job.entry:
         entry = find_entry(output.absolute(), job.entry)
@@ -253,13 +263,12 @@ def _request(
     width: int | None,
     height: int | None,
     seed: int,
-    guidance: float | None,
 ) -> Request:
     """The request that the flags describe; sizes left out are the model's own."""
     typed = sys.stdin.read() if prompt == "-" else prompt
     default = find_model(model).default_size
     caption = understand(typed).caption
-    return Request(model, caption, recipes, preset, width or default[0], height or default[1], seed, guidance)
+    return Request(model, caption, recipes, preset, width or default[0], height or default[1], seed)
 
 
 def _draw(request: Request, data: Path, output: Path) -> Job:

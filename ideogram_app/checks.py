@@ -7,6 +7,7 @@ from ideogram_app.errors import RequestError
 from ideogram_app.flow import Request, Result
 from ideogram_app.presets import find_preset, guidance_for
 from ideogram_app.recipes import RECIPES, find_recipe
+from ideogram_app.savings import check_savings
 
 SEEDS = 2**63  # torch generators take what fits a signed 64-bit number
 
@@ -20,6 +21,7 @@ def check_request(request: Request) -> None:
     check_size(request.width, request.height)
     guidance_for(find_preset(request.preset), find_model(request.model), request.guidance)
     check_recipes(request.recipes)
+    check_savings(request.savings)
     if not 0 <= request.seed < SEEDS:
         raise RequestError("The seed cannot be used", expected="0 to 2^63 - 1", got=str(request.seed))
 

@@ -87,11 +87,13 @@ def _draw_or_explain(
             recipe,
             device,
             DTYPES[chosen.compute_dtype],
-            home=device if chosen.residency == "resident" else torch.device("cpu"),
+            second=chosen.branch_devices[1],
+            home=None if chosen.residency == "resident" else torch.device("cpu"),
             arithmetic=chosen.arithmetic,
+            compiled=request.compiled,
         )
-        for transformer in loaded.modules:
-            place(transformer, chosen.residency or "resident", device)
+        for transformer, own in zip(loaded.modules, loaded.devices, strict=True):
+            place(transformer, chosen.residency or "resident", own)
         return loaded
 
     try:

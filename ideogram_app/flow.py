@@ -26,6 +26,8 @@ class Request:
         caption: the JSON caption as it is given to the text encoder.
         recipes: what to draw it with, in the order of display.
         guidance: one value for all steps, replacing the preset's; None keeps the preset's.
+        savings: names of what may be left out (savings.py).
+        compiled: whether kernels may be compiled first, which takes seconds on a machine's first picture.
     """
 
     model: str
@@ -36,6 +38,8 @@ class Request:
     height: int = 128
     seed: int = 0
     guidance: float | None = None
+    savings: tuple[str, ...] = ()
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Result:
         peak_memory_bytes: on a device with its own memory `peak_device_bytes`, else `peak_host_bytes`.
         peak_host_bytes: resident memory of the process above its start, at its highest.
         weight_bytes: of both transformers as held while drawing.
+        arithmetic: bits of weights and activations in a product (w8a8, w4a8, ...); kernels: which ran between them.
+        savings: what was left out.
         psnr, ssim: to the reference's picture; None for the reference and where there is none.
     """
 
@@ -83,6 +89,9 @@ class Result:
     psnr: float | None = None
     ssim: float | None = None
     guidance: tuple[float, ...] = ()
+    arithmetic: str = ""
+    kernels: str = ""
+    savings: tuple[str, ...] = ()
     error: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -31,9 +31,9 @@ from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_s
 from ideogram_app.flow import Event, Request, Result, Seconds
 from ideogram_app.measure import Meter
 from ideogram_app.model.loader import Loaded, Parts
-from ideogram_app.model.residency import prepare
 from ideogram_app.model.text import encode
 from ideogram_app.presets import Preset, find_preset, guidance_for
+from ideogram_app.velocity import Velocity
 from ideogram_app.versions import versions
 from ideogram_app.wire import to_json
 
@@ -103,27 +103,6 @@ class Guided(Protocol):
         """latents: (1, tokens, 128) float32 -> the same shape and type."""
 
 
-class Velocity:
-    """Guided velocity of both transformers: `guidance x conditional + (1 - guidance) x unconditional`, in float32.
-
-    Args:
-        features: (1, n, taps x encoder).
-        times: (steps,), 0 is noise and 1 is data.
-    """
-
-    def __init__(self, loaded: Loaded, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
-        self.loaded = loaded
-        self.prepared = tuple(prepare(backbone, features[0], times, rows, columns) for backbone in loaded.modules)
-
-    def __call__(self, latents: Tensor, step: int, guidance: float) -> Tensor:
-        """latents: (1, tokens, 128) float32."""
-        with_text, without = (
-            backbone(latents[0], prepared, step).float()
-            for backbone, prepared in zip(self.loaded.modules, self.prepared, strict=True)
-        )
-        return (guidance * with_text + (1.0 - guidance) * without)[None]
-
-
 def times(sigmas: Tensor) -> Tensor:
     """Noise levels (steps + 1,) -> times (steps,), 0 is noise and 1 is data, rounded as diffusers rounds them."""
     return 1.0 - sigmas[:-1] * TIMESTEPS / TIMESTEPS
@@ -185,7 +164,7 @@ def draw(
         with meter.phase("load"):
             loaded = load()
         sigmas = schedule(preset, request.width, request.height, float(parts.scheduler.config.shift))
-        velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas))
+        velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas), request.savings)
         steps = denoise(velocity, shared.noise, sigmas, guidance)
         step_seconds: list[float] = []
         latents = shared.noise
@@ -255,5 +234,8 @@ def _result(
         peak_host_bytes=meter.peak_host_bytes,
         weight_bytes=loaded.weight_bytes,
         guidance=guidance,
+        arithmetic=loaded.arithmetic,
+        kernels=loaded.kernels,
+        savings=request.savings,
         versions=versions(),
     )

@@ -28,6 +28,7 @@ from ideogram_app.verdicts import (
     compute_type,
     int8_units,
     obstacle,
+    product_note,
     users_note,
 )
 
@@ -234,7 +235,8 @@ def _notes(job: Job, option: Option) -> tuple[str, ...]:
     tiles = "" if _decodes_whole(job, option) else f"The picture ({job.size[0]} x {job.size[1]}) is decoded in tiles."
     units = int8_units(job.hardware) if option.recipe.quantizes_activations and job.model.source_bytes else ""
     asked = f"INT8 was asked for by name, but {units}" if units else ""
-    return first, tiles, asked, arithmetic(job.hardware, option.recipe)[1], _roomy(job, option)
+    how = arithmetic(job.hardware, option.recipe)[1], product_note(job.hardware, option.recipe)
+    return first, tiles, asked, *how, _roomy(job, option)
 
 
 def _roomy(job: Job, option: Option) -> str:

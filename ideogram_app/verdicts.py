@@ -61,6 +61,14 @@ def arithmetic(hardware: Hardware, recipe: Recipe) -> tuple[str, str]:
     return recipe.arithmetic, f"Q4_K is decoded to the computing type at every use: {why}"
 
 
+def product_note(hardware: Hardware, recipe: Recipe) -> str:
+    """Which INT8 product runs where it is not Triton's (kernels/choice.py decides by the same rule); "" elsewhere."""
+    int8 = arithmetic(hardware, recipe)[0].endswith("a8")
+    if not int8 or hardware.kind != "cuda" or hardware.compute_capability != (7, 5):
+        return ""
+    return "INT8 products are PyTorch's own: Triton compiles none for Turing. All that stands between them is fused."
+
+
 def obstacle(hardware: Hardware, work: Work) -> tuple[str, str] | None:
     """What rules the published model out before any byte is counted: the reason, and what to do."""
     if hardware.kind == "cpu":

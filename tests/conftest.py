@@ -15,6 +15,12 @@ MINIATURE = ROOT / "assets" / "miniature"
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton's kernels run in its interpreter, on CPU tensors, unless tests on a GPU are asked for: read at import."""
+    if "gpu" not in config.getoption("markexpr").replace("not gpu", ""):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 @pytest.fixture(scope="session")
 def stock() -> Any:
     """Stock diffusers' `Ideogram4Pipeline` on the miniature, float32, without progress bars."""

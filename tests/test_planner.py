@@ -290,6 +290,11 @@ def test_four_bits_on_int8_units_are_predicted_no_slower_than_int8() -> None:
     assert step_seconds(rates, model, RECIPES["gguf-q4_k"], size, "w4a16") > 1.2 * int8
 
 
+def test_turing_is_told_whose_int8_products_it_gets() -> None:
+    said = {card.name: " ".join(plan(card, "ideogram-4").reasons) for card in (RTX_2080_TI, RTX_3090, GTX_1660)}
+    assert [name for name, reasons in said.items() if "Triton compiles none for Turing" in reasons] == [RTX_2080_TI.name]
+
+
 @pytest.mark.parametrize(
     ("hardware", "arithmetic"),
     [(RTX_3090, "w4a8"), (GTX_1660, "w4a16"), (PROCESSOR, "w4a16"), (replace(RTX_3090, kind="rocm"), "w4a16")],

@@ -111,12 +111,15 @@ def units(recipe: Recipe, component: Component, dtypes: Mapping[str, torch.dtype
     return made
 
 
-def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None) -> list[Tensor]:
+def pack(
+    recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None, search: Search | None = None
+) -> list[Tensor]:
     """What rows of one of a unit's inputs become: rows of each of its first `by_rows` parts.
 
     Args:
         weight: (rows, columns), or (rows,) for what is not packed.
         importance: (columns,) of GGUF's search, where statistics of the inputs are known.
+        search: who looks for GGUF's scales; the bytes are the same whoever does.
     """
     if not unit.packed:
         part = unit.parts[0]
@@ -124,7 +127,7 @@ def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None =
     if recipe.rotated:
         weight = rotation.rotate(weight)
     if recipe.storage == "gguf":
-        return [k_quants.encode(weight, _kind(unit.parts[0]), importance)]
+        return [k_quants.encode(weight, _kind(unit.parts[0]), importance, search)]
     if recipe.storage == "fp8":
         return list(fp8.quantize_rows(weight))
     values, scale = int8.quantize_rows(weight)

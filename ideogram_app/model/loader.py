@@ -32,6 +32,7 @@ from ideogram_app.hardware import compute_capability
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
+from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.model.assemble import Placement, assemble
 from ideogram_app.model.backbone import Backbone
 from ideogram_app.model.encoder import encoder_from_file, encoder_from_source
@@ -51,14 +52,18 @@ class Loaded:
     Attributes:
         weight_bytes: of both, as they are held.
         engaged: the recipe that was loaded.
-        device: which computes.
+        devices: which compute, one for each transformer.
+        arithmetic: bits of weights and activations in a product.
+        kernels: what ran between the products, for reports.
     """
 
     conditional: Backbone
     unconditional: Backbone
     weight_bytes: int
     engaged: str
-    device: torch.device
+    devices: tuple[torch.device, torch.device]
+    arithmetic: str
+    kernels: str
 
     @property
     def modules(self) -> tuple[Backbone, Backbone]:
@@ -82,35 +87,41 @@ def load_transformers(
     device: torch.device | str,
     dtype: torch.dtype,
     *,
+    second: torch.device | str | None = None,
     home: torch.device | str | None = None,
     kernels: str | None = None,
     arithmetic: str = "",
+    compiled: bool = False,
 ) -> Loaded:
     """Load both transformers of a prepared recipe.
 
     Args:
-        device: which computes.
+        device: which computes; `second`: which computes the unconditional one, where that is another.
         dtype: of everything that is not packed.
         home: where the blocks rest; the device where None.
         kernels: by name (`kernels.choice`); None picks those of the device.
         arithmetic: of Q4_K, see `layers.linear`.
+        compiled: whether what runs between the products is compiled first.
 
     Raises:
         RequestError: no such model, recipe or kernels.
         CheckpointError: not prepared, or damaged; the message names the file.
+        DeviceError: nothing here can compile.
     """
-    device = torch.device(device)
-    chosen = kernels or choose(device, compute_capability(device))[0]
-    placement = Placement(
-        dtype, torch.device(home or device), torch.device("cpu"), find_kernels(chosen), arithmetic
-    )
-    modules = []
-    for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
+    devices = torch.device(device), torch.device(second or device)
+    branches = zip(open_branches(store, model_name, recipe_name), devices, strict=True)
+    modules, chosen = [], ""
+    for number, ((branch, weights, config), own) in enumerate(branches):
+        capability = compute_capability(own)
+        chosen = kernels or choose(own, capability)[0]
+        found = compiled_kernels(find_kernels(chosen), own) if compiled else find_kernels(chosen)
+        placement = Placement(dtype, torch.device(home or own), torch.device("cpu"), found, arithmetic)
         backbone = assemble(weights, branch, config, placement, sees_text=number == 0)
-        backbone.trunk.order = backends(compute_capability(device))
+        backbone.trunk.order = backends(capability)
         modules.append(backbone)
-    first, second = modules
-    return Loaded(first, second, weight_bytes(first) + weight_bytes(second), recipe_name, device)
+    first, held = modules[0], sum(map(weight_bytes, modules))
+    used = arithmetic or find_recipe(recipe_name).arithmetic
+    return Loaded(first, modules[1], held, recipe_name, devices, used, first.trunk.kernels.name)
 
 
 def open_branches(

@@ -12,7 +12,7 @@ memory-mapped disk residency and two devices; a plan that asks for one of these 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,9 +38,15 @@ def staged(module: Any, device: torch.device, home: torch.device) -> Iterator[An
             release(device)
 
 
+def current(device: torch.device) -> AbstractContextManager[Any]:
+    """Make a device the one on which kernels are launched; nothing to do where there is only one of its kind."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def prepare(backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int) -> Prepared:
     """`Backbone.prepare` on the device of `features` (n, taps x encoder), where the conditioner is a guest."""
-    with staged(backbone.conditioner, features.device, backbone.conditioner.norms.device):
+    home = backbone.conditioner.norms.device
+    with current(features.device), staged(backbone.conditioner, features.device, home):
         return backbone.prepare(features, times, rows, columns)
 
 

@@ -156,6 +156,7 @@ class Packing:
         self.units = formats.units(self.recipe, self.component, self.reader.dtypes)
         self._shapes = self.component.shapes()
         dense = next(self.reader.dtypes[name] for name, shape in self._shapes.items() if len(shape) == 1)
+        self._search = search(self.device, compute_capability(self.device))
         self.blank = formats.blank(self.recipe, self.units, dense)
 
     def size(self, unit: Unit) -> int:
@@ -187,7 +188,7 @@ class Packing:
 
     def packed(self, unit: Unit, name: str, tensor: Tensor) -> list[Tensor]:
         """What these rows of one of a unit's inputs become."""
-        return formats.pack(self.recipe, unit, tensor, self.importance.get(name))
+        return formats.pack(self.recipe, unit, tensor, self.importance.get(name), self._search)
 
     def compare(self, written: PackedBranch, unit: Unit, name: str, rows: slice, tensor: Tensor) -> None:
         """Read rows back through the code that loads them.

@@ -6,6 +6,7 @@ a preset; the command line and `Request` take another guidance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ideogram_app.jobs import Machine
 from ideogram_app.planner import plan
 from ideogram_app.presets import PRESETS, find_preset, guidance_for
 from ideogram_app.recipes import RECIPES, Recipe
+from ideogram_app.savings import SAVINGS
 from ideogram_app.ui.words import esc, typed_of
 
 # Title -> prompt; the first is what an empty form begins with.
@@ -50,10 +52,12 @@ class Form:
     height: gr.Number
     seed: gr.Number
     recipes: gr.CheckboxGroup
+    savings: gr.CheckboxGroup
 
     @property
     def inputs(self) -> list[Any]:
-        return [self.model, self.prompt, self.preset, self.width, self.height, self.seed, self.recipes]
+        numbers = [self.width, self.height, self.seed]
+        return [self.model, self.prompt, self.preset, *numbers, self.recipes, self.savings]
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,17 @@ def build_form(model: str) -> tuple[Form, Extras]:
         height = gr.Number(high, label="Height", elem_id="height", **side)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=84, elem_id="seed")
         random = gr.Button("Random", size="sm", min_width=72, elem_id="random-seed")
+    with gr.Accordion("Leave something out, for speed", open=False, elem_id="savings-fold"):
+        savings = gr.CheckboxGroup(
+            [(row.title, row.name) for row in SAVINGS.values()],
+            label="Savings",
+            info=" ".join(f"{row.title}: {row.summary}" for row in SAVINGS.values()),
+            elem_id="savings",
+        )
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
-    form = Form(chosen, prompt, preset, width, height, seed, recipes)
+    form = Form(chosen, prompt, preset, width, height, seed, recipes, savings)
     return form, Extras(examples, caption, guidance, random, generate, stop)
 
 
@@ -124,7 +135,14 @@ def example_rows(model: str) -> dict[str, Any]:
 
 
 def request_of(
-    model: str, prompt: str, preset: str, width: float, height: float, seed: float, recipes: list[str]
+    model: str,
+    prompt: str,
+    preset: str,
+    width: float,
+    height: float,
+    seed: float,
+    recipes: list[str],
+    savings: Sequence[str] = (),
 ) -> Request:
     """The request that the inputs make.
 
@@ -135,7 +153,8 @@ def request_of(
         if value is None:
             raise RequestError(f"The {label} is empty", do="Enter a whole number")
     caption = understand(prompt or "").caption
-    return Request(model, caption, tuple(recipes), preset, int(width), int(height), int(seed))
+    numbers = int(width), int(height), int(seed)
+    return Request(model, caption, tuple(recipes), preset, *numbers, savings=tuple(savings))
 
 
 def values_of(request: Request) -> tuple[Any, ...]:
@@ -148,6 +167,7 @@ def values_of(request: Request) -> tuple[Any, ...]:
         request.height,
         request.seed,
         list(request.recipes),
+        list(request.savings),
     )
 
 

@@ -1,0 +1,216 @@
+"""What every kernel needs on every card, from compiling them all on a machine without a GPU.
+
+    python -m ideogram_app.kernels.fused.offline --json FILE [--target 86 ...] [--kernel NAME]
+
+For each kernel and compute capability: registers of a thread, bytes of local memory a thread (0: nothing was spilled),
+shared memory of a program beside what the card has, and which INT8 matrix instruction the machine code contains. A
+kernel that does not compile is a row with the compiler's words, and the exit code is 1.
+
+Registers and local memory are read out of the finished binary by the cuobjdump that ships with Triton, so a kernel that
+comes from Triton's cache reports like a fresh one; local memory is also what Triton itself calls spills after loading.
+Left out: everything only a run can say, first of all time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import triton
+import typer
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.errors import TritonError
+
+from ideogram_app.errors import RequestError, choose
+from ideogram_app.kernels.fused import heads, matmul, q4_k, q4_k_search, rows
+from ideogram_app.kernels.fused.signature import Compilable
+from ideogram_app.versions import versions
+
+# Compute capability without its dot -> the most shared memory of one program, in bytes (CUDA C++ Programming Guide,
+# table of technical specifications per compute capability).
+KILOBYTE = 1024
+SHARED_LIMITS = {
+    75: 64 * KILOBYTE,
+    80: 163 * KILOBYTE,
+    86: 99 * KILOBYTE,
+    89: 99 * KILOBYTE,
+    90: 227 * KILOBYTE,
+    100: 227 * KILOBYTE,
+    120: 99 * KILOBYTE,
+}
+ALIGNED = [["tt.divisibility", 16]]  # the attribute that Triton's launcher gives to pointers and integers it finds so
+MATRIX_INSTRUCTION = re.compile(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*(?:s8|i8)[\w.:]*")
+RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+@dataclass(frozen=True)
+class Need:
+    """A row of the report.
+
+    Attributes:
+        kernel: name of its `Compilable`.
+        target: compute capability without its dot.
+        warps: of a program.
+        registers: of a thread; 255 is the most there can be.
+        local_bytes: of a thread outside its registers.
+        shared_bytes, shared_limit: of a program, and of the card.
+        instruction: the INT8 matrix instruction, "" where there is none.
+        problem: what the compiler said; "" where it succeeded.
+    """
+
+    kernel: str
+    target: int
+    warps: int
+    registers: int = 0
+    local_bytes: int = 0
+    shared_bytes: int = 0
+    shared_limit: int = 0
+    instruction: str = ""
+    problem: str = ""
+
+
+def compilables(target: int) -> Iterator[Compilable]:
+    """Every kernel that may run on cards of a capability; Turing has no bfloat16."""
+    for compilable in (
+        *matmul.signatures(divmod(target, 10)),
+        *rows.signatures(),
+        *heads.signatures(),
+        *q4_k.signatures(),
+        *q4_k_search.signatures(),
+    ):
+        words = [*compilable.signature.values(), *map(str, compilable.constants.values())]
+        if target >= 80 or not any("bf16" in word for word in words):
+            yield compilable
+
+
+def source_of(compilable: Compilable) -> ASTSource:
+    """What Triton compiles, specialised as its launcher would on aligned arguments."""
+    constants = dict(compilable.constants)
+    parameters = compilable.function.params
+    aligned = {(p.num,): ALIGNED for p in parameters if _is_aligned(p, compilable.signature.get(p.name, ""))}
+    signature = {p.name: "constexpr" if p.name in constants else compilable.signature[p.name] for p in parameters}
+    return ASTSource(compilable.function, signature, constants, aligned)
+
+
+def _is_aligned(parameter: Any, kind: str) -> bool:
+    return not parameter.do_not_specialize and (kind.startswith("*") or kind in ("i32", "i64"))
+
+
+def need_of(compilable: Compilable, target: int) -> Need:
+    """Compile one kernel for one capability and read what it needs."""
+    options = {
+        "num_warps": compilable.warps,
+        "num_stages": compilable.stages,
+        "enable_fp_fusion": compilable.fuses,
+    }
+    compiled = triton.compile(source_of(compilable), target=GPUTarget("cuda", target, 32), options=options)
+    registers, local = resources(compiled.asm["cubin"])
+    found = MATRIX_INSTRUCTION.search(compiled.asm["ptx"])
+    return Need(
+        compilable.name,
+        target,
+        compiled.metadata.num_warps,
+        registers,
+        local,
+        compiled.metadata.shared,
+        SHARED_LIMITS[target],
+        found[0] if found else "",
+    )
+
+
+def resources(binary: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory of a thread, from a binary of one kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(binary)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = RESOURCES.search(text)
+    if found is None:
+        raise RequestError("cuobjdump names no resources", got=text.strip()[:200])
+    registers, stack, _, local = map(int, found.groups())
+    return registers, stack + local
+
+
+def report(target: int, part: int = 0, parts: int = 1, kernel: str = "") -> list[Need]:
+    """Every `parts`-th kernel of a capability whose name starts so; what does not compile becomes a row as well."""
+    needs = []
+    named = [compilable for compilable in compilables(target) if compilable.name.startswith(kernel)]
+    for compilable in named[part::parts]:
+        try:
+            needs.append(need_of(compilable, target))
+        except (RuntimeError, TritonError) as problem:
+            needs.append(Need(compilable.name, target, compilable.warps, problem=str(problem).strip()[-500:]))
+    return needs
+
+
+def check(targets: list[int]) -> None:
+    """Raise where nothing would be compiled.
+
+    Raises:
+        RequestError: Triton interprets in this process, or a target is not in the table.
+    """
+    if knobs.runtime.interpret:
+        raise RequestError("Kernels are interpreted here, not compiled", do="Unset TRITON_INTERPRET and try again.")
+    for target in targets:
+        choose({str(known): known for known in SHARED_LIMITS}, str(target), "target")
+
+
+def commit() -> str:
+    """The commit that is compiled, "" outside a checkout."""
+    try:
+        from benchmarks import provenance
+    except ImportError:
+        return ""
+    return provenance.commit()
+
+
+def line(need: Need) -> str:
+    """A row for people."""
+    if need.problem:
+        return f"sm_{need.target:<4} {need.kernel:<44} {need.problem.splitlines()[-1]}"
+    shared = f"{need.shared_bytes / KILOBYTE:5.1f} of {need.shared_limit // KILOBYTE} KB shared"
+    used = f"{need.registers:3} registers, {need.local_bytes} B local, {shared}"
+    return f"sm_{need.target:<4} {need.kernel:<44} {need.warps:2} warps, {used}  {need.instruction}".rstrip()
+
+
+def main(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+    target: Annotated[list[int] | None, typer.Option(help="Compute capability without its dot; all if none.")] = None,
+    kernel: Annotated[str, typer.Option(help="Only kernels whose names start so.")] = "",
+    processes: Annotated[int, typer.Option(help="Compilers side by side.")] = 2,
+) -> None:
+    """Compile, print, write."""
+    targets = list(target or SHARED_LIMITS)
+    try:
+        check(targets)
+    except RequestError as problem:
+        typer.echo(str(problem), err=True)
+        raise typer.Exit(1) from problem
+    jobs = [(each, part) for each in targets for part in range(processes)]
+    needs: list[Need] = []
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for found in pool.map(report, *zip(*jobs, strict=True), repeat(processes), repeat(kernel)):
+            needs += found
+            for need in found:
+                typer.echo(line(need))
+    if json_file is not None:
+        ordered = sorted(needs, key=lambda need: (need.target, need.kernel))
+        table = {"versions": versions(), "commit": commit(), "rows": [asdict(need) for need in ordered]}
+        json_file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    raise typer.Exit(int(any(need.problem for need in needs)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,36 @@
+"""One Triton kernel with everything its machine code depends on, so that it can be compiled on a machine without a GPU.
+
+Each file of this folder yields its own from `signatures()`; `offline.py` compiles them all and reads what they need.
+Left out: specialisation on values. Pointers, and integers that the kernel does not exclude by `do_not_specialize`, are
+taken as multiples of 16, which they are at run time: the widths of the model are, and torch aligns what it allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Compilable:
+    """One instance of a kernel.
+
+    Attributes:
+        name: of the row in the report; unique, with the variant in it: "norm, rotated, bf16, 4608".
+        function: what `triton.jit` made.
+        signature: run-time argument -> its type in Triton's words: "*bf16", "*i8", "i32", "fp32".
+        constants: constexpr argument -> its value.
+        warps: of one program.
+        stages: of the software pipeline around loads in loops.
+        fuses: whether a product and a sum may become one instruction of one rounding, as Triton does unless it is told
+            `enable_fp_fusion=False`.
+    """
+
+    name: str
+    function: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 3
+    fuses: bool = True
