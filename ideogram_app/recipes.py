@@ -176,7 +176,7 @@ RECIPES: dict[str, Recipe] = {
             gguf_type="Q4_K",
             bytes_per_weight=144 / 256,
             protected=OUTSIDE_BLOCKS,
-            compute="decoded at every use, then as the reference",
+            compute="decoded at every use: to INT8 on NVIDIA's INT8 units, else as the reference",
             summary="4.5 bits a weight in a GGUF file: half the memory of INT8.",
         ),
     )

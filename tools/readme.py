@@ -215,6 +215,44 @@ def quantize_table() -> str:
     return table(header, rows)
 
 
+def kernel_table() -> str:
+    """What the kernels need on each generation, as kernels/fused/offline.py had them compiled."""
+    rows = []
+    for target in dict.fromkeys(row["target"] for row in results("kernels-offline")["rows"]):
+        compiled = [row for row in results("kernels-offline")["rows"] if row["target"] == target]
+        products = [row for row in compiled if row["instruction"]]
+        largest = max(products, key=lambda row: row["shared_bytes"], default=None)
+        rows.append(
+            [
+                f"sm_{target}",
+                str(len(compiled)),
+                f"{max(row['registers'] for row in compiled)} of 255",
+                f"{max(row['shared_bytes'] for row in compiled) // 1024} of {compiled[0]['shared_limit'] // 1024} KB",
+                f"{max(row['local_bytes'] for row in compiled)} B",
+                f"`{largest['instruction']}`" if largest else "PyTorch's product",
+            ]
+        )
+    header = ["target", "kernels", "most registers", "most shared memory", "most spilled", "INT8 instruction"]
+    return table(header, rows)
+
+
+def choice_table() -> str:
+    """What savings, presets and arithmetic gain and cost on the miniature, as benchmarks/choices.py measured them."""
+    rows = [
+        [
+            f"`{row['name']}`",
+            f"{row['blocks']:.0%}",
+            f"{row['time']:.0%}",
+            "–" if row["psnr"] is None else f"{row['psnr']:.1f} dB",
+            "–" if row["psnr_worst"] is None else f"{row['psnr_worst']:.1f} dB",
+            f"{row['shares']['captions']:.1f} %",
+        ]
+        for row in results("choices")["rows"]
+    ]
+    header = ["choice", "blocks run", "time", "PSNR to the whole, median", "worst", "captions right in every way"]
+    return table(header, rows)
+
+
 def results(name: str) -> dict[str, Any]:
     """One file of measurements."""
     read: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -232,6 +270,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "encoder": encoder_table,
     "search": search_table,
     "quantize": quantize_table,
+    "kernels": kernel_table,
+    "choices": choice_table,
 }
 
 

@@ -36,6 +36,7 @@ from ideogram_app.checkpoints.safetensors_file import DTYPES, NAMES, Safetensors
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
+from ideogram_app.quantization.k_search import Search
 from ideogram_app.recipes import Recipe
 from ideogram_app.text_encoder import block_type
 

@@ -30,7 +30,7 @@ def choose(device: torch.device, capability: tuple[int, int] | None = None) -> t
         capability: NVIDIA's compute capability, where there is one.
     """
     if device.type == "cpu":
-        return "plain", "the device is a processor"
+        return "processor", "the device is a processor"
     if device.type != "cuda":
         return "plain", f"the kernels here are made for NVIDIA and AMD, and the device is {device.type}"
     if find_spec("triton") is None:

@@ -56,7 +56,8 @@ class Kernels:
             (H, M, D), strided as it comes: q and k normed per head and turned by their angles. May overwrite qkv.
         weight: int8 (N, K) -> what `matmul` wants in its place; made once, when a layer is filled.
         matmul: (rows, weight, scale (N,), bias (N,) or None, dtype) -> (M, N): the product summed exactly in INT32,
-            times both scales, plus the bias, in float32, rounded to dtype.
+            times both scales, plus the bias, in float32, rounded to dtype. A weight that serves once, scratch of
+            `decode_int8`, is given as it is.
         decode_int8: (packed Q4_K (N, bytes), scale (N,), rotated) -> int8 (N, K): weights, rotated if asked for,
             divided by the scale of their row and rounded. The result may be scratch that the next call overwrites.
         decode: (packed Q4_K (N, bytes), dtype) -> (N, K). The result may be scratch that the next call overwrites.

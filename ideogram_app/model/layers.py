@@ -27,6 +27,7 @@ from ideogram_app.checkpoints.formats import PackedWeight
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.contract import Kernels, Operand, Reads, Rows
 from ideogram_app.kernels.plain import PLAIN
+from ideogram_app.kernels.processor import held_bytes
 from ideogram_app.kernels.row_scales import row_scales
 from ideogram_app.quantization import fp8, k_quants
 
@@ -217,8 +218,7 @@ class Int8GgufLinear(RoundingLinear):
         self.register_buffer("weight", packed)
 
     def operand(self) -> Any:
-        values = self.kernels.decode_int8(self.weight, self.scale, self.reads == "rotated")
-        return self.kernels.weight(values)
+        return self.kernels.decode_int8(self.weight, self.scale, self.reads == "rotated")
 
 
 class SideBySide(nn.Module):
@@ -282,8 +282,8 @@ def merged(
 def weight_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers as they are held, each counted once."""
     held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
-    own = (layer for layer in module.modules() if isinstance(layer, Int8Linear) and layer.own is not None)
-    return held + sum(layer.in_features * layer.out_features for layer in own)
+    own = (layer.own for layer in module.modules() if isinstance(layer, Int8Linear) and layer.own is not None)
+    return held + sum(map(held_bytes, own))
 
 
 def _kind(weight: Stored) -> tuple[str, str, bool]:

@@ -28,6 +28,8 @@ from ideogram_app.checkpoints.formats import PackedBranch
 from ideogram_app.checkpoints.journal import MismatchError
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.errors import CheckpointError
+from ideogram_app.hardware import compute_capability
+from ideogram_app.kernels.choice import search
 from ideogram_app.quantization.calibration import Calibration
 from ideogram_app.quantization.smoothing import Factors, Scaling
 from ideogram_app.recipes import Recipe
