@@ -15,6 +15,7 @@ from pathlib import Path
 
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 FIRST_PORT, PORTS_TRIED = 7860, 40
+GRACE_SECONDS = 10.0  # the worker holds back until a tab is up, or as long; a browser that starts takes 1 to 5
 FETCHED = "ideogram-4"  # the model whose weights do not ship with the program
 
 
@@ -154,7 +155,7 @@ def serve(flags: argparse.Namespace) -> None:
     )
     shown = "localhost" if host in (LOCAL, EVERYWHERE) else host
     print(f"The page is at http://{shown}:{port}", flush=True)
-    studio.start()
+    studio.start(GRACE_SECONDS)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -1,9 +1,10 @@
-"""What each choice beside the recipe gains and costs: savings, presets, arithmetic of Q4_K: `python benchmarks/choices.py`.
+"""What each choice beside the recipe gains and costs, in one run and interleaved: `python benchmarks/choices.py`.
 
-Held-out captions of the miniature, every second one vague, each with a seed of its own. For each caption all rows are
-drawn one after another, in an order that turns from caption to caption, so that a drift of the machine's speed meets all
-of them alike. Told are the time of a picture's steps, how often a transformer ran, the distance to the whole picture of
-the reference at the same preset, and what `score.py` says of the pictures. Prints a table, writes one JSON file.
+Savings, presets and the arithmetic of Q4_K, on held-out captions of the miniature, every second one vague, each with a
+seed of its own. For each caption all rows are drawn one after another, in an order that turns from caption to caption,
+so that a drift of the machine's speed meets all of them alike. Told are the time of a picture's steps, how many blocks
+ran, the distance to the whole picture of the reference at the same preset, and what `score.py` says of the pictures.
+Prints a table, writes one JSON file.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from ideogram_app.metrics import psnr  # noqa: E402
 from ideogram_app.miniature import scenes  # noqa: E402
 from ideogram_app.miniature.evaluate import held_out_scenes  # noqa: E402
 from ideogram_app.miniature.score import Tally, score  # noqa: E402
-from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers  # noqa: E402
+from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
+from ideogram_app.model.parts import Parts, load_pipeline_parts  # noqa: E402
 from ideogram_app.model.text import encode  # noqa: E402
 from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.presets import PRESETS, find_preset, guidance_for  # noqa: E402

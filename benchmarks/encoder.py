@@ -40,7 +40,8 @@ from ideogram_app.miniature.evaluate import held_out_scenes  # noqa: E402
 from ideogram_app.miniature.scenes import to_json  # noqa: E402
 from ideogram_app.model.encoder import CaptionEncoder, EncoderWeights, encoder_error, encoder_from_source  # noqa: E402
 from ideogram_app.model.layers import weight_bytes  # noqa: E402
-from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers  # noqa: E402
+from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
+from ideogram_app.model.parts import Parts, load_pipeline_parts  # noqa: E402
 from ideogram_app.model.text import features, tokenize  # noqa: E402
 from ideogram_app.pipeline import Velocity, decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.presets import find_preset, guidance_for  # noqa: E402

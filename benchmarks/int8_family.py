@@ -37,7 +37,7 @@ from ideogram_app.checkpoints.store import Store  # noqa: E402
 from ideogram_app.metrics import psnr, ssim  # noqa: E402
 from ideogram_app.miniature import scenes  # noqa: E402
 from ideogram_app.model.layers import Int8Linear  # noqa: E402
-from ideogram_app.model.loader import Parts, load_pipeline_parts  # noqa: E402
+from ideogram_app.model.parts import Parts, load_pipeline_parts  # noqa: E402
 from ideogram_app.model.stock import Stock, StockVelocity, load_stock  # noqa: E402
 from ideogram_app.model.text import encode  # noqa: E402
 from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402

@@ -20,6 +20,7 @@ import typer
 
 from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.backend import hush, real_backend
+from ideogram_app.benchmark.command import benchmark
 from ideogram_app.captions import understand
 from ideogram_app.console import describe_hardware, describe_plan, describe_result, drain, finish, follow
 from ideogram_app.errors import AppError, RequestError
@@ -240,6 +241,9 @@ def compare(
             json_file.write_text(to_json(entry.comparison), encoding="utf-8")
     print("\n".join(describe_result(result) for result in job.results))
     _insist(job)
+
+
+app.command()(benchmark)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,16 @@ def real_backend(
 
         return Store(data)
 
+    @cache
+    def remembered() -> Any:
+        from ideogram_app.model.text import FeatureCache
+
+        return FeatureCache()
+
     def compare(request: Request, hardware: Hardware, sized: Plan, folder: Path) -> Iterator[Event]:
         from ideogram_app import compare as comparing
 
-        return iter(comparing.compare(request, store(), hardware, sized, folder))
+        return iter(comparing.compare(request, store(), hardware, sized, folder, remembered()))
 
     def write_sheet(comparison: Comparison, path: Path) -> None:
         from ideogram_app import sheet

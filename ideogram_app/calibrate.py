@@ -33,7 +33,7 @@ from ideogram_app.flow import REFERENCE, Event, Request
 from ideogram_app.hardware import Hardware
 from ideogram_app.measure import release
 from ideogram_app.model.layers import Fp8Linear
-from ideogram_app.model.loader import load_pipeline_parts
+from ideogram_app.model.parts import load_pipeline_parts
 from ideogram_app.model.residency import DTYPES, place, staged
 from ideogram_app.model.stock import Stock, StockVelocity, load_stock
 from ideogram_app.model.text import encode

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.checks import check_request, failed_result
@@ -24,14 +24,21 @@ from ideogram_app.flow import REFERENCE, Event, Request, Result
 from ideogram_app.hardware import Hardware
 from ideogram_app.measure import release
 from ideogram_app.metrics import psnr, ssim
-from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers
+from ideogram_app.model.loader import Loaded, load_transformers
+from ideogram_app.model.parts import find_parts
 from ideogram_app.model.residency import DTYPES, place, staged
+from ideogram_app.model.text import FeatureCache, FeatureKey, encode
 from ideogram_app.pipeline import Shared, draw, share
 from ideogram_app.planner import Plan, plan
 
 
-def compare(request: Request, store: Store, hardware: Hardware, chosen: Plan, output: Path) -> Iterator[Event]:
+def compare(
+    request: Request, store: Store, hardware: Hardware, chosen: Plan, output: Path, features: FeatureCache | None = None
+) -> Iterator[Event]:
     """Draw the request with each of its recipes; PNGs go to `output`.
+
+    Args:
+        features: of captions read before; a caption that is there needs no text encoder.
 
     Yields:
         The events of every picture, one `result` for each recipe, failed ones included, and `done` at the end.
@@ -42,15 +49,22 @@ def compare(request: Request, store: Store, hardware: Hardware, chosen: Plan, ou
     check_request(request)
     device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
     yield Event("encode")
-    parts = load_pipeline_parts(request.model, torch.device("cpu"), dtype, store=store)
-    with staged(parts.text_encoder, device, torch.device("cpu")):
-        shared = share(parts, request, device)
-    vae: Any = parts.vae.to(device)
+    where, home = find_parts(request.model, store=store), torch.device("cpu")
+    key = FeatureKey(request.model, where.identity, dtype, request.caption)
+    kept = features or FeatureCache()
+
+    def encoded() -> Tensor:
+        with staged(where.text_encoder(home, dtype), device, home) as encoder:
+            return encode(where.tokenizer(), encoder, request.caption)
+
+    vae = where.vae(device, dtype)
     if chosen.decode == "tiled":
         vae.enable_tiling()
+    shift = where.scheduler().config.shift
+    shared = share(request, device, lambda: kept.features(key, encoded), vae, shift)
     reference: Result | None = None
     for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):
-        for event in _draw_or_explain(request, recipe, store, hardware, parts, shared, output):
+        for event in _draw_or_explain(request, recipe, store, hardware, shared, output):
             if event.result is None:
                 yield event
                 continue
@@ -70,7 +84,7 @@ def with_distance(result: Result, reference: Result | None) -> Result:
 
 
 def _draw_or_explain(
-    request: Request, recipe: str, store: Store, hardware: Hardware, parts: Parts, shared: Shared, output: Path
+    request: Request, recipe: str, store: Store, hardware: Hardware, shared: Shared, output: Path
 ) -> Iterator[Event]:
     """`draw`, with an error turned into a failed result."""
     size = {"width": request.width, "height": request.height}
@@ -97,7 +111,7 @@ def _draw_or_explain(
         return loaded
 
     try:
-        yield from draw(request, recipe, load, parts, shared, output)
+        yield from draw(request, recipe, load, shared, output)
     except AppError as problem:
         yield Event("result", recipe, result=failed_result(request, recipe, str(problem)))
     except torch.OutOfMemoryError as problem:

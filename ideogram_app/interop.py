@@ -45,7 +45,7 @@ from ideogram_app.checkpoints.names import WEIGHT, parse, pieces
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.model.loader import load_pipeline_parts
+from ideogram_app.model.parts import STOCK, load_pipeline_parts
 from ideogram_app.recipes import RECIPES, find_recipe
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def load_pipeline(
     store, recorded = Store(folder.absolute().parents[2]), Path(manifest.source)
     if source is None and recorded.is_dir() and not store.companions_status(manifest.model).usable:
         source = recorded
-    parts = load_pipeline_parts(manifest.model, "cpu", dtype, Path(source) if source else None, store)
+    parts = load_pipeline_parts(manifest.model, "cpu", dtype, Path(source) if source else None, store, STOCK)
     return Ideogram4Pipeline(
         scheduler=parts.scheduler,
         vae=parts.vae,

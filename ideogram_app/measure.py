@@ -48,12 +48,23 @@ def release(device: torch.device) -> None:
         torch.mps.empty_cache()
     elif device.type == "xpu":
         torch.xpu.empty_cache()
+    trim()
+
+
+def trim() -> None:
+    """Give memory that this process has freed back to the operating system; what a device caches stays."""
     if sys.platform == "linux":
-        trim = getattr(
-            ctypes.CDLL(None), "malloc_trim", None
-        )  # glibc keeps freed pages otherwise; musl has no such call
-        if trim is not None:
-            trim(0)
+        # glibc keeps freed pages otherwise; musl has no such call
+        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if malloc_trim is not None:
+            malloc_trim(0)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Bytes in use now: of tensors on a device that counts them (CUDA and ROCm), else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)
 
 
 class HostPeak:
@@ -93,9 +104,11 @@ class Meter:
         self.seconds: dict[str, float] = {}
         self._host = HostPeak()
         self._device_peaks: tuple[int, int] | None = None
+        self._device_start = 0
 
     def __enter__(self) -> Meter:
         if self.device.type == "cuda":
+            self._device_start = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
         self._host.__enter__()
         return self
@@ -136,3 +149,10 @@ class Meter:
     def peak_memory_bytes(self) -> int:
         """Of the device where it has its own memory, else of the process."""
         return self.peak_device_bytes if self.peak_device_bytes is not None else self.peak_host_bytes
+
+    @property
+    def peak_above_start_bytes(self) -> int:
+        """What the context added at its highest to what was held when it was opened."""
+        if self.peak_device_bytes is not None:
+            return self.peak_device_bytes - self._device_start
+        return self.peak_host_bytes

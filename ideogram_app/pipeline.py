@@ -1,7 +1,7 @@
 """One picture as an iterator: encode, noise, schedule, denoise, decode.
 
-    shared = share(parts, request, device)               the same text features and noise for every recipe
-    for event in draw(request, recipe, load, parts, shared, ...):
+    shared = share(request, device, encoded, ...)        the same text features and noise for every recipe
+    for event in draw(request, recipe, load, shared, output):
         ...                                              the last event carries the Result
 
 Whoever iterates owns progress, previews and cancelling: to stop between two steps is not to ask for the next event.
@@ -30,8 +30,7 @@ from torch import Tensor
 from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
 from ideogram_app.flow import Event, Request, Result, Seconds
 from ideogram_app.measure import Meter
-from ideogram_app.model.loader import Loaded, Parts
-from ideogram_app.model.text import encode
+from ideogram_app.model.loader import Loaded
 from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.velocity import Velocity
 from ideogram_app.versions import versions
@@ -46,11 +45,19 @@ PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a si
 
 @dataclass(frozen=True)
 class Shared:
-    """What every recipe of one request starts from. features: (1, n, taps x hidden); noise: (1, tokens, 128)."""
+    """What every recipe of one request starts from, and what it ends in.
+
+    Attributes:
+        features: (1, n, taps x hidden); noise: (1, tokens, 128).
+        seconds: that encoding took; next to nothing where the features were kept.
+        vae: a decoder of latents; shift: of the noise levels, the scheduler's.
+    """
 
     features: Tensor
     noise: Tensor
     seconds: float
+    vae: Any
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,14 @@ def make_noise(seed: int, width: int, height: int) -> Tensor:
     return torch.randn(1, tokens, LATENT_CHANNELS, generator=torch.Generator().manual_seed(seed))
 
 
-def share(parts: Parts, request: Request, device: torch.device) -> Shared:
+def share(
+    request: Request, device: torch.device, encoded: Callable[[], Tensor], vae: Any, shift: float
+) -> Shared:
     """Encode the caption and draw the noise.
+
+    Args:
+        encoded: makes the caption's features (1, n, taps x hidden), on any device.
+        vae, shift: see `Shared`.
 
     Raises:
         RequestError: the size is off the grid. CaptionError: the caption is too long.
@@ -77,8 +90,9 @@ def share(parts: Parts, request: Request, device: torch.device) -> Shared:
     check_size(request.width, request.height)
     meter = Meter(device)
     with meter.phase("encode"):
-        features = encode(parts.tokenizer, parts.text_encoder, request.caption).to(device)
-    return Shared(features, make_noise(request.seed, request.width, request.height).to(device), meter.seconds["encode"])
+        features = encoded().to(device)
+    noise = make_noise(request.seed, request.width, request.height).to(device)
+    return Shared(features, noise, meter.seconds["encode"], vae, shift)
 
 
 def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
@@ -146,7 +160,7 @@ def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str:
 
 
 def draw(
-    request: Request, recipe: str, load: Callable[[], Loaded], parts: Parts, shared: Shared, output: Path
+    request: Request, recipe: str, load: Callable[[], Loaded], shared: Shared, output: Path
 ) -> Iterator[Event]:
     """Draw one picture with one recipe and save it as a PNG in `output`.
 
@@ -163,7 +177,7 @@ def draw(
     with Meter(shared.noise.device) as meter:
         with meter.phase("load"):
             loaded = load()
-        sigmas = schedule(preset, request.width, request.height, float(parts.scheduler.config.shift))
+        sigmas = schedule(preset, request.width, request.height, shared.shift)
         velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas), request.savings)
         steps = denoise(velocity, shared.noise, sigmas, guidance)
         step_seconds: list[float] = []
@@ -177,11 +191,11 @@ def draw(
             step_seconds.append(meter.seconds[f"step {step.index}"])
             picture = None
             if time.monotonic() - last_preview > PREVIEW_SECONDS and step.index + 1 < preset.steps:
-                picture, last_preview = preview(parts.vae, step.clean, rows, columns), time.monotonic()
+                picture, last_preview = preview(shared.vae, step.clean, rows, columns), time.monotonic()
             yield _progress(recipe, step_seconds, preset.steps, picture)
         yield Event("decode", recipe)
         with meter.phase("decode"):
-            image = decode(parts.vae, latents, rows, columns)
+            image = decode(shared.vae, latents, rows, columns)
     result = _result(request, recipe, loaded, guidance, meter, step_seconds, shared.seconds)
     yield Event("result", recipe, result=save(image, result, output))
 

@@ -98,6 +98,8 @@ def _header(comparison: Comparison, characters: int) -> list[str]:
     request = comparison.request
     caption = textwrap.wrap(request.caption, characters)[:4]
     about = f"{request.width} x {request.height}, seed {request.seed}, {request.preset}, model {request.model}"
+    if request.savings:
+        about += f", left out: {', '.join(request.savings)}"
     return [about, *caption]
 
 

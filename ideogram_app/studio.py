@@ -48,18 +48,29 @@ class Studio:
         self._state = State(history=tuple(read_history(self.output)))
         self._jobs: dict[str, Job] = {}
         self._queue: list[str] = []
-        self._stop = threading.Event()
-        self._closing = False
+        self._stop, self._awake = threading.Event(), threading.Event()
+        self._closing, self._grace = False, 0.0
         self._thread = threading.Thread(target=self._work, name="studio", daemon=True)
 
-    def start(self) -> None:
-        """Let the worker begin: first it looks at the machine, then it takes jobs."""
+    def start(self, grace: float = 0.0) -> None:
+        """Let the worker begin: first it looks at the machine, then it takes jobs.
+
+        Args:
+            grace: seconds that it holds back, at most until somebody waits for it (`wake`). Its first look loads torch,
+                which takes the processor from a page that is just being shown.
+        """
+        self._grace = grace
         self._thread.start()
+
+    def wake(self) -> None:
+        """Let a worker that holds back begin now."""
+        self._awake.set()
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop the running job, drop the waiting ones and wait for the worker to end."""
         with self._changed:
             self._closing = True
+            self.wake()
             self._queue.clear()
             self._stop.set()
             self._changed.notify_all()
@@ -73,6 +84,7 @@ class Studio:
 
     def watch(self, version: int, timeout: float) -> State:
         """The first state newer than `version`, or the present one when the time is up."""
+        self.wake()
         with self._changed:
             self._changed.wait_for(lambda: self._state.version > version, timeout)
             return self._state
@@ -158,6 +170,7 @@ class Studio:
         with self._changed:
             self._queue.append(job.id)
             self._put(job)
+        self.wake()
         return job.id
 
     def _put(self, job: Job) -> None:
@@ -179,7 +192,9 @@ class Studio:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        self._look_around()
+        self._awake.wait(self._grace)
+        if not self._closing:
+            self._look_around()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closing)

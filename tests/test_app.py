@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from ideogram_app.captions import wrap_plain
 from ideogram_app.console import describe_result
 from ideogram_app.errors import RequestError
 from ideogram_app.flow import Request, decibels
+from ideogram_app.hardware import Hardware
 from ideogram_app.metrics import psnr
 from ideogram_app.sheet import facts
 from ideogram_app.studio import Studio
@@ -156,6 +158,48 @@ def test_an_unknown_model_ends_in_one_line_and_exit_code_1() -> None:
     answer = run("--model", "sdxl")
     assert answer.returncode == 1 and "ideogram-4 or miniature" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+HEAVY = ("torch", "torchao", "diffusers", "transformers", "accelerate", "safetensors", "gguf", "numba", "scipy")
+BUILD = f"""
+import sys
+from pathlib import Path
+import app
+from ideogram_app.backend import real_backend
+from ideogram_app.studio import Studio
+from ideogram_app.ui.page import build
+from ideogram_app.ui.style import launch_options
+folder = Path(sys.argv[1])
+build(Studio(real_backend(folder / "data"), folder / "outputs"))
+launch_options(folder / "outputs", folder / "data")
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+
+
+def test_the_page_is_built_without_what_draws_pictures(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILD, str(tmp_path)]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_the_worker_begins_when_the_page_answers_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, fake, answers = free_port(), Fake().backend(), []
+
+    def detect() -> Hardware:
+        try:
+            with urllib.request.urlopen(f"http://{app.LOCAL}:{port}/", timeout=30) as answer:
+                answers.append(answer.status)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)  # serving ends as a user ends it
+        return fake.detect()
+
+    monkeypatch.setattr("ideogram_app.backend.real_backend", lambda *_, **__: replace(fake, detect=detect))
+    monkeypatch.setattr(app, "GRACE_SECONDS", 0.0)
+    rescue = threading.Timer(60, os.kill, (os.getpid(), signal.SIGINT))  # a worker that never begins must not hang us
+    rescue.start()
+    app.serve(flags("--no-browser", "--port", str(port), "--output-dir", str(tmp_path), "--data-dir", str(tmp_path)))
+    rescue.cancel()
+    assert answers == [200]
 
 
 def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path) -> None:

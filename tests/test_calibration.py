@@ -23,7 +23,7 @@ from ideogram_app.errors import AppError, CaptionError, CheckpointError, Request
 from ideogram_app.flow import Event, Request
 from ideogram_app.hardware import Hardware, detect
 from ideogram_app.model.layers import Fp8Linear
-from ideogram_app.model.loader import load_pipeline_parts
+from ideogram_app.model.parts import load_pipeline_parts
 from ideogram_app.model.stock import Stock, load_stock
 from ideogram_app.model.text import encode
 from ideogram_app.presets import find_preset

@@ -27,7 +27,7 @@ from ideogram_app.model.encoder import (
     encoder_from_source,
 )
 from ideogram_app.model.layers import GgufLinear, weight_bytes
-from ideogram_app.model.loader import load_pipeline_parts
+from ideogram_app.model.parts import load_pipeline_parts
 from ideogram_app.model.text import TAPPED_LAYERS, encode, features
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.text_encoder import (

@@ -23,7 +23,8 @@ from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import AccessError, CheckpointError, RequestError
 from ideogram_app.interop import MODEL_CLASS, load_pipeline, register_gguf
-from ideogram_app.model.loader import load_pipeline_parts, load_transformers
+from ideogram_app.model.loader import load_transformers
+from ideogram_app.model.parts import load_pipeline_parts
 from ideogram_app.model.stock import StockVelocity, load_stock
 from ideogram_app.model.text import encode
 from ideogram_app.pipeline import Velocity, denoise, make_noise, schedule, times

@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
-from safetensors.torch import load_file, save_file
 from small_model import NAME, backbone_velocity, relative_error, shrink_published_model, velocity, write_source
 
 from ideogram_app.architecture import MODELS, held_bytes
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, local_folder
 from ideogram_app.checkpoints.store import Store
-from ideogram_app.errors import AccessError, CheckpointError
+from ideogram_app.errors import CheckpointError
 from ideogram_app.model.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
-from ideogram_app.model.loader import load_pipeline_parts, load_transformers
+from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.stock import load_stock
 from ideogram_app.quantization import int8
 from ideogram_app.quantization.writer import prepare
@@ -188,35 +187,3 @@ def test_nothing_is_loaded_from_a_file_that_changes_afterwards(copied) -> None:
             file.seek(path.stat().st_size // 2)
             file.write(b"\xff" * 10_000)
     assert torch.equal(backbone_velocity(loaded.conditional), before)
-
-
-def test_the_parts_of_the_miniature_load_from_its_folder() -> None:
-    parts = load_pipeline_parts("miniature", "cpu", torch.float32)
-    assert parts.scheduler.config.shift > 0
-    tokens = parts.tokenizer("a red circle", return_tensors="pt").input_ids
-    with torch.no_grad():
-        states = parts.text_encoder.language_model(tokens).last_hidden_state
-        picture = parts.vae.decode(torch.zeros(1, 32, 4, 4)).sample
-    assert torch.isfinite(states).all() and picture.shape == (1, 3, 32, 32)
-
-
-@pytest.mark.parametrize("part", ["text_encoder", "vae"])
-def test_a_damaged_part_is_named(tmp_path, part) -> None:
-    folder = Path(shutil.copytree(local_folder("miniature"), tmp_path / "miniature"))
-    (path,) = (folder / part).glob("*.safetensors")
-    whole, tensors = path.read_bytes(), load_file(path)
-    path.write_bytes(whole[:-100])
-    with pytest.raises(CheckpointError, match=rf"{path} is truncated"):
-        load_pipeline_parts("miniature", "cpu", torch.float32, folder)
-    tensors.pop(sorted(tensors)[3])
-    save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=part):
-        load_pipeline_parts("miniature", "cpu", torch.float32, folder)
-    path.unlink()
-    with pytest.raises(CheckpointError, match=f"{part} holds no weights"):
-        load_pipeline_parts("miniature", "cpu", torch.float32, folder)
-
-
-def test_the_parts_of_the_published_model_need_a_folder() -> None:
-    with pytest.raises(AccessError, match="gated"):
-        load_pipeline_parts("ideogram-4", "cpu", torch.float32)

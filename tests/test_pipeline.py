@@ -15,10 +15,12 @@ from ideogram_app.captions import understand
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.flow import Event, Request
-from ideogram_app.model.loader import Loaded, Parts, load_pipeline_parts, load_transformers
+from ideogram_app.model.loader import Loaded, load_transformers
+from ideogram_app.model.parts import Parts, load_pipeline_parts
 from ideogram_app.model.text import encode
-from ideogram_app.pipeline import Velocity, decode, denoise, draw, make_noise, schedule, share, times
+from ideogram_app.pipeline import Shared, decode, denoise, draw, make_noise, schedule, share, times
 from ideogram_app.presets import PRESETS, Preset
+from ideogram_app.velocity import Velocity
 
 CPU = torch.device("cpu")
 PROMPTS = [
@@ -99,7 +101,14 @@ def test_the_schedule_is_a_logit_normal_distribution(name: str) -> None:
 
 
 def run(request: Request, parts: Parts, loaded: Loaded, folder: Path) -> list[Event]:
-    return list(draw(request, "reference", lambda: loaded, parts, share(parts, request, CPU), folder))
+    return list(draw(request, "reference", lambda: loaded, shared(parts, request), folder))
+
+
+def shared(parts: Parts, request: Request) -> Shared:
+    def encoded() -> torch.Tensor:
+        return encode(parts.tokenizer, parts.text_encoder, request.caption)
+
+    return share(request, CPU, encoded, parts.vae, parts.scheduler.config.shift)
 
 
 def test_a_seed_gives_the_same_picture_to_the_bit(parts: Parts, loaded: Loaded, tmp_path: Path) -> None:
@@ -142,7 +151,7 @@ def test_the_picture_carries_its_result_as_text(parts: Parts, loaded: Loaded, tm
 
 def test_stopping_is_not_asking_for_the_next_event(parts: Parts, loaded: Loaded, tmp_path: Path) -> None:
     request = Request("miniature", PROMPTS[0], preset="quality-48")
-    events = draw(request, "reference", lambda: loaded, parts, share(parts, request, CPU), tmp_path)
+    events = draw(request, "reference", lambda: loaded, shared(parts, request), tmp_path)
     for event in events:
         if event.done == 2:
             break
@@ -153,7 +162,7 @@ def test_stopping_is_not_asking_for_the_next_event(parts: Parts, loaded: Loaded,
 @pytest.mark.parametrize(("width", "height"), [(100, 128), (128, 0), (8192, 8192), (1024, 64)])
 def test_sizes_off_the_grid_or_absurd_are_refused_with_what_works(parts: Parts, width: int, height: int) -> None:
     with pytest.raises(RequestError) as caught:
-        share(parts, Request("miniature", PROMPTS[0], width=width, height=height), CPU)
+        shared(parts, Request("miniature", PROMPTS[0], width=width, height=height))
     assert "xpected" in str(caught.value)
 
 

@@ -15,6 +15,7 @@ from ideogram_app.captions import wrap_plain
 from ideogram_app.checkpoints.access import Access
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.flow import Request
+from ideogram_app.hardware import Hardware
 from ideogram_app.history import read_history
 from ideogram_app.jobs import Job, State
 from ideogram_app.studio import Studio
@@ -54,6 +55,29 @@ def finish(studio: Studio, request: Request = REQUEST) -> Job:
 def test_the_machine_and_every_plan_are_known_after_the_start(studio: Studio) -> None:
     machine = until(studio, lambda state: state.machine).machine
     assert machine and machine.plans["miniature"].fits and not machine.plans["ideogram-4"].fits
+
+
+@pytest.mark.parametrize("somebody", ["wakes", "watches", "submits", "closes"])
+def test_a_worker_that_holds_back_begins_when_somebody_waits_for_it(fake: Fake, tmp_path: Path, somebody: str) -> None:
+    order: list[str] = []
+    backend = fake.backend()
+
+    def detect() -> Hardware:
+        order.append("looks")
+        return backend.detect()
+
+    studio = Studio(replace(backend, detect=detect), tmp_path)
+    studio.start(grace=3600)
+    time.sleep(0.1)  # a worker that does not hold back would look now
+    order.append(somebody)
+    if somebody == "closes":
+        studio.close()
+        assert order == ["closes"] and not studio._thread.is_alive()
+        return
+    {"wakes": studio.wake, "watches": lambda: studio.watch(-1, 0), "submits": lambda: finish(studio)}[somebody]()
+    until(studio, lambda state: state.machine)
+    studio.close()
+    assert order[:2] == [somebody, "looks"]
 
 
 def test_a_comparison_prepares_what_is_missing_and_keeps_the_order_asked(studio: Studio, fake: Fake) -> None:

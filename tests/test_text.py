@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ideogram_app.captions import wrap_plain
 from ideogram_app.checkpoints.sources import local_folder
-from ideogram_app.model.loader import load_pipeline_parts
+from ideogram_app.model.parts import load_pipeline_parts
 from ideogram_app.model.text import CACHE_BYTES, LONGEST_TEXT, FeatureCache, FeatureKey, encode, encoder_identity
 
 KEY = FeatureKey("miniature", "an encoder", torch.float32, "a red circle")

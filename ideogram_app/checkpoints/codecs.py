@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-import gguf
 import torch
 from torch import Tensor
 
@@ -273,6 +272,8 @@ def _widen_ggml(stored: Stored, rows: slice) -> Tensor:
     packed, kind = stored.weight.read(rows), stored.weight.dtype
     if kind in k_quants.FORMATS:
         return k_quants.decode(packed, kind)
+    import gguf
+
     return torch.from_numpy(gguf.dequantize(packed.numpy(), gguf.GGMLQuantizationType[kind]))
 
 

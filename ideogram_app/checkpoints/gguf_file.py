@@ -10,27 +10,32 @@ The header stands first, so `GgufWriter` is told every name, shape and type befo
 need be in memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads
 every type that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
 
-gguf-py does the bytes of the header; this file adds types in torch, a check at every step, and errors that name the
-file. No `general.architecture` is written: published per-branch files of this model carry no metadata at all, and any
-value makes one reader or another refuse. Left out: shards, big-endian files, publishing by rename (store.py).
+gguf-py does the bytes of the header, and is imported once there is a file; this file adds types in torch, a check at
+every step, and errors that name the file. No `general.architecture` is written: published per-branch files of this
+model carry no metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files,
+publishing by rename (store.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 import torch
 from torch import Tensor
 
+from ideogram_app.checkpoints.spans import Span
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.quantization.k_quants import FORMATS, packed_columns
+
+if TYPE_CHECKING:
+    import gguf
 
 FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 KNOWN_TYPES = (*FLOATS, *FORMATS)
@@ -64,6 +69,8 @@ class TensorInfo:
         if self.gguf_type in FLOATS:
             return self.shape
         if self.gguf_type in OTHER_BLOCKS:
+            import gguf
+
             weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.gguf_type]]
             return *self.shape[:-1], self.shape[-1] // weights * size
         return *self.shape[:-1], packed_columns(self.shape[-1], self.gguf_type)
@@ -90,6 +97,8 @@ class GgufWriter:
     """
 
     def __init__(self, path: Path, infos: Sequence[TensorInfo], metadata: Metadata | None = None) -> None:
+        import gguf
+
         self.path = path
         self._waiting = list(reversed(infos))
         for info in infos:
@@ -182,25 +191,24 @@ class GgufFile:
         Raises:
             CheckpointError: no tensor of that name.
         """
+        span = self.span(name, rows)
+        if rows is not None:
+            return span.read()
+        return span.shaped(torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8)))
+
+    def span(self, name: str, rows: slice | None = None) -> Span:
+        """Where a tensor, or some of its rows, lies; raises like `tensor`."""
         if name not in self._mapped:
             raise CheckpointError(
                 f"{self.path.name} holds no tensor {name}", got=f"{len(self._mapped)}: {', '.join(self._mapped):.200}"
             )
-        info = self.infos[name]
+        info, start = self.infos[name], int(self._mapped[name].data_offset)
         if rows is None:
-            raw = torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8))
-            return raw.view(info.held_dtype).view(info.held_shape)
+            return Span(self.path, name, start, info.held_dtype, info.held_shape)
         first, stop, _ = rows.indices(info.held_shape[0])
         row_bytes = info.byte_count // max(1, info.held_shape[0])
-        raw = torch.empty((stop - first) * row_bytes, dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(int(self._mapped[name].data_offset) + first * row_bytes)
-            got = file.readinto(raw.numpy().data)
-        if got != raw.numel():
-            raise CheckpointError(
-                f"{self.path.name} ended inside {name}", expected=f"{raw.numel():,} bytes", got=f"{got:,}"
-            )
-        return raw.view(info.held_dtype).view(stop - first, *info.held_shape[1:])
+        shape = (stop - first, *info.held_shape[1:])
+        return Span(self.path, name, start + first * row_bytes, info.held_dtype, shape)
 
     def close(self) -> None:
         """Let go of the mapping; views already handed out keep it alive until they go."""
@@ -229,21 +237,26 @@ class GgufFile:
         return TensorInfo(tensor.name, tuple(int(size) for size in reversed(tensor.shape)), kind)
 
 
-class _BoundedReader(gguf.GGUFReader):
+@cache
+def _bounded_reader() -> type[gguf.GGUFReader]:
     """gguf-py's reader with one question asked at every access: does the file reach that far?"""
+    import gguf
 
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        end = int(offset) + np.dtype(dtype).itemsize * int(count)
-        if end > len(self.data):
-            raise CheckpointError(
-                "This GGUF file is truncated, or its header is damaged",
-                expected=f"at least {end:,} bytes",
-                got=f"{len(self.data):,}",
-            )
-        return super()._get(offset, dtype, count, override_order)
+    class BoundedReader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise CheckpointError(
+                    "This GGUF file is truncated, or its header is damaged",
+                    expected=f"at least {end:,} bytes",
+                    got=f"{len(self.data):,}",
+                )
+            return super()._get(offset, dtype, count, override_order)
+
+    return BoundedReader
 
 
-def _open(path: Path) -> _BoundedReader:
+def _open(path: Path) -> gguf.GGUFReader:
     """Map a file and read its header, turning every way in which that fails into a `CheckpointError`."""
     again = f"Fetch or convert {path} again"
     if not path.is_file():
@@ -252,7 +265,9 @@ def _open(path: Path) -> _BoundedReader:
     if size == 0:  # cannot be mapped
         raise CheckpointError(f"{path.name} is empty", expected="a GGUF file", got="0 bytes", do=again)
     try:
-        reader = _BoundedReader(path, mode="c")  # copy on write: torch wants writable memory, the file stays as it is
+        reader = _bounded_reader()(
+            path, mode="c"
+        )  # copy on write: torch wants writable memory, the file stays as it is
     except CheckpointError as problem:
         raise CheckpointError(
             f"{path.name} cannot be read: {problem.what}", expected=problem.expected, got=problem.got, do=again
@@ -283,6 +298,8 @@ def _check_writable(info: TensorInfo) -> None:
 
 def _add_metadata(writer: gguf.GGUFWriter, key: str, value: str | bool | int | float) -> None:
     """One key of the type its value has in Python; integers become 64 bits."""
+    import gguf
+
     if isinstance(value, str):
         writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
     elif isinstance(value, bool):

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ideogram_app.checkpoints.spans import Span
 from ideogram_app.errors import CheckpointError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -84,6 +85,10 @@ class SafetensorsFile:
         Raises:
             CheckpointError: no such tensor, or a dtype this program does not read.
         """
+        return self.span(name, rows).read()
+
+    def span(self, name: str, rows: slice | None = None) -> Span:
+        """Where a tensor, or some of its rows, lies; raises like `tensor`."""
         info = self.infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path} holds no tensor {name}")
@@ -97,14 +102,7 @@ class SafetensorsFile:
         if rows is not None:
             first, stop, _ = rows.indices(shape[0])
             shape, start = (stop - first, *shape[1:]), start + first * (info.size // max(1, shape[0]))
-        count = prod(shape) * DTYPES[info.dtype].itemsize
-        raw = torch.empty(count, dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(start)
-            got = file.readinto(raw.numpy().data)
-        if got != count:
-            raise CheckpointError(f"{self.path} ended inside {name}", expected=f"{count:,} bytes", got=f"{got:,} bytes")
-        return raw.view(DTYPES[info.dtype]).view(shape)
+        return Span(self.path, name, start, DTYPES[info.dtype], shape)
 
 
 def layout(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, TensorInfo]]:

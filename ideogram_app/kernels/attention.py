@@ -1,13 +1,12 @@
 """Softmax attention over one picture's tokens, every token seeing every other, by the best exact backend there is.
 
 Heads of 256 are large for attention kernels, and a mask, even one of ones alone, keeps PyTorch off the fast ones; so
-no mask is ever made here. Which backend comes first on which generation is a table. Left out: attention in INT8 and FP8,
-which changes results, and libraries that must be compiled for a card (FlashAttention 2 and 3, SageAttention).
+no mask is ever made here. Which backend comes first on which generation is a table. Left out: attention in INT8 and
+FP8, which changes results, and libraries that must be compiled for a card (FlashAttention 2 and 3, SageAttention).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel

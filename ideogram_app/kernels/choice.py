@@ -1,9 +1,9 @@
 """Which kernels run: the one place that picks, with its reason.
 
-    triton     one launch between two matrices, INT8 products on tensor units       NVIDIA from sm_80 on, AMD
-    int_mm     the same launches, products by `torch._int_mm`                       Turing: Triton compiles no INT8 product
-    processor  oneDNN's products on weights in an order of their own                CPUs whose INT8 products are exact
-    plain      plain torch, the truth                                               everywhere else
+    triton     one launch between two matrices, INT8 products on tensor units    NVIDIA from sm_80 on, AMD
+    int_mm     the same launches, products by `torch._int_mm`                    Turing, which Triton's products miss
+    processor  oneDNN's products on weights in an order of their own             processors
+    plain      plain torch, the truth                                            everywhere else
 
 What is not there (no Triton, no INT8 units) is never an error, only a reason. Left out: measuring at run time.
 """

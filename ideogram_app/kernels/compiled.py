@@ -1,4 +1,4 @@
-"""The plain kernels between two matrices, each compiled by `torch.compile`: on request, for devices Triton's twins miss.
+"""The plain kernels between two matrices, each compiled by `torch.compile`, on request.
 
 Each is a small graph of its own without control flow, compiled once for every number of tokens (dynamic shapes) and
 kept by PyTorch on disk between runs. So it costs seconds when it is first used on a machine, and never again for a new

@@ -36,9 +36,10 @@ from ideogram_app.kernels.contract import Kernels, Operand, Reads, Rows
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
 
-# Numbers of a run for each thread: 512 KB in float32. Of 2^15, 2^17 and 2^19 the fastest for all kernels but one at
-# (4126, 256 to 768) and (1024, 4608 to 12288); a core's second-level cache holds 0.5 to 2 MB.
+# Numbers that a run reads for each thread: 1 MB in float32. Of 2^15 to 2^19, from 2^17 on nearly all kernels are within
+# a fifth of their best at (1054 and 4126, 256 to 1536) and (1024, 4608 to 24576). Second-level caches hold 0.5 to 2 MB.
 RUN = 2**18
+DECODED_RUN = 2**19  # of weights: as fast at (4608, 4608), and a matrix of the miniature is one run
 # oneDNN without code for a combination took 270 times as long as float32, with code a third of it.
 SLOWEST = 10.0
 # Reordering a weight that serves once costs 5 ns a number of it, `torch._int_mm` and its INT32 sums 2 to 3 ns a number
@@ -145,10 +146,14 @@ def rows(x: Tensor, reads: Reads) -> Operand:
 def heads(
     qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`plain.heads`, in place of q and k."""
+    """`plain.heads`, in place of q and k.
+
+    PyTorch's attention reads v again and again: where its rows stand side by side, (4, 4126, 64) takes 148 ms a thread
+    in place of 154, and the copy half a millisecond. For q and k it makes no difference.
+    """
     parts = qkv.unflatten(-1, (3, -1, norm_q.shape[0]))  # (M, 3, H, D)
     weights = torch.stack((norm_q, norm_k)).unsqueeze(1)
-    run = _run(qkv.shape[1])
+    run = _rows_of(RUN, qkv.shape[1])
     for part, cosines, sines in zip(parts[:, :2].split(run), cos.split(run), sin.split(run), strict=True):
         cosines, sines = cosines[:, None, None], sines[:, None, None]
         first, second = _normed(part, epsilon).mul_(weights).chunk(2, -1)
@@ -156,13 +161,13 @@ def heads(
         turned_first.copy_((first * cosines).sub_(second * sines))
         turned_second.copy_((second * cosines).add_(first * sines))
     query, key, value = parts.permute(1, 2, 0, 3)
-    return query, key, value
+    return query, key, value.contiguous()
 
 
 def decode_int8(packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
     """`plain.decode_int8`."""
     columns = k_quants.unpacked_columns(packed.shape[1], "Q4_K")
-    values, run = torch.empty(packed.shape[0], columns, dtype=torch.int8), _run(columns)
+    values, run = torch.empty(packed.shape[0], columns, dtype=torch.int8), _rows_of(DECODED_RUN, columns)
     for part, step, target in zip(packed.split(run), scale.split(run), values.split(run), strict=True):
         target.copy_(plain.decode_int8(part, step, rotated))
     return values
@@ -172,7 +177,7 @@ def _in_runs(make: Callable[..., Tensor], given: tuple[Tensor, ...], reads: Read
     """An operand of what `make` makes, float32 (m, K) in a tensor of its own, of all these in runs of m rows."""
     length, dtype = len(given[0]), given[0].dtype
     # A dense float32 result is itself what temporaries would be, and joining its runs is one pass more.
-    run = length if reads == "dense" and dtype == torch.float32 else _run(given[0].shape[1])
+    run = length if reads == "dense" and dtype == torch.float32 else _rows_of(RUN, given[0].shape[1])
     parts = [_operand(make(*part), dtype, reads) for part in zip(*(x.split(run) for x in given), strict=True)]
     if len(parts) == 1:
         return parts[0]
@@ -201,15 +206,15 @@ def _normed(x: Tensor, epsilon: float) -> Tensor:
     return x * torch.rsqrt(length.square_().div_(x.shape[-1]).add_(epsilon))
 
 
-def _run(columns: int) -> int:
-    """Rows of a run, at least one."""
-    return max(1, RUN * torch.get_num_threads() // columns)
+def _rows_of(numbers: int, columns: int) -> int:
+    """Rows of a run that is to read so many numbers for each thread, at least one."""
+    return max(1, numbers * torch.get_num_threads() // columns)
 
 
 def _multiply_prepacked(values: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """A weight that was not reordered is one that serves once."""
     if not weight.is_mkldnn:
-        if len(values) < ROWS_WORTH_REORDERING * values.shape[1]:
+        if len(values) < ROWS_WORTH_REORDERING * values.shape[1] and not findings()["int_mm"]:
             return _multiply_int_mm(values, weight, scale)
         weight = _prepack(weight)
     turned = values.view(torch.uint8) ^ ZERO_POINT

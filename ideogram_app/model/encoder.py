@@ -4,10 +4,9 @@
     encoder = encoder_from_file(PackedBranch(...), config, device, dtype)          prepared before
     features = encode(tokenizer, encoder, caption)                                 text.py
 
-The layers are transformers' own `Qwen3VLTextModel`, so in the dense case features equal those of the stock model to the
-last bit. What never runs is never built: no vision tower, no head, and a final norm that passes on what it gets. Packed
-matrices become the layer of their storage; the embedding table looks up packed rows and decodes those alone. Rows are
-read, packed and placed in runs, so that beside the encoder itself only one run is in memory.
+The layers are those of qwen.py, which has what runs and nothing else; dense features equal those of the stock model to
+the last bit. Packed matrices become the layer of their storage; the embedding table looks up packed rows and decodes
+those alone. Rows are read, packed and placed in runs, so that beside the encoder itself only one run is in memory.
 
 transformers' loaders quantize after a whole model was read, or need a library for each format. Left out: writing
 prepared files (quantization/writer.py) and generating text.
@@ -25,12 +24,14 @@ from ideogram_app.architecture import TAPS, Linear, row_runs
 from ideogram_app.checkpoints.formats import PackedBranch, PackedWeight
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.layers import GgufLinear, PackedLinear
+from ideogram_app.model.qwen import text_model
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.recipes import Recipe
 from ideogram_app.text_encoder import TABLE, TextEncoder, block_type
 
 RUN = 2**25  # weights read at once: 128 MB in float32; the published table is 19 such runs
 LANGUAGE = "language_model."
+Builder = Callable[[Mapping[str, Any]], nn.Module]
 
 
 class EncoderWeights(Protocol):
@@ -94,13 +95,18 @@ class PackedEmbedding(PackedLinear):
 
 
 def encoder_from_source(
-    source: EncoderWeights, recipe: Recipe, device: torch.device | str, dtype: torch.dtype
+    source: EncoderWeights,
+    recipe: Recipe,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    build: Builder = text_model,
 ) -> CaptionEncoder:
     """An encoder whose matrices are packed while they are read.
 
     Args:
         recipe: a row of `ENCODER_RECIPES`.
         dtype: the computing type, that of everything that is not packed.
+        build: makes the module that a config describes, parameters on the meta device.
 
     Raises:
         CheckpointError: the source is damaged, or weights are not finite.
@@ -124,22 +130,29 @@ def encoder_from_source(
         assert whole is not None
         return whole
 
-    return _filled(source.config, source.encoder, packed, dense, weight, torch.device(device), dtype)
+    empty = build(source.config)
+    return _filled(empty, source.encoder, packed, dense, weight, torch.device(device), dtype)
 
 
 def encoder_from_file(
-    file: PackedBranch, encoder: TextEncoder, config: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype
+    file: PackedBranch,
+    encoder: TextEncoder,
+    config: Mapping[str, Any],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    build: Builder = text_model,
 ) -> CaptionEncoder:
     """An encoder from a prepared file.
 
     Args:
         config: the config.json beside it.
+        build: as for `encoder_from_source`.
 
     Raises:
         CheckpointError: damaged.
     """
     return _filled(
-        config,
+        build(config),
         encoder,
         file.packed,
         lambda name, shape: file.tensor(name).to(device=device, dtype=dtype),
@@ -161,7 +174,7 @@ def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[flo
 
 
 def _filled(
-    config: Mapping[str, Any],
+    empty: nn.Module,
     encoder: TextEncoder,
     packed: set[str],
     dense: Callable[[str, tuple[int, ...]], Tensor],
@@ -170,7 +183,7 @@ def _filled(
     dtype: torch.dtype,
 ) -> CaptionEncoder:
     """The text side with every weight in its place."""
-    module = CaptionEncoder(_empty(config))
+    module = CaptionEncoder(empty)
     for linear in encoder.linears():
         if linear.name in packed:
             module.set_submodule(linear.name, _layer(linear, weight(linear), dtype))
@@ -183,18 +196,6 @@ def _filled(
     if holes:
         raise CheckpointError(f"A text encoder was left with {len(holes)} holes", got=f"first {holes[0]}")
     return module.eval().requires_grad_(False)
-
-
-def _empty(config: Mapping[str, Any]) -> nn.Module:
-    """The text side that a config describes, parameters on the meta device, without the norm behind the last tap."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
-
-    text = {key: value for key, value in config.get("text_config", config).items() if key != "dtype"}
-    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
-        model: nn.Module = Qwen3VLTextModel._from_config(Qwen3VLTextConfig(**text))
-    model.norm = nn.Identity()
-    return model
 
 
 def _layer(linear: Linear, weight: PackedWeight, dtype: torch.dtype) -> nn.Module:

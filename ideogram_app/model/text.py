@@ -5,12 +5,20 @@ The caption goes through the chat template as one user turn, at its true length:
 float32. The last tap is the last layer before the final norm, so no layer can be left out, but the vision tower, that
 norm and the head never run.
 
+Features depend on nothing that a recipe, a seed or a size changes, and the encoder that makes them is as large as a
+transformer: `FeatureCache` keeps the last ones on the host, for whoever draws to own, and to ask before an encoder is
+loaded.
+
 Left out: prompt enhancement and batches; pictures are drawn one caption at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +28,8 @@ from ideogram_app.errors import CaptionError
 
 TAPPED_LAYERS = (0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 35)  # diffusers' QWEN3_VL_ACTIVATION_LAYERS
 LONGEST_TEXT = 2048  # tokens, diffusers' default and the reference's limit
+# A caption of 300 tokens takes 32 MB in bfloat16; the longest one in float32, 436 MB, still fits.
+CACHE_BYTES = 500_000_000
 
 
 def tokenize(tokenizer: Any, caption: str) -> Tensor:
@@ -59,7 +69,82 @@ def features(encoder: Any, ids: Tensor, taps: Collection[int] = TAPPED_LAYERS) -
     rotary = language.rotary_emb(hidden, positions[None].expand(3, -1, -1))
     tapped = []
     for index, layer in enumerate(language.layers):
-        hidden = layer(hidden, position_embeddings=rotary, attention_mask=None, position_ids=positions)
+        hidden = layer(hidden, position_embeddings=rotary)
         if index in taps:
             tapped.append(hidden)
     return torch.stack(tapped, dim=-1).flatten(2).float()
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """Everything that features depend on.
+
+    Attributes:
+        encoder: which weights and tokenizer, as `encoder_identity` says.
+        dtype: the encoder's computing type, in which features lose nothing.
+    """
+
+    model: str
+    encoder: str
+    dtype: torch.dtype
+    caption: str
+
+
+class FeatureCache:
+    """The features of the captions used last, in host memory, the oldest of which go first.
+
+    Args:
+        limit_bytes: of all of them together; features that are larger by themselves are not kept.
+    """
+
+    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+        self.limit_bytes = limit_bytes
+        self._kept: OrderedDict[FeatureKey, Tensor] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        """What is held."""
+        return sum(kept.nbytes for kept in self._kept.values())
+
+    def features(self, key: FeatureKey, make: Callable[[], Tensor]) -> Tensor:
+        """The features (1, n, taps x hidden) in float32, on the host.
+
+        Args:
+            make: encodes the caption; called only where its features are not at hand.
+        """
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = make().to("cpu", key.dtype)
+            self._keep(key, kept)
+        else:
+            self._kept.move_to_end(key)
+        return kept.float()
+
+    def __contains__(self, key: FeatureKey) -> bool:
+        return key in self._kept
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._kept.clear()
+
+    def _keep(self, key: FeatureKey, features: Tensor) -> None:
+        if features.nbytes > self.limit_bytes:
+            return
+        self._kept[key] = features
+        while self.bytes > self.limit_bytes:
+            self._kept.popitem(last=False)
+
+
+def encoder_identity(folder: Path, parts: Collection[str] = ("text_encoder", "tokenizer")) -> str:
+    """Which text encoder lies in a pipeline folder, without reading its weights.
+
+    Names, sizes and times of its files, as `make` tells what has changed: one that is prepared again, in another recipe
+    or from another source, is another, and so is the same in another folder.
+    """
+    rows = [str(folder.absolute())]
+    for part in sorted(parts):
+        for path in sorted((folder / part).rglob("*")):
+            if path.is_file():
+                stat = path.stat()
+                rows.append(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}")
+    return sha256("\n".join(rows).encode()).hexdigest()

@@ -41,6 +41,7 @@ def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[
     def status(model: str = "miniature") -> dict[str, Any]:
         """The recipes of a model on disk, the running job and the number of waiting ones."""
         find_model(model)
+        studio.wake()
         state = studio.state
         return {
             "recipes": {name: _status(row) for name, row in state.statuses.get(model, {}).items()},
@@ -61,10 +62,11 @@ def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[
         height: int = 0,
         seed: int = 0,
         model: str = "miniature",
+        savings: list[str] | None = None,
     ) -> dict[str, Any]:
         """Draw one caption in several precisions and wait for the Comparison. A side of 0 means the model's own."""
         own = find_model(model).default_size
-        request = request_of(model, prompt, preset, width or own[0], height or own[1], seed, recipes)
+        request = request_of(model, prompt, preset, width or own[0], height or own[1], seed, recipes, savings or [])
         job = _finish(studio, studio.submit_compare(request))
         comparison: Comparison = studio.entry(job.entry or "").comparison
         answer: dict[str, Any] = to_plain(comparison)

@@ -77,7 +77,7 @@ def _plan(plan: Plan) -> str:
         )
     chips = "".join(
         f'<span class="chip">{esc(text)}</span>'
-        for text in (HOMES.get(plan.residency or "", ""), plan.compute_dtype, f"on {plan.device}")
+        for text in (HOMES.get(plan.residency or "", ""), plan.compute_dtype, plan.arithmetic, f"on {plan.device}")
         if text
     )
     advice = f'<p class="note">{esc(plan.suggestion)}</p>' if plan.suggestion else ""

@@ -162,6 +162,7 @@ def _wire_panes(
         return *_filled(shown), Seen(filled=shown is not None), gr.Timer(active=True)
 
     def refresh(model: str, opened: str | None, seen: Seen) -> list[Any]:
+        studio.wake()  # the tab is up
         if _is_unasked(studio.state, model):
             studio.check_access(model)
         state = studio.state

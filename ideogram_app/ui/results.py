@@ -108,7 +108,8 @@ def _engaged(result: Result) -> str:
     if result.recipe == REFERENCE and result.engaged == REFERENCE:
         return '<span class="chip">baseline</span>'
     if result.engaged == result.recipe:
-        return '<span class="chip ok" title="What was asked for is what ran">ran as asked</span>'
+        how = f"What was asked for is what ran: {result.arithmetic}, {result.kernels} kernels"
+        return f'<span class="chip ok" title="{esc(how)}">ran as asked</span>'
     return f'<span class="chip" title="What really ran">ran: {esc(result.engaged)}</span>'
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from ideogram_app.captions import wrap_plain
 from ideogram_app.flow import IN_BYTES, Event, Request
 from ideogram_app.recipes import RECIPES
+from ideogram_app.savings import find_saving
 
 HOMES = {"resident": "resident", "streamed": "streamed from RAM", "disk": "streamed from disk"}
 PHASES = {
@@ -119,7 +120,8 @@ def gist(caption: str) -> str:
 
 def settings(request: Request) -> str:
     """The settings of a request in one line."""
-    return f"{request.width} × {request.height} · {request.preset} · seed {request.seed}"
+    left_out = "".join(f" · {find_saving(name).title.lower()}" for name in request.savings)
+    return f"{request.width} × {request.height} · {request.preset} · seed {request.seed}{left_out}"
 
 
 def progress_words(event: Event) -> str:

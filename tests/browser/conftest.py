@@ -59,7 +59,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         prevent_thread_lock=True,
         **launch_options(studio.output, root / "data"),
     )
-    studio.start()
+    studio.start(grace=3600)  # the first tab wakes it
     yield Site(f"http://127.0.0.1:{port}", studio, fake)
     studio.close()
     page.close(verbose=False)
