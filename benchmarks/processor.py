@@ -4,13 +4,14 @@
     between    what stands between two matrices: plain.py against processor.py
     attention  `scaled_dot_product_attention` by type, backend and the order of its operands in memory
     q4_k       one Q4_K matrix decoded at every use: to float32, bfloat16, or INT8
-    blocks     a whole block of the miniature at 512 x 512 and 1024 x 1024, by storage, computing type and kernels
+    blocks     a whole block of the miniature, by size of the picture, storage, computing type and kernels
 
-Blocks in float32 are measured once more in processes of their own that may use older instructions only. Rounds visit
-every case of a table in turn, so that a drift of the machine's speed meets all of them; a first round warms up and is
-not counted. `ms` is the median time on the clock, of the samples that no other program interrupted where there are
-three of them; `cpu_ms` and `least_cpu_ms` are the median and the least of all threads' processor time, which other
-programs disturb less: read them at one thread, and at more to see what waiting for each other costs.
+Blocks are the table that is measured with several threads too. Those in float32 are measured once more in processes of
+their own: with older instructions only, and with threads that sleep while they wait for each other. Rounds visit every
+case of a table in turn, so that a drift of the machine's speed meets all of them; a first round warms up and is not
+counted. `ms` is the median time on the clock, of the samples that no other program interrupted where there are three of
+them; `cpu_ms` and `least_cpu_ms` are the median and the least of all threads' processor time, which other programs
+disturb less: read them at one thread, and at more to see what waiting for each other costs.
 
 Prints tables and one JSON line, writes one JSON file. Left out: Windows, which does not count interruptions.
 """
@@ -55,18 +56,22 @@ from ideogram_app.wire import to_plain  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16
 HIDDEN, WIDE, HEADS, HEAD = 256, 768, 4, 64  # the miniature's blocks
-TOKENS = {"512 x 512": 1054, "1024 x 1024": 4126}  # 30 of text
+TOKENS = {"128 x 128": 94, "512 x 512": 1054, "1024 x 1024": 4126}  # 30 of text
+LARGER = (TOKENS["512 x 512"], TOKENS["1024 x 1024"])
 # (M, N, K): qkv, o, w1 over w3 and w2 of the miniature at 1024 x 1024, then o of the published model at 512 x 512.
 MATRICES = ((4126, 768, 256), (4126, 256, 256), (4126, 1536, 256), (4126, 256, 768), (1024, 4608, 4608))
 EPSILON = 1e-5
 SAMPLE_SECONDS = 0.004  # short calls are repeated for so long: longer ones are interrupted more often
 LONG_SECONDS = 0.1  # of calls that take longer, three rounds must do
-# What processors without this one's instructions would run: of oneDNN (products), MKL (float32 products) and torch.
-OLDER = {
-    "AVX2 with VNNI": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"},
-    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-}
+# Processes of their own: environment, threads. What processors without this one's instructions would run: of oneDNN
+# (products), MKL (float32 products) and torch (the rest). What threads of OpenMP do while they wait: spin, or sleep.
 AVX2_OF_THE_REST = {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+APART: dict[str, tuple[dict[str, str], int]] = {
+    "AVX2 with VNNI": ({"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", **AVX2_OF_THE_REST}, 1),
+    "AVX2": ({"ONEDNN_MAX_CPU_ISA": "AVX2", **AVX2_OF_THE_REST}, 1),
+    "two threads that spin": ({}, 2),
+    "two threads that sleep": ({"OMP_WAIT_POLICY": "PASSIVE"}, 2),
+}
 # Name, storage, computing type, arithmetic of Q4_K.
 STORAGES = (
     ("float32", "dense", F32, ""),
@@ -78,7 +83,7 @@ STORAGES = (
     ("q4_k w4a8, float32", "gguf", F32, W4A8),
 )
 READS: tuple[Reads, ...] = ("dense", "int8", "rotated")
-SECTIONS = "products,between,attention,q4_k,blocks,older"
+SECTIONS = "products,between,attention,q4_k,blocks,apart"
 
 Call = Callable[[], Any]
 Tables = Iterator[tuple[str, dict[str, Call]]]  # shape, and what is compared at it
@@ -92,9 +97,9 @@ def main(
     out: Path = Path("benchmarks/results/processor.json"),
 ) -> None:
     """Measure and write."""
-    chosen, rows = sections.split(","), []
+    chosen, rows, before = sections.split(","), [], os.getloadavg()
     for table in (name for name in TABLES if name in chosen):
-        for count in threads.split(","):
+        for count in threads.split(",") if table.startswith("blocks") else ["1"]:
             torch.set_num_threads(int(count))
             for shape, calls in TABLES[table]():
                 rows += race({"table": table, "shape": shape, "threads": int(count)}, calls, rounds)
@@ -103,10 +108,11 @@ def main(
         "versions": versions(),
         "commit": commit(),
         "rounds": rounds,
+        "load": {"before": before, "after": os.getloadavg()},
         "product": processor.explain(),
         "kept_weights": kept_weights(),
         "rows": rows,
-        "older": {name: older(limits, rounds) for name, limits in OLDER.items()} if "older" in chosen else {},
+        "apart": {name: apart(*about, rounds) for name, about in APART.items()} if "apart" in chosen else {},
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -186,10 +192,8 @@ def kept_weights() -> list[dict[str, int]]:
 
 
 def between() -> Tables:
-    shapes = [(tokens, HEADS, HEAD, WIDE) for tokens in TOKENS.values()]
-    if torch.get_num_threads() == 1:  # the published model's widths, which take long
-        shapes.append((1024, 18, 256, 12288))
-    for tokens, heads, head, wide in shapes:
+    shapes = [(tokens, HEADS, HEAD, WIDE) for tokens in LARGER]
+    for tokens, heads, head, wide in (*shapes, (1024, 18, 256, 12288)):  # the last one is the published model's
         hidden, arms = gaussian(tokens, heads * head), gaussian(tokens, 2 * wide)
         qkv, angles = gaussian(tokens, 3 * heads * head), gaussian(tokens, head // 2)
         vector, ones = gaussian(heads * head), torch.ones(head)
@@ -212,7 +216,7 @@ def turned(kernels: Kernels, qkv: Tensor, *given: Any) -> Any:
 
 
 def attention() -> Tables:
-    for tokens in TOKENS.values():
+    for tokens in LARGER:
         calls: dict[str, Call] = {}
         for name, dtype in (("float32", F32), ("bfloat16", BF16)):
             strided = gaussian(tokens, 3 * HIDDEN).to(dtype).unflatten(-1, (3, 1, HEADS, HEAD)).permute(1, 2, 3, 0, 4)
@@ -289,15 +293,15 @@ def pack(weight: Tensor, storage: str) -> Tensor | PackedWeight:
     return PackedWeight("int8", values, scale, "", storage == "rotated")
 
 
-def older(limits: dict[str, str], rounds: int) -> dict[str, Any]:
-    """The blocks in a process that may use so much, at one thread."""
+def apart(environment: dict[str, str], threads: int, rounds: int) -> dict[str, Any]:
+    """The blocks in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "older.json"
-        command = [sys.executable, __file__, "--sections", "blocks of older processors", "--threads", "1"]
-        environment = {**os.environ, **AVX2_OF_THE_REST, **limits, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, "--rounds", str(rounds), "--out", str(out)], env=environment, cwd=ROOT, check=True)
+        out = Path(folder) / "apart.json"
+        command = [sys.executable, __file__, "--sections", "blocks apart", "--threads", str(threads)]
+        everything = {**os.environ, **environment}
+        subprocess.run([*command, "--rounds", str(rounds), "--out", str(out)], env=everything, cwd=ROOT, check=True)
         report = json.loads(out.read_text(encoding="utf-8"))
-    return {"limits": {**AVX2_OF_THE_REST, **limits}, "product": report["product"], "rows": report["rows"]}
+    return {"environment": environment, "product": report["product"], "rows": report["rows"]}
 
 
 TABLES: dict[str, Callable[[], Tables]] = {
@@ -306,7 +310,7 @@ TABLES: dict[str, Callable[[], Tables]] = {
     "attention": attention,
     "q4_k": q4_k,
     "blocks": blocks,
-    "blocks of older processors": partial(blocks, (TOKENS["512 x 512"],), (F32,)),  # without code for bfloat16
+    "blocks apart": partial(blocks, (TOKENS["128 x 128"], TOKENS["512 x 512"]), (F32,)),
 }
 
 if __name__ == "__main__":

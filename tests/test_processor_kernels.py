@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ideogram_app.kernels import plain, processor
 from ideogram_app.kernels.contract import Operand, Reads, Rows
+from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import FLOAT, PRODUCTS, Product
+from ideogram_app.model.layers import Int8Linear
 from ideogram_app.quantization import k_quants
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +105,19 @@ def test_a_weight_that_serves_once_need_not_be_kept(tokens: int) -> None:
     kernels = processor.processor_kernels()
     kept = kernels.matmul(x, kernels.weight(values), scale, None, torch.float32)
     assert torch.equal(kernels.matmul(x, values, scale, None, torch.float32), kept)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_layer_computes_what_it_computes_in_plain_torch(rotated: bool) -> None:
+    values, scale = whole(96, 256, seed=1), gaussian(96, seed=2).abs() / 2000
+    x = gaussian(5, 7, 256)
+    layers = [
+        Int8Linear(values, scale, gaussian(96, seed=3), rotated=rotated, kernels=kernels)
+        for kernels in (processor.processor_kernels(), PLAIN)
+    ]
+    ours, theirs = (layer(x) for layer in layers)
+    # Of 256 rounded inputs one or two may lie between two steps: an error of a step, a hundredth of their spread.
+    assert torch.allclose(ours, theirs, rtol=0, atol=0.01 * float(theirs.std()))
 
 
 def test_a_kept_weight_takes_the_bytes_that_are_counted() -> None:

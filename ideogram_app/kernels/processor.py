@@ -5,18 +5,19 @@
     int_mm      torch._int_mm on weights as they come          x86 with VNNI or AMX
     float32     float32 products of whole numbers              everywhere
 
-Without VNNI oneDNN adds pairs of products in 16 bits, which overflow silently; and for a combination of types that it
-has no code for it is a hundred times slower than float32. So each product is tried once, with the largest numbers
-there are, and the first that is exact and fast serves. Its operands are kept on the fast side: uint8 rows around a zero
-point of 128 (int8 rows on prepacked weights have code for AMX alone) and float32 results (bfloat16 ones have none for
-AVX2 with VNNI).
+Without VNNI oneDNN adds pairs of products in 16 bits, which overflow silently; and types that it has no code for it
+multiplies number by number, hundreds of times slower than float32. So each product is tried once, with the largest
+numbers there are, and the first that is exact and fast serves. Its operands are those that have code everywhere: uint8
+rows around a zero point of 128 (int8 rows on reordered weights need AMX) and float32 results (bfloat16 ones are
+multiplied number by number where VNNI comes with AVX2).
 
-What stands between two matrices is the arithmetic of plain.py, run by run of rows, each small enough that nothing
-between the first operation and the last one leaves the second-level cache: two to six times sooner at (4126, 768).
-Compiled by Numba, in one pass over the first-level cache, it was no faster at the miniature's sizes and a third faster
-at the published model's, for ten seconds of compilation and twice the code.
+What stands between two matrices is the arithmetic of plain.py, a run of rows after the other, each so short that what
+lies between its first operation and its last one stays in the second-level cache: a third less time at the miniature's
+widths, two thirds less at the published model's. One pass over the first-level cache, compiled by Numba, took up to a
+third less again, for ten seconds of compilation and twice the code.
 
-Left out: bfloat16 as a computing type of its own, which on a processor with AMX is ahead of INT8 at narrow matrices.
+Left out: attention in a narrower type, which is most of a large picture's time, and computing in bfloat16, which with
+AMX is ahead of INT8 where matrices are as narrow as the miniature's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from ideogram_app.quantization.rotation import rotate
 # a fifth of their best at (1054 and 4126, 256 to 1536) and (1024, 4608 to 24576). Second-level caches hold 0.5 to 2 MB.
 RUN = 2**18
 DECODED_RUN = 2**19  # of weights: as fast at (4608, 4608), and a matrix of the miniature is one run
-# oneDNN without code for a combination took 270 times as long as float32, with code a third of it.
+# Times as long as in float32: (32, 256) by (64, 256) takes oneDNN 770 where it has no code, 2 where it has.
 SLOWEST = 10.0
 # Reordering a weight that serves once costs 5 ns a number of it, `torch._int_mm` and its INT32 sums 2 to 3 ns a number
 # of the result: worth it from so many rows for each column on.

@@ -1,0 +1,82 @@
+"""Our recipes as the program runs them: the same assembly, kernels and denoising loop, on random weights.
+
+Text is projected and adaLN computed once, before any step is timed, as for a picture; the seconds of building hold
+that. Nothing here is a shortcut of the benchmark's own: a step is one turn of `pipeline.denoise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ideogram_app.benchmark.rows import Row, effective
+from ideogram_app.benchmark.shapes import Question
+from ideogram_app.benchmark.weights import RandomBranch, Tiles
+from ideogram_app.hardware import compute_capability
+from ideogram_app.kernels.attention import backends
+from ideogram_app.kernels.choice import choose
+from ideogram_app.kernels.choice import kernels as find_kernels
+from ideogram_app.kernels.compiled import compiled_kernels
+from ideogram_app.model.assemble import Placement, assemble
+from ideogram_app.model.layers import weight_bytes
+from ideogram_app.model.loader import Loaded
+from ideogram_app.pipeline import Step, denoise, make_noise, schedule, times
+from ideogram_app.presets import PRESETS, Preset
+from ideogram_app.velocity import Velocity
+
+GUIDANCE = 7.0
+SHIFT = 1.0  # of the published scheduler
+PUBLISHED = PRESETS["quality-48"]
+
+
+def evenly(steps: int) -> Preset:
+    """The best preset's noise levels for any number of steps."""
+    return Preset("benchmark", steps, (GUIDANCE,) * steps, PUBLISHED.mu, PUBLISHED.std)
+
+
+class OurLoop:
+    """`pipeline.denoise` as a function that does the next step; after the last, or one broken off, it starts anew."""
+
+    def __init__(self, start: Callable[[], Iterator[Step]]) -> None:
+        self._start, self._steps = start, start()
+
+    def __call__(self) -> Tensor:
+        """The latents after the step, (1, tokens, 128) float32."""
+        step = next(self._steps, None)
+        if step is None:
+            self._steps = self._start()
+            step = next(self._steps)
+        return step.latents
+
+
+def build_ours(row: Row, question: Question, tiles: Tiles, steps: int) -> tuple[Callable[[], Tensor], str]:
+    """Both transformers of a recipe, prepared for so many steps.
+
+    Returns:
+        A function that does the next step and returns the latents (1, tokens, 128); the kernels in use, and why.
+    """
+    device, capability = tiles.device, compute_capability(tiles.device)
+    name, reason = choose(device, capability)
+    kernels = compiled_kernels(find_kernels(name), device) if row.compiled else find_kernels(name)
+    placement = Placement(tiles.dtype, device, torch.device("cpu"), kernels, row.arithmetic)
+    backbones = []
+    for number, branch in enumerate(question.model.branches):
+        weights = RandomBranch(branch, effective(row.recipe), tiles)
+        backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0)
+        backbone.trunk.order = backends(capability)
+        backbones.append(backbone)
+    first, second = backbones
+    held = weight_bytes(first) + weight_bytes(second)
+    loaded = Loaded(first, second, held, row.recipe.name, (device, device), row.arithmetic, kernels.name)
+    features = tiles.dense((question.text_tokens, question.model.conditional.llm_features_dim))[None]
+    preset = evenly(steps)
+    sigmas = schedule(preset, question.width, question.height, SHIFT)
+    velocity = Velocity(loaded, features, question.rows, question.columns, times(sigmas))
+    noise = make_noise(0, question.width, question.height).to(device)
+    loop = OurLoop(lambda: denoise(velocity, noise, sigmas, preset.guidance))
+    kept = (
+        f" No calibration is at hand, so {', '.join(row.recipe.fragile)} are not packed." if row.recipe.fragile else ""
+    )
+    return loop, f"Kernels: {kernels.name}, because {reason}.{kept}"

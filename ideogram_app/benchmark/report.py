@@ -1,0 +1,185 @@
+"""What a benchmark found: frozen rows, a table for people, one JSON object.
+
+Field names are names on the wire (`Benchmark` in the design): `ms_per_step` is the median, `spread` is (slowest -
+fastest) / median, shares are between 0 and 1, sizes are bytes. Null means not measured, never zero.
+
+Left out: judgement; whether a row is fast enough is for whoever reads it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ideogram_app.footprint import gb
+from ideogram_app.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The device at its best.
+
+    Attributes:
+        tflops_bf16, tops_int8: of large products; 10^12 operations a second, multiply and add counted apart.
+        copy_gb_s: bytes read plus bytes written, in 10^9 a second.
+        tflops: of products in the computing type `dtype`.
+        problem: why a number is missing.
+    """
+
+    tflops_bf16: float | None
+    tops_int8: float | None
+    copy_gb_s: float
+    tflops: float
+    dtype: str
+    problem: str = ""
+
+    def better(self, other: Ceiling) -> Ceiling:
+        """The higher of each number, of two measurements of one device: what else ran on it lowers a ceiling."""
+        bf16, int8 = self.tflops_bf16, self.tops_int8
+        return replace(
+            self,
+            tflops_bf16=bf16 and max(bf16, other.tflops_bf16 or 0.0),
+            tops_int8=int8 and max(int8, other.tops_int8 or 0.0),
+            copy_gb_s=max(self.copy_gb_s, other.copy_gb_s),
+            tflops=max(self.tflops, other.tflops),
+        )
+
+
+@dataclass(frozen=True)
+class Families:
+    """Shares of a step's time; together 1."""
+
+    gemm: float
+    attention: float
+    other: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One row.
+
+    Attributes:
+        recipe: how the weights rest; stock rows name the recipe of the same storage.
+        ms_per_step: median over `steps` steps of both transformers; spread: None where one step was timed.
+        share_of_ceiling: the time that the counted work would take at the ceiling, over `ms_per_step`.
+        peak_memory_bytes: of the device, or of the process where it has none: the row's weights and inputs, and what a
+            step took besides.
+        families: of one step under the profiler; None where it was not profiled.
+        fastest_ms: of the steps; what other programs on the machine disturb least.
+        tops: counted work over time. The work is that of the true caption: padding is no work.
+        kept_bytes: weights and inputs.
+        seconds: build, first step (with compilation), everything.
+        busy: on a device, time in kernels over time of a step: 1 where launches hide, None elsewhere.
+        group: rows of one group lay in memory together and were timed in turn.
+        note: what a reader has to know about the row.
+    """
+
+    name: str
+    recipe: str
+    ms_per_step: float
+    spread: float | None
+    share_of_ceiling: float
+    peak_memory_bytes: int
+    families: Families | None
+    fastest_ms: float
+    tops: float
+    kept_bytes: int
+    steps: int
+    build_seconds: float
+    first_step_seconds: float
+    busy: float | None = None
+    group: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A row that was asked for and not measured, and why; `failed` where something broke, not where it did not fit."""
+
+    name: str
+    reason: str
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A whole run.
+
+    Attributes:
+        ceiling: of the first group of rows; `group_ceilings` has one for each. Every one was measured before and after
+            its group, and the higher numbers count.
+        step_tflop: counted work of one step.
+        notes: sentences about the run: groups, what was shortened, why this computing type.
+        seconds: the run took, of `budget` allowed.
+    """
+
+    hardware: Hardware
+    versions: dict[str, str]
+    ceiling: Ceiling
+    rows: tuple[Measured, ...]
+    commit: str
+    shape: str
+    size: tuple[int, int]
+    text_tokens: int
+    padded_tokens: int
+    steps: int
+    device: str
+    dtype: str
+    step_tflop: float
+    group_ceilings: tuple[Ceiling, ...]
+    missing: tuple[Missing, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    budget: float
+
+
+def table(found: Benchmark) -> str:
+    """The run in lines of text."""
+    best = found.ceiling
+    int8 = f"{best.tops_int8:.2f} TOPS INT8" if best.tops_int8 else "no INT8 product"
+    bf16 = f"{best.tflops_bf16:.2f} TFLOPS bf16" if best.tflops_bf16 else "no bf16 product"
+    own = "" if best.dtype == "bfloat16" else f", {best.tflops:.2f} TFLOPS {best.dtype}"
+    lines = [
+        f"{found.shape}, {found.size[0]} x {found.size[1]}, {found.text_tokens} text tokens, {found.dtype} on "
+        f"{found.hardware.name}: {found.step_tflop:.2f} TFLOP a step",
+        f"Ceiling  {bf16}{own}, {int8}, copy {best.copy_gb_s:.0f} GB/s",
+        "",
+        f"{'row':<28} {'ms/step':>10} {'spread':>7} {'TOPS':>8} {'ceiling':>8}  {'gemm':>5} {'attn':>5} {'other':>5} "
+        f"{'peak':>9}",
+    ]
+    for row in found.rows:
+        kinds = row.families
+        split = [f"{share:5.0%}" for share in (kinds.gemm, kinds.attention, kinds.other)] if kinds else ["    –"] * 3
+        spread = "–" if row.spread is None else f"{row.spread:.1%}"
+        lines.append(
+            f"{row.name:<28} {row.ms_per_step:10.1f} {spread:>7} {row.tops:8.3g} {row.share_of_ceiling:8.1%}  "
+            f"{' '.join(split)} {gb(row.peak_memory_bytes):>9}"
+        )
+    lines += [f"{gone.name:<28} not measured: {gone.reason}" for gone in found.missing]
+    lines += [f"- {note}" for note in found.notes]
+    for note in dict.fromkeys(row.note for row in found.rows if row.note):
+        lines.append(f"- {', '.join(row.name for row in found.rows if row.note == note)}: {note}")
+    return "\n".join(lines)
+
+
+def file_name(found: Benchmark) -> str:
+    """Where a run is kept: benchmark-nvidia-h100-ideogram-4-1024.json."""
+    name = found.hardware.name if found.device != "cpu" else "cpu"
+    words = "".join(letter if letter.isalnum() else " " for letter in name.lower()).split()
+    return f"benchmark-{'-'.join(words)}-{found.shape.replace('=', '-')}-{found.size[0]}.json"
+
+
+def commit() -> str:
+    """The short hash of the commit that is checked out, or "" outside a checkout or without git."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,117 @@
+"""Random weights in every storage, made on the device: as fast as memory is written, valid as if encoded.
+
+A few rows of Gaussian noise go through the real encoder of a storage and are repeated down the matrix. So every scale,
+block and float8 is one that the encoder makes, outputs stay finite and of ordinary size, and 9.3 billion weights take
+as long as writing them. Rows repeat, which no kernel looks at; memory is distinct, so caches gain nothing.
+
+`RandomBranch` is what a backbone can be assembled from in place of a prepared file. Left out: weights that draw
+anything.
+"""
+
+from __future__ import annotations
+
+import zlib
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from ideogram_app.architecture import Branch
+from ideogram_app.checkpoints.formats import PackedWeight, packed_layers
+from ideogram_app.quantization import fp8, int8, k_quants, nf4
+from ideogram_app.quantization.rotation import rotate
+from ideogram_app.recipes import Recipe
+from ideogram_app.text_encoder import block_type
+
+TILE_ROWS = 64  # that are drawn and encoded; Q4_K's search does 53248 columns of them in under a second
+
+
+class Tiles:
+    """Encoded rows of noise, drawn once for each storage and width, repeated at every use.
+
+    What is drawn depends on names and widths alone, not on the order of the calls or the device: two ways to run a
+    model get the same one.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self._noise: dict[int, Tensor] = {}
+        self._encoded: dict[tuple[str, int], tuple[Tensor, ...]] = {}
+
+    def dense(self, shape: tuple[int, ...], name: str = "") -> Tensor:
+        """A tensor of the computing type: matrices let a signal through, norms are near one, biases near zero."""
+        if len(shape) == 1:
+            centre = 1.0 if "norm" in name else 0.0
+            drawn = centre + 0.1 * torch.randn(shape, generator=_seeded(name))
+            return drawn.to(self.device, self.dtype)
+        return _repeated(self._rows(shape[1]).to(self.dtype), shape[0])
+
+    def packed(self, storage: str, rows: int, columns: int, gguf_type: str = "") -> PackedWeight:
+        """A matrix as it rests in a storage: fp8, int8, convrot or gguf."""
+        key = (f"{storage} {gguf_type}", columns)
+        if key not in self._encoded:
+            noise = self._rows(columns)
+            if storage == "gguf":
+                self._encoded[key] = (k_quants.encode(noise, gguf_type),)
+            elif storage == "fp8":
+                self._encoded[key] = fp8.quantize_rows(noise)
+            else:
+                self._encoded[key] = int8.quantize_rows(rotate(noise) if storage == "convrot" else noise)
+        values, *scale = (_repeated(part, rows) for part in self._encoded[key])
+        return PackedWeight(storage, values, scale[0] if scale else None, gguf_type, rotated=storage == "convrot")
+
+    def nf4(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """A matrix in NF4: uint8 (weights / 2,) and one float32 for each of its blocks."""
+        key = ("nf4", columns)
+        if key not in self._encoded:
+            packed, scales = nf4.encode(self._rows(columns).cpu(), nested=False)
+            self._encoded[key] = packed.to(self.device), scales.absmax.to(self.device)
+        share = rows / TILE_ROWS
+        packed, absmax = self._encoded[key]
+        return _repeated(packed, round(share * len(packed))), _repeated(absmax, ceil(rows * columns / nf4.BLOCK))
+
+    def _rows(self, columns: int) -> Tensor:
+        """float32 (TILE_ROWS, columns) of variance 1 / columns."""
+        if columns not in self._noise:
+            drawn = torch.randn(TILE_ROWS, columns, generator=_seeded(str(columns))) / columns**0.5
+            self._noise[columns] = drawn.to(self.device)
+        return self._noise[columns]
+
+
+class RandomBranch:
+    """A branch of a recipe without a file: a `model.assemble.BranchWeights` of noise."""
+
+    def __init__(self, branch: Branch, recipe: Recipe, tiles: Tiles) -> None:
+        self.recipe, self.tiles = recipe, tiles
+        self.packed = packed_layers(recipe, branch)
+        self._shapes = branch.shapes()
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor that is not packed, or some of its rows."""
+        height, *rest = self._shapes[name]
+        return self.tiles.dense((_count(rows, height), *rest), name)
+
+    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
+        """The weight of a Linear as it rests, or some of its rows."""
+        if linear not in self.packed:
+            return self.tensor(f"{linear}.weight", rows)
+        height, columns = self._shapes[f"{linear}.weight"]
+        kind = block_type(self.recipe, linear, columns) if self.recipe.storage == "gguf" else ""
+        return self.tiles.packed(self.recipe.storage, _count(rows, height), columns, kind)
+
+
+def _seeded(text: str) -> torch.Generator:
+    """Of the CPU, so that every device gets the same numbers."""
+    return torch.Generator().manual_seed(zlib.crc32(text.encode()))
+
+
+def _count(rows: slice | None, height: int) -> int:
+    return height if rows is None else rows.stop - rows.start
+
+
+def _repeated(tile: Tensor, rows: int) -> Tensor:
+    """The first so many rows of a tile repeated without end, in memory of their own."""
+    whole = tile.view(torch.uint8) if tile.dtype == torch.float8_e4m3fn else tile
+    times = ceil(rows / len(tile))
+    made = whole.repeat(times, *(1 for _ in whole.shape[1:]))[:rows]
+    return made.clone().view(tile.dtype) if times * len(tile) != rows else made.view(tile.dtype)
