@@ -354,7 +354,7 @@ def test_a_budget_that_is_spent_drops_rows_with_a_sentence(quick: None, monkeypa
         return step, ""
 
     monkeypatch.setattr(running, "build_ours", sleeper)
-    found = Run(QUESTION, CPU, 2.0).all(
+    found = Run(QUESTION, CPU, 12.0).all(
         rows_for(("reference", "fp8", "gguf-q4_k"), "none", "float32", HERE), Hardware()
     )
     assert [row.name for row in found.rows] == ["reference", "gguf-q4_k"]

@@ -215,6 +215,29 @@ def quantize_table() -> str:
     return table(header, rows)
 
 
+def speed_table() -> str:
+    """Steps of our recipes and of stock diffusers, from every kept run of `python -m ideogram_app benchmark`."""
+    rows = []
+    for path in sorted(RESULTS.glob("benchmark-*.json"), reverse=True):
+        run = results(path.stem)
+        for row in run["rows"]:
+            kinds = row["families"]
+            split = " / ".join(f"{kinds[name]:.0%}" for name in ("gemm", "attention", "other")) if kinds else "–"
+            rows.append(
+                [
+                    f"{run['shape']}, {run['size'][0]}²",
+                    f"`{row['name']}`",
+                    run["dtype"],
+                    f"{row['ms_per_step'] / 1000:.2f} s",
+                    f"{row['share_of_ceiling']:.0%}",
+                    split,
+                    f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+                ]
+            )
+    header = ["shape", "row", "computes in", "a step", "of the ceiling", "products / attention / rest", "peak memory"]
+    return table(header, rows)
+
+
 def kernel_table() -> str:
     """What the kernels need on each generation, as kernels/fused/offline.py had them compiled."""
     rows = []
@@ -229,7 +252,7 @@ def kernel_table() -> str:
                 f"{max(row['registers'] for row in compiled)} of 255",
                 f"{max(row['shared_bytes'] for row in compiled) // 1024} of {compiled[0]['shared_limit'] // 1024} KB",
                 f"{max(row['local_bytes'] for row in compiled)} B",
-                f"`{largest['instruction']}`" if largest else "PyTorch's product",
+                f"`{_short(largest['instruction'])}`" if largest else "PyTorch's product",
             ]
         )
     header = ["target", "kernels", "most registers", "most shared memory", "most spilled", "INT8 instruction"]
@@ -270,6 +293,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "encoder": encoder_table,
     "search": search_table,
     "quantize": quantize_table,
+    "speed": speed_table,
     "kernels": kernel_table,
     "choices": choice_table,
 }
@@ -281,6 +305,13 @@ def filled(text: str) -> str:
         pattern = re.compile(rf"(<!-- made: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
     return text
+
+
+def _short(instruction: str) -> str:
+    """The kind of an instruction and its types: mma.sync ... s32.s8.s8.s32."""
+    words = instruction.split(".")
+    first = next(index for index, word in enumerate(words) if word in ("s32", "s8"))
+    return f"{'.'.join(words[:2])} … {'.'.join(words[first:])}"
 
 
 def _size(recipe: Recipe, model: Model) -> str:
