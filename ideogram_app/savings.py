@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from ideogram_app.errors import RequestError, choose
 
-# The miniature, 20 steps, 8 captions: blocks that still run, PSNR to the whole picture in the median and at worst. 0.08:
-# 96 %, 83 and 61 dB; 0.15: 74 %, 70 and 54 dB; 0.25: 60 %, 63 and 41 dB; 0.4: 52 %, 60 and 27 dB, another picture.
+# The miniature, 20 steps, 8 captions: blocks that still run, PSNR to the whole picture in the median and at worst.
+# 0.08: 96 %, 83 and 61 dB; 0.15: 74 %, 70 and 54 dB; 0.25: 60 %, 63 and 41 dB; 0.4: 52 %, 60 and 27 dB.
 FIRST_BLOCK_CHANGE = 0.15
 RUN, REUSE, LEAVE = "run", "reuse", "leave"  # what becomes of the unconditional transformer in a step
 
