@@ -17,8 +17,11 @@ from small_model import NAME, backbone_velocity, relative_error, shrink_publishe
 from ideogram_app.architecture import MODELS, held_bytes
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, local_folder
+from ideogram_app.checkpoints.spans import Span
 from ideogram_app.checkpoints.store import Store
+from ideogram_app.checkpoints.transit import Transit
 from ideogram_app.errors import CheckpointError
+from ideogram_app.model import loader
 from ideogram_app.model.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
 from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.stock import load_stock
@@ -187,3 +190,23 @@ def test_nothing_is_loaded_from_a_file_that_changes_afterwards(copied) -> None:
             file.seek(path.stat().st_size // 2)
             file.write(b"\xff" * 10_000)
     assert torch.equal(backbone_velocity(loaded.conditional), before)
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "reference"])
+def test_what_every_step_needs_is_announced_in_the_order_in_which_it_is_taken(small, recipe, monkeypatch) -> None:
+    """Each once, and all of it: nothing of the trunk is read out of turn."""
+    announced: list[Span] = []
+    taken: list[Span] = []
+
+    class Watched(Transit):
+        def __init__(self, spans, lane) -> None:
+            announced.extend(spans)
+            super().__init__(announced[len(taken) :], lane)
+
+        def take(self, span: Span) -> torch.Tensor:
+            taken.append(span)
+            return super().take(span)
+
+    monkeypatch.setattr(loader, "Transit", Watched)
+    load_transformers(small, NAME, recipe, "cpu", torch.float32)
+    assert taken == announced and len(set(taken)) == len(taken)

@@ -20,7 +20,7 @@ those of the whole. `recipe` is always the effective one, whose protected list i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from ideogram_app.checkpoints.gguf_file import GgufFile
 from ideogram_app.checkpoints.gguf_file import TensorInfo as GgufInfo
 from ideogram_app.checkpoints.safetensors_file import DTYPES, NAMES, SafetensorsFile, TensorInfo
 from ideogram_app.checkpoints.sources import BRANCHES
+from ideogram_app.checkpoints.spans import Span
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
 from ideogram_app.quantization.k_search import Search
@@ -166,6 +167,9 @@ def branch_config(recipe: Recipe, component: Component, config: Mapping[str, Any
 class PackedBranch:
     """One prepared file: dense tensors and packed weights by their own names, read on demand and by rows.
 
+    Attributes:
+        read: how a span becomes a tensor; `Transit.take` where they are read ahead.
+
     Raises:
         CheckpointError: the file is not what the recipe asks for; the message names file, tensor, expected and got.
     """
@@ -175,6 +179,7 @@ class PackedBranch:
         self.packed = packed_layers(recipe, component)
         self._shapes = component.shapes()
         self._file = GgufFile(path) if recipe.storage == "gguf" else SafetensorsFile(path)
+        self.read: Callable[[Span], Tensor] = Span.read
         self._check(component)
 
     def dense(self) -> Iterator[tuple[str, Tensor]]:
@@ -208,12 +213,29 @@ class PackedBranch:
         """The weight of a Linear as it rests, or some of its rows."""
         return self.weight(linear, rows) if linear in self.packed else self.tensor(f"{linear}.weight", rows)
 
+    def spans(self, names: Iterable[str]) -> list[Span]:
+        """Where tensors and weights of Linears, by these names, lie: what `tensor` and `stored` read, in that order."""
+        found: list[Span] = []
+
+        def noted(span: Span) -> Tensor:
+            found.append(span)
+            return torch.empty(span.shape, dtype=span.dtype, device="meta")
+
+        before, self.read = self.read, noted
+        for name in names:
+            if f"{name}.weight" in self._shapes:
+                self.stored(name)
+            else:
+                self.tensor(name)
+        self.read = before
+        return found
+
     def _rows(self, stored: str, name: str, rows: slice | None) -> Tensor:
         """Rows of a stored tensor, counted from where those of `name` begin in it; in memory of its own."""
         height = self._shapes[name][0]
         first, last = (0, height) if rows is None else (rows.start, rows.stop)
         start = _siblings(name).index(name) * height if self.recipe.storage in FUSING else 0
-        return self._file.tensor(stored, slice(start + first, start + last))
+        return self.read(self._file.span(stored, slice(start + first, start + last)))
 
     def _stored(self, name: str) -> str:
         return official(name) if self.recipe.storage in FUSING else name

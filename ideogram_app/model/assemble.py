@@ -9,7 +9,7 @@ where names come from (checkpoints/) and which recipe is which (loader.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ from ideogram_app.model.layers import Layer, Stored, linear, merged
 
 CPU = torch.device("cpu")
 NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in the order of `Prepared.vectors`
+ATTENTION, ARMS = ("to_q", "to_k", "to_v"), ("w1", "w3")  # what is merged
 
 
 class BranchWeights(Protocol):
@@ -90,6 +91,17 @@ def assemble(
     return backbone.eval().requires_grad_(False)
 
 
+def in_every_step(branch: Branch) -> Iterator[str]:
+    """Names of tensors and Linears that the trunk is made of, in the order in which `assemble` asks for them."""
+    yield from ("input_proj.bias", "input_proj")
+    for index in range(branch.num_layers):
+        attention, feed_forward = f"layers.{index}.attention.", f"layers.{index}.feed_forward."
+        yield from (f"{attention}{name}" for name in ATTENTION)
+        yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight", f"{attention}to_out.0")
+        yield from (f"{feed_forward}{name}" for name in (*ARMS, "w2"))
+    yield from ("final_layer.linear.bias", "final_layer.linear")
+
+
 class _Maker:
     """Makes layers on one device."""
 
@@ -110,11 +122,11 @@ class _Maker:
     def block(self, block: str) -> Block:
         attention, feed_forward = f"{block}attention.", f"{block}feed_forward."
         return Block(
-            merged([self._stored(f"{attention}{name}") for name in ("to_q", "to_k", "to_v")], *self._manner),
+            merged([self._stored(f"{attention}{name}") for name in ATTENTION], *self._manner),
             self.tensor(f"{attention}norm_q.weight"),
             self.tensor(f"{attention}norm_k.weight"),
             self.linear(f"{attention}to_out.0", False),
-            merged([self._stored(f"{feed_forward}{name}") for name in ("w1", "w3")], *self._manner),
+            merged([self._stored(f"{feed_forward}{name}") for name in ARMS], *self._manner),
             self.linear(f"{feed_forward}w2", False),
         )
 

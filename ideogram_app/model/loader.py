@@ -11,6 +11,7 @@ on while drawing (residency.py), diffusers' own transformer (stock.py), what sta
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +22,14 @@ from ideogram_app.checkpoints.formats import PackedBranch, branch_file
 from ideogram_app.checkpoints.readers import SourceBranch, read_config
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.store import Store
+from ideogram_app.checkpoints.transit import Transit, lane_to
 from ideogram_app.errors import CheckpointError
 from ideogram_app.hardware import compute_capability
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
-from ideogram_app.model.assemble import Placement, assemble
+from ideogram_app.model.assemble import Placement, assemble, in_every_step
 from ideogram_app.model.backbone import Backbone
 from ideogram_app.model.layers import weight_bytes
 from ideogram_app.recipes import find_recipe
@@ -98,12 +100,26 @@ def load_transformers(
         chosen = kernels or choose(own, capability)[0]
         found = compiled_kernels(find_kernels(chosen), own) if compiled else find_kernels(chosen)
         placement = Placement(dtype, torch.device(home or own), torch.device("cpu"), found, arithmetic)
-        backbone = assemble(weights, branch, config, placement, sees_text=number == 0)
+        with _read_ahead(weights, branch, placement.trunk):
+            backbone = assemble(weights, branch, config, placement, sees_text=number == 0)
         backbone.trunk.order = backends(capability)
         modules.append(backbone)
     first, held = modules[0], sum(map(weight_bytes, modules))
     used = arithmetic or find_recipe(recipe_name).arithmetic
     return Loaded(first, modules[1], held, recipe_name, devices, used, first.trunk.kernels.name)
+
+
+@contextmanager
+def _read_ahead(weights: SourceBranch | PackedBranch, branch: Branch, device: torch.device) -> Iterator[None]:
+    """What the trunk is made of arrives on its device while layers before it are built."""
+    if isinstance(weights, SourceBranch):  # what ships with the program: 27 MB
+        yield
+        return
+    announced = weights.spans(in_every_step(branch))
+    with Transit(announced, lane_to(device)) as transit:
+        coming = set(announced)
+        weights.read = lambda span: transit.take(span) if span in coming else span.read()
+        yield
 
 
 def open_branches(
