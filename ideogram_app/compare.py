@@ -21,7 +21,8 @@ from ideogram_app.checkpoints.store import Store
 from ideogram_app.checks import check_request, failed_result
 from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.flow import REFERENCE, Event, Request, Result
-from ideogram_app.hardware import Hardware
+from ideogram_app.hardware import Hardware, usable_cores
+from ideogram_app.kernels.processor import threads
 from ideogram_app.measure import release
 from ideogram_app.metrics import psnr, ssim
 from ideogram_app.model.loader import Loaded, load_transformers
@@ -48,6 +49,9 @@ def compare(
     """
     check_request(request)
     device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
+    if device.type == "cpu":  # more threads than a container's share of time wait for each other, spinning
+        count, _ = threads(*usable_cores(), hardware.cpu_allowed)
+        torch.set_num_threads(min(torch.get_num_threads(), count))
     yield Event("encode")
     where, home = find_parts(request.model, store=store), torch.device("cpu")
     key = FeatureKey(request.model, where.identity, dtype, request.caption)

@@ -62,6 +62,7 @@ class Hardware:
         devices_free_bytes: free memory of every device, where there are several.
         torch_supports_device: whether the installed torch has kernels for the first device.
         device_users: other programs that hold device memory.
+        cpu_allowed: processors' worth of time that a container may use; None without a limit.
         problem: what keeps a device from being used, if something does.
     """
 
@@ -81,6 +82,7 @@ class Hardware:
     cpu_name: str = ""
     cpu_features: tuple[str, ...] = ()
     cpu_cores: int | None = None
+    cpu_allowed: float | None = None
     driver: str = ""
     os: str = ""
     torch: str = ""
@@ -155,6 +157,21 @@ def parse_cpuinfo(text: str) -> tuple[str, str]:
     return fields.get("model name", ""), fields.get("flags", "") or fields.get("features", "")
 
 
+def parse_quota(text: str) -> float | None:
+    """Linux's cpu.max, `200000 100000`: processors' worth of time a container may use; None for `max` or nothing."""
+    quota, _, period = text.strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def usable_cores() -> tuple[int, int | None]:
+    """Processors and cores that this process may run on; cores are None where nobody tells."""
+    import psutil
+
+    logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return allowed, min(allowed, physical) if physical else None
+
+
 def detect(disk: Path) -> Hardware:
     """Ask this machine.
 
@@ -175,6 +192,7 @@ def detect(disk: Path) -> Hardware:
         cpu_name=cpu_name,
         cpu_features=cpu_features,
         cpu_cores=os.cpu_count(),
+        cpu_allowed=parse_quota(_text(Path("/sys/fs/cgroup/cpu.max"))),
         os=f"{platform.system()} {platform.release()}",
         **device,
     )

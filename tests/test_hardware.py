@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from ideogram_app.hardware import (
     parse_cpu_features,
     parse_cpuinfo,
     parse_device_users,
+    parse_quota,
+    usable_cores,
 )
 from ideogram_app.wire import from_json, to_json
 
@@ -132,3 +135,16 @@ def test_a_card_tells_its_memory_and_whether_torch_serves_it(tmp_path: Path) -> 
     assert machine.device_memory_bytes and machine.device_free_bytes
     assert 0 < machine.device_free_bytes <= machine.device_memory_bytes
     assert machine.torch_supports_device is not False
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [("200000 100000\n", 2.0), ("150000 100000", 1.5), ("max 100000", None), ("", None), ("1 0", None)],
+)
+def test_the_share_of_a_container_is_read_from_its_quota(text: str, allowed: float | None) -> None:
+    assert parse_quota(text) == allowed
+
+
+def test_a_process_runs_on_at_least_one_core_and_on_no_more_than_there_are() -> None:
+    logical, physical = usable_cores()
+    assert 1 <= logical <= (os.cpu_count() or 1) and (physical is None or 1 <= physical <= logical)
