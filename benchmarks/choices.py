@@ -27,7 +27,6 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.provenance import commit  # noqa: E402
 from ideogram_app.architecture import MODELS  # noqa: E402
 from ideogram_app.checkpoints.store import Store  # noqa: E402
 from ideogram_app.hardware import detect  # noqa: E402
@@ -43,7 +42,7 @@ from ideogram_app.presets import PRESETS, find_preset, guidance_for  # noqa: E40
 from ideogram_app.quantization.writer import prepare  # noqa: E402
 from ideogram_app.savings import SAVINGS  # noqa: E402
 from ideogram_app.velocity import Velocity  # noqa: E402
-from ideogram_app.versions import versions  # noqa: E402
+from ideogram_app.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 MODEL, CELLS, CPU = MODELS["miniature"], scenes.SIDE // 16, torch.device("cpu")

@@ -29,7 +29,6 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.provenance import commit  # noqa: E402
 from ideogram_app.architecture import find_model  # noqa: E402
 from ideogram_app.checkpoints.encoder_source import SourceEncoder  # noqa: E402
 from ideogram_app.checkpoints.sources import local_folder  # noqa: E402
@@ -48,7 +47,7 @@ from ideogram_app.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.quantization import k_quants  # noqa: E402
 from ideogram_app.recipes import Recipe  # noqa: E402
 from ideogram_app.text_encoder import ENCODER_RECIPES, PUBLISHED, TABLE, TextEncoder, encoder_bytes  # noqa: E402
-from ideogram_app.versions import versions  # noqa: E402
+from ideogram_app.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 CPU = torch.device("cpu")

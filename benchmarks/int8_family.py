@@ -30,7 +30,6 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from compare_recipes import commit  # noqa: E402
 
 from ideogram_app.architecture import MODELS, Branch, weight_bytes  # noqa: E402
 from ideogram_app.checkpoints.store import Store  # noqa: E402
@@ -47,7 +46,7 @@ from ideogram_app.quantization.calibration import Calibration, read_calibration 
 from ideogram_app.quantization.rotation import GROUP, rotate  # noqa: E402
 from ideogram_app.quantization.smoothing import exponents, input_of  # noqa: E402
 from ideogram_app.recipes import ONE_ROW_LAYERS, RECIPES, Recipe  # noqa: E402
-from ideogram_app.versions import versions  # noqa: E402
+from ideogram_app.versions import commit, versions  # noqa: E402
 
 MODEL = MODELS["miniature"]
 SIDE, CELLS = 128, 8  # pixels and tokens a side

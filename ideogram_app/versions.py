@@ -1,9 +1,11 @@
-"""The versions that a result was made with, from installed metadata: importing nothing, so asking costs nothing."""
+"""The versions that a result was made with: of packages, from installed metadata alone, and of this program."""
 
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 from ideogram_app import __version__
 
@@ -19,3 +21,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """The short hash of the commit that is checked out, or "" outside a checkout or without git."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()

@@ -8,9 +8,7 @@ Left out: judgement; whether a row is fast enough is for whoever reads it.
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware
@@ -168,18 +166,3 @@ def file_name(found: Benchmark) -> str:
     name = found.hardware.name if found.device != "cpu" else "cpu"
     words = "".join(letter if letter.isalnum() else " " for letter in name.lower()).split()
     return f"benchmark-{'-'.join(words)}-{found.shape.replace('=', '-')}-{found.size[0]}.json"
-
-
-def commit() -> str:
-    """The short hash of the commit that is checked out, or "" outside a checkout or without git."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=Path(__file__).resolve().parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()

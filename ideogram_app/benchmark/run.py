@@ -31,7 +31,7 @@ from ideogram_app.benchmark.limits import (
 )
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import Profile, profile_step
-from ideogram_app.benchmark.report import Benchmark, Ceiling, Measured, Missing, commit
+from ideogram_app.benchmark.report import Benchmark, Ceiling, Measured, Missing
 from ideogram_app.benchmark.rows import Row, absent, int8_share, row_bytes
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.stock import build_stock, load_packages
@@ -41,7 +41,7 @@ from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware
 from ideogram_app.measure import Meter, held_bytes, release, trim
 from ideogram_app.rates import Work, step_work
-from ideogram_app.versions import versions
+from ideogram_app.versions import commit, versions
 
 # What ends a row without anything being wrong, and what its packages, kernels and drivers raise when a version, a type
 # or a device does not suit them. Either way the other rows are timed all the same.

@@ -35,7 +35,7 @@ from triton.errors import TritonError
 from ideogram_app.errors import RequestError, choose
 from ideogram_app.kernels.fused import heads, matmul, q4_k, q4_k_search, rows
 from ideogram_app.kernels.fused.signature import Compilable
-from ideogram_app.versions import versions
+from ideogram_app.versions import commit, versions
 
 # Compute capability without its dot -> the most shared memory of one program, in bytes (CUDA C++ Programming Guide,
 # table of technical specifications per compute capability).
@@ -165,15 +165,6 @@ def check(targets: list[int]) -> None:
         raise RequestError("Kernels are interpreted here, not compiled", do="Unset TRITON_INTERPRET and try again.")
     for target in targets:
         choose({str(known): known for known in SHARED_LIMITS}, str(target), "target")
-
-
-def commit() -> str:
-    """The commit that is compiled, "" outside a checkout."""
-    try:
-        from benchmarks import provenance
-    except ImportError:
-        return ""
-    return provenance.commit()
 
 
 def line(need: Need) -> str:
