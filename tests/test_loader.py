@@ -15,13 +15,13 @@ from diffusers import Ideogram4Transformer2DModel
 from small_model import NAME, backbone_velocity, relative_error, shrink_published_model, velocity, write_source
 
 from ideogram_app.architecture import MODELS, held_bytes
+from ideogram_app.checkpoints import formats
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, local_folder
 from ideogram_app.checkpoints.spans import Span
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.checkpoints.transit import Transit
 from ideogram_app.errors import CheckpointError
-from ideogram_app.model import loader
 from ideogram_app.model.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
 from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.stock import load_stock
@@ -207,6 +207,6 @@ def test_what_every_step_needs_is_announced_in_the_order_in_which_it_is_taken(sm
             taken.append(span)
             return super().take(span)
 
-    monkeypatch.setattr(loader, "Transit", Watched)
+    monkeypatch.setattr(formats, "Transit", Watched)
     load_transformers(small, NAME, recipe, "cpu", torch.float32)
     assert taken == announced and len(set(taken)) == len(taken)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from ideogram_app.checkpoints.gguf_file import TensorInfo as GgufInfo
 from ideogram_app.checkpoints.safetensors_file import DTYPES, NAMES, SafetensorsFile, TensorInfo
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.spans import Span
+from ideogram_app.checkpoints.transit import Transit, lane_to
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
 from ideogram_app.quantization.k_search import Search
@@ -168,7 +170,7 @@ class PackedBranch:
     """One prepared file: dense tensors and packed weights by their own names, read on demand and by rows.
 
     Attributes:
-        read: how a span becomes a tensor; `Transit.take` where they are read ahead.
+        read: how a span becomes a tensor; `ahead` has it taken from what is on its way.
 
     Raises:
         CheckpointError: the file is not what the recipe asks for; the message names file, tensor, expected and got.
@@ -212,6 +214,21 @@ class PackedBranch:
     def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
         """The weight of a Linear as it rests, or some of its rows."""
         return self.weight(linear, rows) if linear in self.packed else self.tensor(f"{linear}.weight", rows)
+
+    @contextmanager
+    def ahead(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
+        """Tensors and weights of Linears, by these names, arrive on a device in this order while the context is open.
+
+        Anything else is read when it is asked for, into host memory.
+        """
+        announced = self.spans(names)
+        coming = set(announced)
+        with Transit(announced, lane_to(device)) as transit:
+            self.read = lambda span: transit.take(span) if span in coming else span.read()
+            try:
+                yield
+            finally:
+                self.read = Span.read
 
     def spans(self, names: Iterable[str]) -> list[Span]:
         """Where tensors and weights of Linears, by these names, lie: what `tensor` and `stored` read, in that order."""

@@ -151,15 +151,18 @@ def encoder_from_file(
     Raises:
         CheckpointError: damaged.
     """
-    return _filled(
-        build(config),
-        encoder,
-        file.packed,
-        lambda name, shape: file.tensor(name).to(device=device, dtype=dtype),
-        lambda linear: file.weight(linear.name).to(device),
-        torch.device(device),
-        dtype,
-    )
+    packed = [linear.name for linear in encoder.linears() if linear.name in file.packed]
+    dense = [name for name in encoder.shapes() if name.rpartition(".")[0] not in file.packed]
+    with file.ahead([*packed, *dense], torch.device(device)):  # in the order in which `_filled` asks for them
+        return _filled(
+            build(config),
+            encoder,
+            file.packed,
+            lambda name, shape: file.tensor(name).to(device=device, dtype=dtype),
+            lambda linear: file.weight(linear.name).to(device),
+            torch.device(device),
+            dtype,
+        )
 
 
 def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ on while drawing (residency.py), diffusers' own transformer (stock.py), what sta
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from ideogram_app.checkpoints.formats import PackedBranch, branch_file
 from ideogram_app.checkpoints.readers import SourceBranch, read_config
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.store import Store
-from ideogram_app.checkpoints.transit import Transit, lane_to
 from ideogram_app.errors import CheckpointError
 from ideogram_app.hardware import compute_capability
 from ideogram_app.kernels.attention import backends
@@ -100,26 +99,14 @@ def load_transformers(
         chosen = kernels or choose(own, capability)[0]
         found = compiled_kernels(find_kernels(chosen), own) if compiled else find_kernels(chosen)
         placement = Placement(dtype, torch.device(home or own), torch.device("cpu"), found, arithmetic)
-        with _read_ahead(weights, branch, placement.trunk):
+        order = in_every_step(branch)  # what ships with the program is 27 MB, and is read when it is asked for
+        with weights.ahead(order, placement.trunk) if isinstance(weights, PackedBranch) else nullcontext():
             backbone = assemble(weights, branch, config, placement, sees_text=number == 0)
         backbone.trunk.order = backends(capability)
         modules.append(backbone)
     first, held = modules[0], sum(map(weight_bytes, modules))
     used = arithmetic or find_recipe(recipe_name).arithmetic
     return Loaded(first, modules[1], held, recipe_name, devices, used, first.trunk.kernels.name)
-
-
-@contextmanager
-def _read_ahead(weights: SourceBranch | PackedBranch, branch: Branch, device: torch.device) -> Iterator[None]:
-    """What the trunk is made of arrives on its device while layers before it are built."""
-    if isinstance(weights, SourceBranch):  # what ships with the program: 27 MB
-        yield
-        return
-    announced = weights.spans(in_every_step(branch))
-    with Transit(announced, lane_to(device)) as transit:
-        coming = set(announced)
-        weights.read = lambda span: transit.take(span) if span in coming else span.read()
-        yield
 
 
 def open_branches(
