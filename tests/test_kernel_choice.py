@@ -21,7 +21,7 @@ from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-BRANCH = Branch(1, 64, 4, 512, 64, 130)
+BRANCH = Branch(1, 64, 4, 256, 64, 130)
 SETTINGS = {"rope_theta": 1000, "mrope_section": (12, 10, 10)}
 
 
