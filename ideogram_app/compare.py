@@ -61,11 +61,12 @@ def compare(
         with staged(where.text_encoder(home, dtype), device, home) as encoder:
             return encode(where.tokenizer(), encoder, request.caption)
 
-    vae = where.vae(device, dtype)
+    vae = where.vae(home, dtype)
     if chosen.decode == "tiled":
         vae.enable_tiling()
     shift = where.scheduler().config.shift
     shared = share(request, device, lambda: kept.features(key, encoded), vae, shift)
+    vae.to(device)  # once the text encoder has left it
     reference: Result | None = None
     for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):
         for event in _draw_or_explain(request, recipe, store, hardware, shared, output):

@@ -178,7 +178,8 @@ def draw(
         with meter.phase("load"):
             loaded = load()
         sigmas = schedule(preset, request.width, request.height, shared.shift)
-        velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas), request.savings)
+        with meter.phase("prepare"):
+            velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas), request.savings)
         steps = denoise(velocity, shared.noise, sigmas, guidance)
         step_seconds: list[float] = []
         latents = shared.noise
@@ -196,7 +197,8 @@ def draw(
         yield Event("decode", recipe)
         with meter.phase("decode"):
             image = decode(shared.vae, latents, rows, columns)
-    result = _result(request, recipe, loaded, guidance, meter, step_seconds, shared.seconds)
+    encode_seconds = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text
+    result = _result(request, recipe, loaded, guidance, meter, step_seconds, encode_seconds)
     yield Event("result", recipe, result=save(image, result, output))
 
 
