@@ -51,6 +51,20 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="where the published weights of Ideogram 4 lie already, so that they are not fetched",
     )
+    add(
+        "--reserve-vram",
+        type=float,
+        default=twin("reserve_vram", "0"),
+        metavar="GB",
+        help="device memory to leave alone, for a desktop, a game or another program; plans are made without it",
+    )
+    add(
+        "--unload-after",
+        type=float,
+        default=twin("unload_after", "300"),
+        metavar="SECONDS",
+        help="how long weights stay in memory for the next picture: 0 lets them go at once, a negative number never",
+    )
     add("--model", default=twin("model", "miniature"), help="miniature or ideogram-4, chosen when the page opens")
     return parser.parse_args(arguments)
 
@@ -124,6 +138,19 @@ def existing(path: Path) -> Path:
     return Path(path).expanduser().absolute()
 
 
+def reserved(gigabytes: float) -> int:
+    """What --reserve-vram names, in bytes.
+
+    Raises:
+        RequestError: less than nothing, or no number.
+    """
+    from ideogram_app.errors import RequestError
+
+    if not gigabytes >= 0 or gigabytes == float("inf"):
+        raise RequestError("--reserve-vram takes gigabytes", expected="0 or more", got=str(gigabytes))
+    return round(gigabytes * 1e9)
+
+
 def serve(flags: argparse.Namespace) -> None:
     """Build and serve until interrupted."""
     host, in_space = choose_host(flags.listen), "SPACE_ID" in os.environ
@@ -141,7 +168,9 @@ def serve(flags: argparse.Namespace) -> None:
     from ideogram_app.ui.style import launch_options
 
     given = {FETCHED: existing(flags.source)} if flags.source else {}
-    studio = Studio(real_backend(data, given, offline=flags.offline), output)
+    reserve = reserved(flags.reserve_vram)
+    backend = real_backend(data, given, offline=flags.offline, reserve_bytes=reserve)
+    studio = Studio(backend, output, reserve_bytes=reserve, unload_after=flags.unload_after)
     page = build(studio, model.name)
     options = launch_options(output, data)
     page.launch(

@@ -30,7 +30,9 @@ from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware, detect
 from ideogram_app.history import SHEET_FILE, find_entry
 from ideogram_app.jobs import Job
+from ideogram_app.ladder import within
 from ideogram_app.planner import plan
+from ideogram_app.prepare_command import draw_command, prepare_by_stages
 from ideogram_app.presets import PRESETS
 from ideogram_app.recipes import RECIPES
 from ideogram_app.savings import SAVINGS
@@ -46,6 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FIRST_RUN = "ideogram-4"  # the model whose weights have to come from elsewhere
 ModelFlag = Annotated[str, typer.Option(help=f"{' or '.join(MODELS)}.")]
 RecipeFlag = Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; the plan chooses where none is named.")]
 WidthFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
@@ -69,6 +72,15 @@ DeviceFlag = Annotated[str, typer.Option(help="Where rows are packed: cpu, or a 
 SavingFlag = Annotated[list[str] | None, typer.Option(help=f"What may be left out: {', '.join(SAVINGS)}; repeatable.")]
 CompileFlag = Annotated[bool, typer.Option("--compile", help="Compile kernels first; seconds, once on a machine.")]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
+AdaptFlag = Annotated[bool, typer.Option("--adapt", help="When memory runs out, go on with less, and say with what.")]
+LimitFlag = Annotated[float | None, typer.Option("--device-limit", min=0, help="GB of device memory to plan with.")]
+HostLimitFlag = Annotated[float | None, typer.Option("--host-limit", min=0, help="GB of RAM to plan with.")]
+ReserveFlag = Annotated[
+    float,
+    typer.Option(
+        "--reserve-vram", min=0, envvar="IDEOGRAM_APP_RESERVE_VRAM", help="GB of device memory to leave to others."
+    ),
+]
 
 
 @app.command()
@@ -77,12 +89,13 @@ def doctor(
     recipe: RecipeFlag = None,
     width: WidthFlag = None,
     height: HeightFlag = None,
+    reserve: ReserveFlag = 0.0,
     data: DataFlag = DATA,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what this machine is and what would run on it. Fetches nothing."""
     print("Looking at this machine ...", file=sys.stderr)
-    _report(detect(data), model, recipe, width, height, as_json)
+    _report(detect(data), model, recipe, width, height, as_json, _bytes(reserve) or 0)
 
 
 @app.command("plan")
@@ -100,8 +113,16 @@ def plan_command(
 
 @app.command()
 def prepare(
-    recipe: Annotated[str, typer.Argument(help=f"One or several, with commas: {', '.join(RECIPES)}.")],
-    model: ModelFlag = "miniature",
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"One or several, with commas: {', '.join(RECIPES)}. The plan chooses where none is named."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"{' or '.join(MODELS)}: {FIRST_RUN} where no recipe is named, else the miniature."),
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     calibration: CalibrationFlag = None,
@@ -112,12 +133,14 @@ def prepare(
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
 ) -> None:
-    """Fetch what is missing and make the files of a recipe, so that drawing starts at once."""
+    """The first run: fetch what is missing, make the files of a recipe and try them; stopped, it continues."""
     settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
     settings["encoder"] = find_encoder_recipe(encoder).name if encoder else None
-    studio = Studio(real_backend(data, {model: source} if source else None, **settings), output)
-    job = _run(studio, lambda: studio.submit_prepare(model, _names(recipe)))
-    print(f"{', '.join(job.recipes)} ready for {MODELS[model].title}")
+    chosen = find_model(model or ("miniature" if recipe else FIRST_RUN))
+    studio = Studio(real_backend(data, {chosen.name: source} if source else None, **settings), output)
+    job, first = prepare_by_stages(studio, chosen.name, _names(recipe or ""))
+    print(f"{', '.join(job.recipes)} ready for {chosen.title}")
+    print(f"First picture: {draw_command(chosen.name, first, data, output)}", file=sys.stderr)
 
 
 @app.command()
@@ -193,15 +216,25 @@ def generate(
     guidance: GuidanceFlag = None,
     saving: SavingFlag = None,
     compiled: CompileFlag = False,
+    adapt: AdaptFlag = False,
+    device_limit: LimitFlag = None,
+    host_limit: HostLimitFlag = None,
+    reserve: ReserveFlag = 0.0,
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw one picture with one recipe; the plan chooses it where none is named."""
-    chosen = recipe or plan(detect(data), model, width=width, height=height).recipe or "reference"
+    device, host, leave = _bytes(device_limit), _bytes(host_limit), _bytes(reserve) or 0
+    if recipe is None:
+        machine = within(detect(data), host)
+        sized = plan(machine, model, width=width, height=height, limit_bytes=device, reserve_bytes=leave)
+        recipe = sized.recipe
+    chosen = recipe or "reference"
     request = _request(prompt, model, (chosen,), preset, width, height, seed)
     request = replace(request, guidance=guidance, savings=tuple(saving or ()), compiled=compiled)
-    job = _draw(request, data, output)
+    request = replace(request, adapt=adapt, device_limit_bytes=device, host_limit_bytes=host)
+    job = _draw(request, data, output, leave)
     result = job.results[0]
     if result.image:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -224,13 +257,19 @@ def compare(
     guidance: GuidanceFlag = None,
     saving: SavingFlag = None,
     compiled: CompileFlag = False,
+    adapt: AdaptFlag = False,
+    device_limit: LimitFlag = None,
+    host_limit: HostLimitFlag = None,
+    reserve: ReserveFlag = 0.0,
     data: DataFlag = DATA,
     output: OutputFlag = OUTPUTS,
 ) -> None:
     """Draw one caption in several precisions and put them side by side."""
     request = _request(prompt, model, _names(recipes), preset, width, height, seed)
     request = replace(request, guidance=guidance, savings=tuple(saving or ()), compiled=compiled)
-    job = _draw(request, data, output)
+    device, host = _bytes(device_limit), _bytes(host_limit)
+    request = replace(request, adapt=adapt, device_limit_bytes=device, host_limit_bytes=host)
+    job = _draw(request, data, output, _bytes(reserve) or 0)
     if job.entry:
         entry = find_entry(output.absolute(), job.entry)
         if out:
@@ -275,8 +314,12 @@ def _request(
     return Request(model, caption, recipes, preset, width or default[0], height or default[1], seed)
 
 
-def _draw(request: Request, data: Path, output: Path) -> Job:
-    studio = Studio(real_backend(data), output)
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
+
+
+def _draw(request: Request, data: Path, output: Path, reserve_bytes: int) -> Job:
+    studio = Studio(real_backend(data, reserve_bytes=reserve_bytes), output, reserve_bytes=reserve_bytes)
     return _run(studio, lambda: studio.submit_compare(request))
 
 
@@ -320,9 +363,15 @@ def _read_hardware(path: Path) -> Hardware:
 
 
 def _report(
-    hardware: Hardware, model: str, recipe: str | None, width: int | None, height: int | None, as_json: bool
+    hardware: Hardware,
+    model: str,
+    recipe: str | None,
+    width: int | None,
+    height: int | None,
+    as_json: bool,
+    reserve_bytes: int = 0,
 ) -> None:
-    decided = plan(hardware, model, width=width, height=height, recipe=recipe)
+    decided = plan(hardware, model, width=width, height=height, recipe=recipe, reserve_bytes=reserve_bytes)
     if as_json:
         _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided)})
     else:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,11 @@ from ideogram_app.flow import Event, Request
 from ideogram_app.folders import bytes_taken
 from ideogram_app.footprint import DISK_MARGIN, encoder_weights
 from ideogram_app.hardware import Hardware
+from ideogram_app.learning import Learning
+from ideogram_app.memory import MemoryNow, memory_now
 from ideogram_app.planner import Plan
 from ideogram_app.recipes import find_recipe
+from ideogram_app.remembered import Remembered
 from ideogram_app.text_encoder import DEFAULT
 
 
@@ -39,7 +42,8 @@ class SourceState:
         state: included (they ship with the program), given (in a folder that the user named), missing, partial (a
             download was begun) or complete.
         bytes: taken on disk; of an included or given source nothing is counted.
-        companions_bytes: taken by text encoder and VAE, kept beside what was made.
+        companions_bytes: taken by text encoder and VAE, kept beside what was made; `companions_begun` by those that are
+            not finished yet.
         folder: where they lie, or would.
         commit: which version was fetched; "" where none was.
     """
@@ -49,6 +53,7 @@ class SourceState:
     folder: Path | None = None
     commit: str = ""
     companions_bytes: int = 0
+    companions_begun: int = 0
 
     @property
     def at_hand(self) -> bool:
@@ -58,7 +63,11 @@ class SourceState:
 
 @dataclass(frozen=True)
 class Backend:
-    """What does the work. `status` answers with a `checkpoints.store.Status`."""
+    """What does the work.
+
+    `status` answers with a `checkpoints.store.Status`, `memory` with what is in use now, `known` with what the machine
+    has shown of itself, `loaded` with what stays in memory from one picture to the next, in words; `unload` lets it go.
+    """
 
     detect: Callable[[], Hardware]
     status: Callable[[str, str], Any]
@@ -68,6 +77,10 @@ class Backend:
     access: Callable[[str], Access]
     source_state: Callable[[str], SourceState]
     delete_source: Callable[[str], int]
+    memory: Callable[[Hardware | None], MemoryNow] = memory_now
+    loaded: Callable[[], str] = str
+    unload: Callable[[], None] = lambda: None
+    known: Callable[[Hardware], Remembered | None] = lambda hardware: None
 
 
 def real_backend(
@@ -78,6 +91,7 @@ def real_backend(
     calibration: Path | None = None,
     encoder: str | None = None,
     device: str = "cpu",
+    reserve_bytes: int = 0,
 ) -> Backend:
     """The rooms below, each imported when it is first needed: torch comes with the first of them that needs it.
 
@@ -90,30 +104,40 @@ def real_backend(
         encoder: how the text encoder is kept beside packed transformers; one kept otherwise is made again. None keeps
             what is there.
         device: where preparations pack.
+        reserve_bytes: device memory that drawing leaves alone, for other programs.
     """
     hush()
     sources = _Sources(data, given or {}, offline)
 
+    staying, learning = _Staying(), Learning(data)
+
     def detect() -> Hardware:
         from ideogram_app import hardware
 
-        return hardware.detect(data)
+        return staying.counted_as_free(hardware.detect(data))
 
     def store() -> Any:
         from ideogram_app.checkpoints.store import Store
 
         return Store(data)
 
-    @cache
-    def remembered() -> Any:
-        from ideogram_app.model.text import FeatureCache
-
-        return FeatureCache()
-
     def compare(request: Request, hardware: Hardware, sized: Plan, folder: Path) -> Iterator[Event]:
         from ideogram_app import compare as comparing
 
-        return iter(comparing.compare(request, store(), hardware, sized, folder, remembered()))
+        features, kept = staying.features_and_kept()
+        drawn = comparing.compare(
+            request,
+            store(),
+            hardware,
+            sized,
+            folder,
+            features,
+            kept=kept,
+            reserve_bytes=reserve_bytes,
+            known=learning.known(hardware),
+            observe=partial(learning.note, hardware),
+        )
+        return iter(drawn)
 
     def write_sheet(comparison: Comparison, path: Path) -> None:
         from ideogram_app import sheet
@@ -129,7 +153,42 @@ def real_backend(
         sources.access,
         sources.state,
         sources.delete,
+        known=learning.known,
+        loaded=staying.title,
+        unload=staying.unload,
     )
+
+
+class _Staying:
+    """What stays in memory between pictures; nothing, and no torch, before the first."""
+
+    def __init__(self) -> None:
+        self._features_and_kept: tuple[Any, Any] | None = None
+
+    def features_and_kept(self) -> tuple[Any, Any]:
+        """The `FeatureCache` and the `Kept` of this process."""
+        if self._features_and_kept is None:
+            from ideogram_app.model.kept import Kept
+            from ideogram_app.model.text import FeatureCache
+
+            self._features_and_kept = FeatureCache(), Kept()
+        return self._features_and_kept
+
+    def title(self) -> str:
+        """What is loaded, in words."""
+        key = self._features_and_kept[1].key if self._features_and_kept else None
+        return f"{find_recipe(key.recipe).title} of {find_model(key.model).title}" if key else ""
+
+    def unload(self) -> None:
+        """Let it go; features of captions stay, they are small."""
+        if self._features_and_kept:
+            self._features_and_kept[1].unload()
+
+    def counted_as_free(self, hardware: Hardware) -> Hardware:
+        """RAM of what is loaded can be given back, as device memory that this process holds."""
+        if self._features_and_kept is None or hardware.host_free_bytes is None:
+            return hardware
+        return replace(hardware, host_free_bytes=hardware.host_free_bytes + self._features_and_kept[1].host_bytes)
 
 
 @dataclass(frozen=True)
@@ -183,16 +242,17 @@ class _Sources:
         from ideogram_app.checkpoints.fetched import fetched
         from ideogram_app.checkpoints.store import Store
 
-        source, kept = find_source(model), Store(self.data).companions_status(model).bytes
+        source, beside = find_source(model), Store(self.data).companions_status(model)
+        kept, begun = beside.bytes if beside.usable else 0, beside.bytes if beside.state == "partial" else 0
         if model in self.given:
-            return SourceState("given", folder=self.given[model], companions_bytes=kept)
+            return SourceState("given", 0, self.given[model], "", kept, begun)
         if source.included:
             return SourceState("included", folder=source.included)
         folder = self._fetched_folder(model)
         complete, taken = fetched(source, folder), bytes_taken(folder)
         if complete:
-            return SourceState("complete", taken, folder, complete.commit, kept)
-        return SourceState("partial" if taken else "missing", taken, folder, companions_bytes=kept)
+            return SourceState("complete", taken, folder, complete.commit, kept, begun)
+        return SourceState("partial" if taken else "missing", taken, folder, "", kept, begun)
 
     def folder(self, model: str) -> Path | None:
         """The folder to read weights from; None for what ships with the program, or is neither given nor fetched."""
@@ -203,11 +263,13 @@ class _Sources:
         """Bring the weights here, with room left for what is made from them; nothing where they are at hand."""
         from ideogram_app.checkpoints.fetch import fetch
 
-        if self.state(model).at_hand:
+        state = self.state(model)
+        if state.at_hand:
             return
         row, shape = find_recipe(recipe).protecting(), find_model(model)
-        made = sum(weight_bytes(branch, row) for branch in shape.branches) + encoder_weights(shape, 2)
-        reserve = round(made * DISK_MARGIN)
+        made = sum(weight_bytes(branch, row) for branch in shape.branches)
+        beside = 0 if state.companions_bytes else encoder_weights(shape, 2)  # kept already where a recipe was made
+        reserve = round((made + beside) * DISK_MARGIN)
         yield from fetch(find_source(model), self._fetched_folder(model), offline=self.offline, reserve_bytes=reserve)
 
     def access(self, model: str) -> Access:

@@ -34,7 +34,7 @@ from ideogram_app.hardware import Hardware
 from ideogram_app.measure import release
 from ideogram_app.model.layers import Fp8Linear
 from ideogram_app.model.parts import load_pipeline_parts
-from ideogram_app.model.residency import DTYPES, place, staged
+from ideogram_app.model.residency import DTYPES, SLOTS, Residence, reside, staged
 from ideogram_app.model.stock import Stock, StockVelocity, load_stock
 from ideogram_app.model.text import encode
 from ideogram_app.pipeline import Step, denoise, make_noise, schedule, times
@@ -43,6 +43,7 @@ from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.quantization import fp8
 from ideogram_app.quantization.calibration import Calibration, read_calibration
 from ideogram_app.quantization.statistics import Recorder
+from ideogram_app.travel import spread
 
 CAPTIONS = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "calibration.jsonl"
 OF_MINIATURE = CAPTIONS.with_name("calibration-miniature.jsonl")  # scenes like those it was trained on
@@ -104,8 +105,8 @@ def calibrate(
         total = len(captions) * preset.steps
         yield Event("calibrate", recipe, total, total, message=f"{path} is ready: {summary(calibration)}")
         return
-    size = {"width": request.width, "height": request.height}
-    chosen = plan(hardware, request.model, **size, recipe=recipe, ready=(recipe,))  # else loading it says so
+    width, height, ready = request.width, request.height, (recipe,)  # else loading it says so
+    chosen = plan(hardware, request.model, width=width, height=height, recipe=recipe, ready=ready)
     if not chosen.fits:
         raise DeviceError(f"{recipe} does not fit this machine: {' '.join(chosen.reasons)}", do=chosen.suggestion)
     device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
@@ -115,16 +116,18 @@ def calibrate(
             encode(parts.tokenizer, parts.text_encoder, caption).to("cpu", dtype)
             for caption in captions[calibration.captions :]
         ]
-    home = device if chosen.residency == "resident" else torch.device("cpu")
-    loaded = load_stock(store, request.model, recipe, home, dtype)
-    for transformer in loaded.modules:
-        place(transformer, chosen.residency or "resident", device)
+    loaded = load_stock(store, request.model, recipe, torch.device("cpu"), dtype)
+    residence = Residence(device, chosen.slots or SLOTS)
+    for transformer, count in zip(loaded.modules, chosen.streamed_blocks, strict=True):
+        blocks: list[torch.nn.Module] = [*transformer.get_submodule("layers").children()]
+        reside(transformer, blocks, spread(count, len(blocks)), residence)
     trajectory = Trajectory.of(request, preset, float(parts.scheduler.config.shift), device)
     yield from gather(calibration, loaded, features, trajectory, path)
     for found, module in zip(calibration.branches, loaded.modules, strict=True):
         found.smooth(Weights(module))
     calibration.save(path)
     partial(path).unlink(missing_ok=True)
+    residence.close()
     release(device)
     total = len(captions) * preset.steps
     yield Event("calibrate", recipe, total, total, message=summary(calibration))

@@ -6,14 +6,14 @@ Standard error for progress, standard output for answers. Left out: colours and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TextIO, TypeVar
 
 from ideogram_app.architecture import MODELS
-from ideogram_app.flow import IN_BYTES, Event, Result, decibels
+from ideogram_app.flow import IN_BYTES, Event, Result, Rung, decibels
 from ideogram_app.footprint import gb
 from ideogram_app.hardware import Hardware
-from ideogram_app.jobs import Job
+from ideogram_app.jobs import Job, State
 from ideogram_app.planner import Plan
 from ideogram_app.recipes import find_recipe
 from ideogram_app.studio import Studio
@@ -64,26 +64,33 @@ def describe_plan(decided: Plan) -> list[str]:
     return lines
 
 
-def follow(studio: Studio, job_id: str, stream: TextIO | None = None) -> Job:
-    """Print a job's progress until it is over, and return it. Ctrl-C stops the job and waits for it to end."""
+def follow(
+    studio: Studio, job_id: str, stream: TextIO | None = None, tell: Callable[[State], list[str]] | None = None
+) -> Job:
+    """Print a job's progress until it is over, and return it. Ctrl-C stops the job and waits for it to end.
+
+    Args:
+        tell: gives lines of its own about every state, printed before the progress.
+    """
     stream = stream or sys.stderr
     shown, version = "", -1
     while True:
         try:
             state = studio.watch(version, timeout=1.0)
+            version = state.version
+            job = studio.wait(job_id, timeout=0)
+            if lines := tell(state) if tell else []:
+                shown = _above(stream, lines, shown)
+            line = describe_event(job.stage) if job.stage else ""
+            if line and line != shown:
+                _overwrite(stream, line, shown)
+                shown = line
+            if job.is_over:
+                print(file=stream)
+                return job
         except KeyboardInterrupt:
             print("\nstopping ...", file=stream)
             studio.stop(job_id)
-            continue
-        version = state.version
-        job = studio.wait(job_id, timeout=0)
-        line = describe_event(job.stage) if job.stage else ""
-        if line and line != shown:
-            _overwrite(stream, line, shown)
-            shown = line
-        if job.is_over:
-            print(file=stream)
-            return job
 
 
 def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
@@ -128,14 +135,27 @@ def describe_event(event: Event) -> str:
 
 
 def describe_result(result: Result) -> str:
-    """One line under the others: a row of the table of recipes."""
+    """One line under the others: a row of the table of recipes; below it what was given up, or what can be tried."""
     title = f"{find_recipe(result.recipe).title:<12}"
+    further = [f"\n  - {sentence}" for sentence in result.given_up]
     if result.error:
-        return f"{title} failed: {result.error}"
+        further += [f"\n  > {describe_offer(rung)}" for rung in result.offers]
+        return f"{title} failed: {result.error}{''.join(further)}"
     step = f"{(result.seconds_per_step or 0) * 1000:7.0f} ms/step"
     memory = f"weights {gb(result.weight_bytes or 0):>8}, peak {gb(result.peak_memory_bytes or 0):>8}"
     distance = f"PSNR {decibels(result.psnr):>8}, SSIM {result.ssim:.4f}" if result.psnr is not None else ""
-    return f"{title} {result.seconds.total:7.2f} s {step}, {memory}  {distance}".rstrip()
+    ran = f"  ran: {result.engaged}, {result.residency}" if result.given_up else ""
+    row = f"{title} {result.seconds.total:7.2f} s {step}, {memory}  {distance}".rstrip()
+    return f"{row}{ran}{''.join(further)}"
+
+
+def describe_offer(rung: Rung) -> str:
+    """A way to draw with less, and the flags that take it."""
+    flags = [f"--recipe {rung.recipe}", f"--width {rung.width}", f"--height {rung.height}"]
+    for name, limit in (("device", rung.device_limit_bytes), ("host", rung.host_limit_bytes)):
+        flags += [f"--{name}-limit {limit / 1e9:.2f}"] if limit is not None else []
+    same = " (the same picture)" if rung.same_picture else ""
+    return f"{rung.title}{same}: {' '.join(flags)}"
 
 
 def _duration(seconds: float) -> str:
@@ -148,3 +168,10 @@ def _overwrite(stream: TextIO, line: str, before: str) -> None:
         print("\r" + line.ljust(len(before)), end="", file=stream, flush=True)
     elif line.split()[:2] != before.split()[:2]:
         print(line, file=stream, flush=True)
+
+
+def _above(stream: TextIO, lines: list[str], shown: str) -> str:
+    """Print lines where progress may stand in the last one; gives what stands there afterwards."""
+    on_line = shown and stream.isatty()
+    print("\n" * bool(on_line) + "\n".join(lines), file=stream, flush=True)
+    return "" if on_line else shown

@@ -9,10 +9,12 @@ Left out: error codes and translations; there are seven kinds because callers te
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import TypeVar
 
 Row = TypeVar("Row")
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # the disk, or this user's share of it
 
 
 class AppError(Exception):
@@ -65,6 +67,11 @@ class DeviceError(AppError):
 
 class Cancelled(AppError):
     """The user stopped it. Not a failure, but the asked-for work was not done."""
+
+
+def is_disk_full(problem: BaseException) -> bool:
+    """Whether something could not be written because there is no room left for it."""
+    return isinstance(problem, OSError) and problem.errno in FULL
 
 
 def choose(rows: Mapping[str, Row], name: str, kind: str) -> Row:

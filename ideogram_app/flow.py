@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 REFERENCE = "reference"
-IN_BYTES = ("fetch", "prepare")  # phases whose events count bytes
+IN_BYTES = ("fetch", "prepare", "verify")  # phases whose events count bytes
 # Two pictures that are the same to the bit have no finite PSNR and JSON has no infinity. A single value off by one in a
 # 2048 x 2048 picture gives 119 dB, so no other pair comes near.
 IDENTICAL_PSNR = 150.0
@@ -28,6 +28,9 @@ class Request:
         guidance: one value for all steps, replacing the preset's; None keeps the preset's.
         savings: names of what may be left out (savings.py).
         compiled: whether kernels may be compiled first, which takes seconds on a machine's first picture.
+        adapt: whether, when memory runs out, the next `Rung` is taken without asking.
+        device_limit_bytes: device memory that may be planned with, where that is less than what is free.
+        host_limit_bytes: RAM that may be planned with, likewise.
     """
 
     model: str
@@ -40,6 +43,29 @@ class Request:
     guidance: float | None = None
     savings: tuple[str, ...] = ()
     compiled: bool = False
+    adapt: bool = False
+    device_limit_bytes: int | None = None
+    host_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to draw the same caption and seed with less memory; the first that helps is offered first.
+
+    Attributes:
+        recipe, width, height, device_limit_bytes, host_limit_bytes: what the request becomes.
+        title: for a button, in a few words; reason: a sentence with its numbers.
+        same_picture: whether the picture stays the one that was asked for.
+    """
+
+    title: str
+    reason: str
+    recipe: str
+    width: int
+    height: int
+    device_limit_bytes: int | None = None
+    host_limit_bytes: int | None = None
+    same_picture: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,13 @@ class Result:
         image: path of the PNG, None where `error` says why.
         seconds_per_step: median over the steps after the first.
         peak_memory_bytes: on a device with its own memory `peak_device_bytes`, else `peak_host_bytes`.
-        peak_host_bytes: resident memory of the process above its start, at its highest.
+        peak_host_bytes: resident memory of the process above what it is without a model, at its highest.
+        predicted_device_bytes, predicted_host_bytes: the peaks that the plan of this picture expected.
+        residency: where both transformers lived: resident, streamed or disk; planned_residency: where the first plan
+            wanted them.
+        given_up: what was done with less for want of memory, a sentence each; empty where nothing was.
+        offers: what to try where memory ran out and nobody said that it may be tried without asking.
+        warm: whether the weights were loaded already, so that `seconds.load` is next to nothing.
         weight_bytes: of both transformers as held while drawing.
         arithmetic: bits of weights and activations in a product (w8a8, w4a8, ...); kernels: which ran between them.
         savings: what was left out.
@@ -85,6 +117,13 @@ class Result:
     peak_device_bytes: int | None = None
     peak_device_reserved_bytes: int | None = None
     peak_host_bytes: int | None = None
+    predicted_device_bytes: int | None = None
+    predicted_host_bytes: int | None = None
+    residency: str = ""
+    planned_residency: str = ""
+    given_up: tuple[str, ...] = ()
+    offers: tuple[Rung, ...] = ()
+    warm: bool = False
     weight_bytes: int | None = None
     psnr: float | None = None
     ssim: float | None = None
@@ -101,7 +140,8 @@ class Event:
     """Something happened that an onlooker may want to show.
 
     Attributes:
-        phase: fetch, prepare, calibrate, load, encode, denoise, decode, result (`result` is set) or done.
+        phase: fetch, prepare, smoke (trying what was prepared), verify (hashing it), calibrate, load, encode, denoise,
+            decode, result (`result` is set) or done.
         done, total: units finished of this phase: bytes in the phases of `IN_BYTES`, else steps.
         rate: units a second; `seconds_left`: for this phase, from the rate so far.
         preview: a small PNG of the picture so far, base64, or None.

@@ -1,7 +1,9 @@
 """How many bytes a model takes: on the device, in RAM and on disk, counted before anything is loaded.
 
-Every number is counted from the shapes in architecture.py, on the safe side: the longest caption, the widest layer,
-nothing freed early. The formulas stand beside the functions; the constants name their source.
+Every number is counted from the shapes in architecture.py; what is alive beside the weights, moment by moment, is in
+activations.py. A prediction is the sum of what can be told apart (`Share`), so that a page can show where the memory
+goes and a measurement can be held against the part that it measures: PyTorch counts tensors and library workspaces, a
+driver counts the context and the allocator's gaps as well.
 
 Left out: the exact order in which an allocator places tensors (a share stands for it), attention kernels that keep
 the full matrix of scores on CUDA (the program never calls them there), and vision parts of the text encoder.
@@ -11,18 +13,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ideogram_app.architecture import PIXELS_PER_TOKEN, Branch, Linear, Model, held_bytes, weight_bytes
+from ideogram_app.activations import (
+    STEPS,
+    TEXT_TOKENS,
+    Drawing,
+    decode_bytes,
+    encode_bytes,
+    prepare_bytes,
+    prepared_bytes,
+    preview_bytes,
+    standing_bytes,
+    step_bytes,
+)
+from ideogram_app.architecture import LATENT_CHANNELS, Branch, Linear, Model, held_bytes, weight_bytes
 from ideogram_app.recipes import Recipe
-from ideogram_app.text_encoder import DEFAULT, find_encoder_recipe
+from ideogram_app.text_encoder import DEFAULT, PUBLISHED, TABLE, find_encoder_recipe
 
-TEXT_TOKENS = 2048  # the longest caption the text encoder takes
-ALLOCATOR_SHARE = 1.03  # blocks are rounded up and leave gaps
-DEVICE_CONTEXT_BYTES = 600_000_000  # CUDA context, cuBLAS workspaces and loaded kernels on a current driver
+# Gaps that PyTorch's allocator leaves, computed by replaying every tensor of a picture in a model of it and looking for
+# the smallest device on which all of them find room (benchmarks/results/memory-counted.json). A segment is a whole
+# multiple of 2 MiB, and of Q4_K's matrices the last multiple is half empty; between tensors of a step, which come in
+# many sizes, more is lost.
+ALLOCATOR_SHARE = 1.055
+STEP_SHARE = 1.2
+# An assumption: nothing here has seen a GPU. Users report 0.3 to 0.5 GB for the context with the kernels that a program
+# of PyTorch has loaded, by nvidia-smi.
+DEVICE_CONTEXT_BYTES = 600_000_000
+LIBRARY_BYTES = 2**25  # cuBLAS's workspace, from PyTorch's own allocator: 8.1 MiB, 32 on Hopper (CublasHandlePool.cpp)
 HOST_PROCESS_BYTES = 2_000_000_000  # Python, torch and Gradio: 0.5 GB measured without CUDA, the rest is CUDA's own
-DECODER_BYTES_PER_PIXEL = 2 * 4 * 256  # VAE decoder at full size: four live bf16 tensors of 256 channels
-TILE_PIXELS = 512 * 512  # where the whole picture is too large to decode, it is decoded in tiles of this size
+TILE = 512  # side in pixels of the tiles of `decode_tiled`
 STREAM_BUFFERS = 2  # one block is computed while the next arrives
 DISK_MARGIN = 1.1  # free disk asked for, per byte that will be written
+STAGING_BYTES = 2**26  # locked buffers through which weights reach a device (checkpoints/transit.py)
 
 
 @dataclass(frozen=True)
@@ -35,9 +56,12 @@ class Footprint:
         once: of what runs once a picture; it rests in host memory and visits the device.
         blocks: that part of `weights` which can be streamed.
         block: one transformer block, the largest.
-        workspace: activations and scratch of one pass.
-        encoder, encoder_layer: the text encoder, and one of its layers; each with the features it makes.
-        decode_whole, decode_tiled: the VAE and its activations.
+        workspace: all that is beside the weights until the last step is done, at its highest, and the gaps between.
+        standing: that part of it which stays while the picture is decoded.
+        encoder, encoder_layer: the text encoder, and what of it is on the device where its layers pass through; each
+            with what it makes.
+        encoder_table: what then stays in host memory.
+        decode_whole, decode_tiled: `standing`, and the decoder at work.
         staging: host memory in which one matrix is prepared.
         download, disk: fetched, and fetched and written together.
     """
@@ -48,8 +72,10 @@ class Footprint:
     blocks: int
     block: int
     workspace: int
+    standing: int
     encoder: int
     encoder_layer: int
+    encoder_table: int
     decode_whole: int
     decode_tiled: int
     staging: int
@@ -57,42 +83,110 @@ class Footprint:
     disk: int
 
 
+@dataclass(frozen=True)
+class Share:
+    """Where the memory of a device goes in one phase; bytes.
+
+    Attributes:
+        weights: that stay, and places for those that travel.
+        standing: prepared text and vectors, latents, the decoder.
+        activations: what is at work.
+        libraries: workspaces of cuBLAS. PyTorch's own counters show these four together.
+        slack: gaps that the allocator leaves; with it its counter of reserved memory.
+        context: the driver's, in no counter of PyTorch.
+    """
+
+    weights: int
+    standing: int
+    activations: int
+    libraries: int
+    slack: int
+    context: int
+
+    @property
+    def allocated(self) -> int:
+        """What `torch.cuda.max_memory_allocated` would say."""
+        return self.weights + self.standing + self.activations + self.libraries
+
+    @property
+    def total(self) -> int:
+        """What must be free before."""
+        return self.allocated + self.slack + self.context
+
+
 def footprint(
-    model: Model, recipe: Recipe, size: tuple[int, int], dense_bytes: int, fused_attention: bool = True
+    model: Model,
+    recipe: Recipe,
+    size: tuple[int, int],
+    dense_bytes: int,
+    fused_attention: bool = True,
+    *,
+    text_tokens: int = TEXT_TOKENS,
+    steps: int = STEPS,
+    arithmetic: str = "",
+    kernels: str = "triton",
 ) -> Footprint:
     """Count everything.
 
     Args:
         dense_bytes: bytes of the computing type, 2 or 4.
         fused_attention: whether scores are never held as a whole.
+        text_tokens: of the caption; the longest where it is not known.
+        steps: of the preset.
+        arithmetic: of Q4_K, w4a8 or w4a16; "" stands for the one that needs more.
+        kernels: triton, or int_mm on Turing.
     """
-    first, guest = held_bytes(model.conditional, recipe, dense_bytes, sees_text=True)
-    second, other = held_bytes(model.unconditional, recipe, dense_bytes, sees_text=False)
+    drawing = Drawing(model, recipe, size, dense_bytes, text_tokens, steps, arithmetic, kernels, fused_attention)
+    held = [_held(drawing, branch, number == 0) for number, branch in enumerate(model.branches)]
+    (first, guest), (second, other) = held
     stored = sum(weight_bytes(branch, recipe, dense_bytes) for branch in model.branches)
-    outside, block = zip(*(_outside_and_block(branch, recipe, dense_bytes) for branch in model.branches), strict=True)
-    pixels = size[0] * size[1]
-    vae = model.vae_parameters * dense_bytes
-    features = _feature_bytes(model.conditional, dense_bytes)
-    decoder = DECODER_BYTES_PER_PIXEL * dense_bytes // 2
-    encoder = encoder_weights(model, dense_bytes)
+    outside, block = zip(*(_outside_and_block(drawing, branch) for branch in model.branches), strict=True)
+    standing = standing_bytes(drawing)
+    encoder, table, layer = _encoder(model, dense_bytes)
+    reading = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), text_tokens, dense_bytes)
     return Footprint(
         weights=first + second,
         branches=(first, second),
         once=guest + other,
         blocks=first + second - sum(outside),
         block=max(block),
-        workspace=max(
-            _workspace_bytes(model.conditional, recipe, pixels, dense_bytes, fused_attention),
-            guest + features + _scratch_bytes(model.conditional, recipe, dense_bytes, once=True),
-        ),
-        encoder=encoder + features,
-        encoder_layer=encoder // 36 + features,
-        decode_whole=vae + pixels * decoder,
-        decode_tiled=vae + min(pixels, TILE_PIXELS) * decoder,
-        staging=2 * 4 * max(_count(linear) for linear in model.conditional.linears()),  # float32 and its rounded twin
+        workspace=round(max(phase_bytes(drawing, guest, other).values()) * STEP_SHARE),
+        standing=standing,
+        encoder=encoder + reading,
+        encoder_layer=STREAM_BUFFERS * layer + reading,
+        encoder_table=table,
+        decode_whole=standing + decode_bytes(model, *size, dense_bytes),
+        decode_tiled=standing + decode_bytes(model, *size, dense_bytes, TILE),
+        staging=max(STAGING_BYTES, 2 * 4 * max(_count(linear) for linear in model.conditional.linears())),
         download=model.source_bytes,
         disk=model.source_bytes + stored + (encoder if model.source_bytes else 0),
     )
+
+
+def phase_bytes(drawing: Drawing, guest: int, other: int) -> dict[str, int]:
+    """Device bytes beside the weights of both transformers in each phase between loading and decoding.
+
+    Args:
+        guest, other: of the layers of each transformer that run once a picture.
+    """
+    model, width = drawing.model, drawing.dense_bytes
+    standing = standing_bytes(drawing)
+    around = model.vae_parameters * width + drawing.image_tokens * LATENT_CHANNELS * 4
+    first = prepared_bytes(drawing, model.conditional, True)
+    guided = drawing.image_tokens * LATENT_CHANNELS * width  # the other's velocity is there already
+    return {
+        "prepare": around
+        + max(
+            prepare_bytes(drawing, model.conditional, guest, True),
+            first + prepare_bytes(drawing, model.unconditional, other, False),
+        ),
+        "step": standing
+        + max(
+            step_bytes(drawing, model.conditional, True),
+            step_bytes(drawing, model.unconditional, False) + guided,
+        ),
+        "preview": standing + preview_bytes(model, drawing.size, width),
+    }
 
 
 def encoder_weights(model: Model, dense_bytes: int) -> int:
@@ -101,54 +195,53 @@ def encoder_weights(model: Model, dense_bytes: int) -> int:
     return round(model.text_encoder_parameters * each)
 
 
+def share(kept: int, busy: int, standing: int = 0) -> Share:
+    """Where memory goes when `kept` bytes of weights lie on a device and a phase needs `busy` more.
+
+    Args:
+        standing: that part of `busy` which is not at work.
+    """
+    allocated = kept + busy + LIBRARY_BYTES
+    slack = round(allocated * ALLOCATOR_SHARE) - allocated
+    return Share(kept, standing, busy - standing, LIBRARY_BYTES, slack, DEVICE_CONTEXT_BYTES)
+
+
 def device_bytes(kept: int, busy: int) -> int:
     """Device memory in use when `kept` bytes of weights lie there and a phase needs `busy` more."""
-    return round((kept + busy) * ALLOCATOR_SHARE) + DEVICE_CONTEXT_BYTES
+    return share(kept, busy).total
 
 
 def room_for_weights(free: int, busy: int) -> int:
     """The inverse of `device_bytes`: weight bytes that fit beside a phase; negative where not even that fits."""
-    return int((free - DEVICE_CONTEXT_BYTES) / ALLOCATOR_SHARE) - busy
+    return int((free - DEVICE_CONTEXT_BYTES) / ALLOCATOR_SHARE) - LIBRARY_BYTES - busy
 
 
 def _count(linear: Linear) -> int:
     return linear.rows * linear.columns
 
 
-def _outside_and_block(branch: Branch, recipe: Recipe, dense_bytes: int) -> tuple[int, int]:
+def _held(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int]:
+    """What a branch holds for every step, and what once; Q4_K that is rounded to INT8 has a scale a row besides."""
+    every_step, once = held_bytes(branch, drawing.recipe, drawing.dense_bytes, sees_text)
+    scaled = [linear for linear in branch.linears() if drawing.kind(linear.name) == "scratch8"]
+    rows = sum(linear.rows for linear in scaled if not linear.once)
+    return every_step + 4 * rows, once + 4 * (sum(linear.rows for linear in scaled) - rows)
+
+
+def _outside_and_block(drawing: Drawing, branch: Branch) -> tuple[int, int]:
     """Bytes outside the blocks, and of one block: the difference that one layer more makes."""
     one_more = Branch(**{**vars(branch), "num_layers": branch.num_layers + 1})
-    total, _ = held_bytes(branch, recipe, dense_bytes, False)
-    block = held_bytes(one_more, recipe, dense_bytes, False)[0] - total
+    total, _ = _held(drawing, branch, False)
+    block = _held(drawing, one_more, False)[0] - total
     return total - branch.num_layers * block, block
 
 
-def _feature_bytes(branch: Branch, dense_bytes: int) -> int:
-    """Text features before their projection: once as computed and once in float32 for the norm."""
-    return TEXT_TOKENS * branch.llm_features_dim * (dense_bytes + 4)
-
-
-def _workspace_bytes(branch: Branch, recipe: Recipe, pixels: int, dense_bytes: int, fused_attention: bool) -> int:
-    """One block's activations, and scratch for a matrix decoded at its use.
-
-    A token holds four vectors of the hidden size (residual, normed input, output, rotary copy) and five of the
-    feed-forward size (both arms, their product, and the INT32 sums where these are not fused away).
-    """
-    tokens = TEXT_TOKENS + pixels // PIXELS_PER_TOKEN**2
-    activations = tokens * (4 * branch.hidden_size + 5 * branch.intermediate_size) * dense_bytes
-    if not fused_attention:
-        activations += 2 * branch.num_attention_heads * tokens**2 * dense_bytes
-    return activations + _scratch_bytes(branch, recipe, dense_bytes, once=False)
-
-
-def _scratch_bytes(branch: Branch, recipe: Recipe, dense_bytes: int, once: bool) -> int:
-    """The largest matrix that is decoded at its use, of those that run once a picture or of the blocks' merged ones."""
-    if recipe.quantizes_activations:
-        return 0
-    merged = {"attention.to_q": 3, "feed_forward.w1": 2}  # q, k and v are one matrix, w1 and w3 are one
-    packed = (linear for linear in branch.linears() if recipe.packs(linear.name) and linear.once == once)
-    times = ((linear, merged.get(".".join(linear.name.split(".")[2:]), 1)) for linear in packed)
-    return max((count * _count(linear) for linear, count in times), default=0) * dense_bytes
+def _encoder(model: Model, dense_bytes: int) -> tuple[int, int, int]:
+    """The text encoder, its embedding table, and one of its layers."""
+    whole, layers = encoder_weights(model, dense_bytes), PUBLISHED.num_hidden_layers
+    shares = [_count(linear) for linear in PUBLISHED.linears() if linear.name == TABLE]
+    table = round(whole * sum(shares) / PUBLISHED.parameters()) if model.source_bytes else 0
+    return whole, table, (whole - table) // layers
 
 
 def gb(size: float) -> str:

@@ -59,7 +59,7 @@ class Hardware:
         kind: cuda, rocm, mps, xpu or cpu.
         compute_capability: NVIDIA's (8, 6), or the first two numbers of an AMD gfx name.
         device_free_bytes: free now, what this process already holds included: it can be given back.
-        devices_free_bytes: free memory of every device, where there are several.
+        devices_free_bytes: free memory of every device, where there are several; device_names: what each one is.
         torch_supports_device: whether the installed torch has kernels for the first device.
         device_users: other programs that hold device memory.
         cpu_allowed: processors' worth of time that a container may use; None without a limit.
@@ -74,6 +74,7 @@ class Hardware:
     device_memory_bytes: int | None = None
     device_free_bytes: int | None = None
     devices_free_bytes: tuple[int, ...] = ()
+    device_names: tuple[str, ...] = ()
     host_memory_bytes: int | None = None
     host_free_bytes: int | None = None
     disk_free_bytes: int | None = None
@@ -180,7 +181,7 @@ def detect(disk: Path) -> Hardware:
     """
     device = _device()
     cpu_name, cpu_features = _processor()
-    total, free = _host_memory()
+    total, free = host_memory()
     if device["kind"] == "mps":  # one memory for both: no more is free for the GPU than for anyone
         device["device_free_bytes"] = min(device["device_free_bytes"], free)
     if device["kind"] == "cpu":
@@ -231,6 +232,7 @@ def _cuda_like(torch: Any) -> dict[str, Any]:
         "device_memory_bytes": torch.cuda.mem_get_info(0)[1],
         "device_free_bytes": free[0],
         "devices_free_bytes": tuple(free),
+        "device_names": tuple(torch.cuda.get_device_name(index) for index in range(count)),
         "torch": torch.__version__,
     }
 
@@ -325,7 +327,7 @@ def _processor() -> tuple[str, tuple[str, ...]]:
     return name or platform.processor() or platform.machine(), parse_cpu_features(flags)
 
 
-def _host_memory() -> tuple[int, int]:
+def host_memory() -> tuple[int, int]:
     """Memory of the machine and what is free of it; inside a container no more than the container may use."""
     import psutil
 

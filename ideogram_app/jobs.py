@@ -15,7 +15,9 @@ from ideogram_app.checkpoints.access import Access
 from ideogram_app.flow import Event, Request, Result
 from ideogram_app.hardware import Hardware
 from ideogram_app.history import Entry
-from ideogram_app.planner import Plan
+from ideogram_app.ladder import within
+from ideogram_app.planner import Plan, plan
+from ideogram_app.remembered import Remembered
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Machine:
-    """The hardware and what is planned for each model at its default size."""
+    """The hardware, what is planned for each model at its default size, and what the machine has shown of itself."""
 
     hardware: Hardware
     plans: Mapping[str, Plan]
+    known: Remembered | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class State:
         sources: model -> what of its published weights is on disk.
         access: model -> whether they may be fetched, as last asked; `checking` are being asked about now.
         job: runs, or ran last; `comparison` is the last such job that compares.
+        loaded: what is kept in memory for the next picture, in words; "" where nothing is.
+        unloads_at: when that is let go unless it is used before, in seconds since 1970; None where never.
     """
 
     version: int = 0
@@ -79,9 +84,40 @@ class State:
     comparison: Job | None = None
     waiting: tuple[Job, ...] = ()
     history: tuple[Entry, ...] = ()
+    loaded: str = ""
+    unloads_at: float | None = None
 
     def preparing(self, model: str, recipe: str | None = None) -> Job | None:
         """The job that prepares this recipe, or any of the model where None, now or soon, if one does."""
         running = [self.job] if self.job and not self.job.is_over else []
         jobs = (job for job in (*running, *self.waiting) if job.kind == "prepare" and job.model == model)
         return next((job for job in jobs if recipe is None or recipe in job.recipes), None)
+
+    def planned(
+        self,
+        hardware: Hardware,
+        model: str,
+        request: Request | None = None,
+        reserve_bytes: int = 0,
+        known: Remembered | None = None,
+    ) -> Plan:
+        """The plan for a request, or at the model's default size, knowing what need not be fetched or made again."""
+        ready, stored = self.at_hand(model)
+        return plan(
+            within(hardware, request.host_limit_bytes if request else None),
+            model,
+            width=request.width if request else None,
+            height=request.height if request else None,
+            stored_bytes=stored,
+            ready=ready,
+            limit_bytes=request.device_limit_bytes if request else None,
+            reserve_bytes=reserve_bytes,
+            known=known,
+        )
+
+    def at_hand(self, model: str) -> tuple[tuple[str, ...], int]:
+        """Recipes of a model that are ready, and bytes on disk of them and of the download."""
+        rows, source = self.statuses.get(model, {}), self.sources.get(model)
+        stored = sum(row.bytes for row in rows.values() if row.usable or row.state == "partial")
+        stored += source.bytes + source.companions_bytes + source.companions_begun if source else 0
+        return tuple(name for name, row in rows.items() if row.usable), stored

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 import psutil
@@ -96,11 +97,40 @@ class HostPeak:
             self.highest = max(self.highest, self._process.memory_info().rss)
 
 
-class Meter:
-    """Collects one run: seconds by phase and peaks over the whole of it."""
+@dataclass(frozen=True)
+class Peaks:
+    """Highest memory of a run, in bytes; that of the fullest device where there are several.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    Attributes:
+        device, reserved: used by tensors, and held by torch's allocator; None where the device does not count.
+        host: of the process, above its start.
+    """
+
+    device: int | None = None
+    reserved: int | None = None
+    host: int = 0
+
+    def with_those_of(self, other: Peaks) -> Peaks:
+        """The higher ones, of two runs after one another."""
+        return Peaks(
+            _higher(self.device, other.device), _higher(self.reserved, other.reserved), max(self.host, other.host)
+        )
+
+    @property
+    def memory(self) -> int:
+        """Of the device where it has its own memory, else of the process."""
+        return self.device if self.device is not None else self.host
+
+
+class Meter:
+    """Collects one run: seconds by phase and peaks over the whole of it.
+
+    Args:
+        held: host memory that belongs to the run and was taken before it began, in bytes; it counts in host peaks.
+    """
+
+    def __init__(self, device: torch.device, held: int = 0) -> None:
+        self.device, self._held = device, held
         self.seconds: dict[str, float] = {}
         self._host = HostPeak()
         self._device_peaks: tuple[int, int] | None = None
@@ -109,7 +139,8 @@ class Meter:
     def __enter__(self) -> Meter:
         if self.device.type == "cuda":
             self._device_start = torch.cuda.memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
         self._host.__enter__()
         return self
 
@@ -118,8 +149,9 @@ class Meter:
     ) -> None:
         self._host.__exit__(kind, error, trace)
         if self.device.type == "cuda":
-            allocated = torch.cuda.max_memory_allocated(self.device)
-            self._device_peaks = allocated, torch.cuda.max_memory_reserved(self.device)
+            devices = range(torch.cuda.device_count())
+            allocated = max(map(torch.cuda.max_memory_allocated, devices))
+            self._device_peaks = allocated, max(map(torch.cuda.max_memory_reserved, devices))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -134,7 +166,7 @@ class Meter:
 
     @property
     def peak_host_bytes(self) -> int:
-        return self._host.above_start
+        return self._host.above_start + self._held
 
     @property
     def peak_device_bytes(self) -> int | None:
@@ -144,6 +176,11 @@ class Meter:
     @property
     def peak_device_reserved_bytes(self) -> int | None:
         return self._device_peaks[1] if self._device_peaks else None
+
+    @property
+    def peaks(self) -> Peaks:
+        """All of them, once the context has ended."""
+        return Peaks(self.peak_device_bytes, self.peak_device_reserved_bytes, self.peak_host_bytes)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -156,3 +193,8 @@ class Meter:
         if self.peak_device_bytes is not None:
             return self.peak_device_bytes - self._device_start
         return self.peak_host_bytes
+
+
+def _higher(one: int | None, other: int | None) -> int | None:
+    known = [value for value in (one, other) if value is not None]
+    return max(known, default=None)

@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
 from ideogram_app.flow import Event, Request, Result, Seconds
-from ideogram_app.measure import Meter
+from ideogram_app.measure import Meter, Peaks
 from ideogram_app.model.loader import Loaded
 from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.velocity import Velocity
@@ -48,9 +48,11 @@ class Shared:
     """What every recipe of one request starts from, and what it ends in.
 
     Attributes:
-        features: (1, n, taps x hidden); noise: (1, tokens, 128).
+        features: (1, n, taps x hidden), on the host; noise: (1, tokens, 128), on the device that draws.
         seconds: that encoding took; next to nothing where the features were kept.
         vae: a decoder of latents; shift: of the noise levels, the scheduler's.
+        given_up: what was done with less for want of memory while encoding.
+        peaks: of memory, while encoding.
     """
 
     features: Tensor
@@ -58,6 +60,24 @@ class Shared:
     seconds: float
     vae: Any
     shift: float
+    given_up: tuple[str, ...] = ()
+    peaks: Peaks = field(default_factory=Peaks)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Under which a picture is drawn; they stand in its result, whose fields of these names they are.
+
+    Attributes:
+        warm_bytes: host memory of transformers that were loaded before; None where they are loaded for this picture.
+    """
+
+    predicted_device_bytes: int | None = None
+    predicted_host_bytes: int | None = None
+    residency: str = ""
+    planned_residency: str = ""
+    given_up: tuple[str, ...] = ()
+    warm_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,18 +101,18 @@ def share(
     """Encode the caption and draw the noise.
 
     Args:
-        encoded: makes the caption's features (1, n, taps x hidden), on any device.
+        encoded: makes the caption's features (1, n, taps x hidden), which stay on the host: 436 MB of the longest
+            caption, of which a device sees what it needs when it prepares.
         vae, shift: see `Shared`.
 
     Raises:
         RequestError: the size is off the grid. CaptionError: the caption is too long.
     """
     check_size(request.width, request.height)
-    meter = Meter(device)
-    with meter.phase("encode"):
-        features = encoded().to(device)
+    with Meter(device) as meter, meter.phase("encode"):
+        features = encoded().cpu()
     noise = make_noise(request.seed, request.width, request.height).to(device)
-    return Shared(features, noise, meter.seconds["encode"], vae, shift)
+    return Shared(features, noise, meter.seconds["encode"], vae, shift, peaks=meter.peaks)
 
 
 def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
@@ -160,12 +180,13 @@ def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str:
 
 
 def draw(
-    request: Request, recipe: str, load: Callable[[], Loaded], shared: Shared, output: Path
+    request: Request, recipe: str, load: Callable[[], Loaded], shared: Shared, output: Path, terms: Terms = Terms()
 ) -> Iterator[Event]:
     """Draw one picture with one recipe and save it as a PNG in `output`.
 
     Args:
-        load: loads and places both transformers; called once, inside the measurement.
+        load: gives both transformers in their places; called once, inside the measurement.
+        terms: what the result says of how it came about.
 
     Yields:
         Events of the phases load, denoise and decode; the last is `result`.
@@ -174,7 +195,7 @@ def draw(
     guidance = guidance_for(preset, find_model(request.model), request.guidance)
     rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN
     yield Event("load", recipe)
-    with Meter(shared.noise.device) as meter:
+    with Meter(shared.noise.device, terms.warm_bytes or 0) as meter:
         with meter.phase("load"):
             loaded = load()
         sigmas = schedule(preset, request.width, request.height, shared.shift)
@@ -198,7 +219,8 @@ def draw(
         with meter.phase("decode"):
             image = decode(shared.vae, latents, rows, columns)
     encode_seconds = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text
-    result = _result(request, recipe, loaded, guidance, meter, step_seconds, encode_seconds)
+    peaks = meter.peaks.with_those_of(shared.peaks)
+    result = _result(request, recipe, loaded, guidance, meter, peaks, step_seconds, encode_seconds, terms)
     yield Event("result", recipe, result=save(image, result, output))
 
 
@@ -228,8 +250,10 @@ def _result(
     loaded: Loaded,
     guidance: tuple[float, ...],
     meter: Meter,
+    peaks: Peaks,
     step_seconds: list[float],
     encode_seconds: float,
+    terms: Terms,
 ) -> Result:
     load, finish, steps = meter.seconds["load"], meter.seconds["decode"], sum(step_seconds)
     return Result(
@@ -244,10 +268,16 @@ def _result(
         caption=request.caption,
         seconds=Seconds(load, encode_seconds, step_seconds[0], steps, finish, load + encode_seconds + steps + finish),
         seconds_per_step=statistics.median(step_seconds[1:] or step_seconds),
-        peak_memory_bytes=meter.peak_memory_bytes,
-        peak_device_bytes=meter.peak_device_bytes,
-        peak_device_reserved_bytes=meter.peak_device_reserved_bytes,
-        peak_host_bytes=meter.peak_host_bytes,
+        peak_memory_bytes=peaks.memory,
+        peak_device_bytes=peaks.device,
+        peak_device_reserved_bytes=peaks.reserved,
+        peak_host_bytes=peaks.host,
+        predicted_device_bytes=terms.predicted_device_bytes,
+        predicted_host_bytes=terms.predicted_host_bytes,
+        residency=terms.residency,
+        planned_residency=terms.planned_residency,
+        given_up=terms.given_up,
+        warm=terms.warm_bytes is not None,
         weight_bytes=loaded.weight_bytes,
         guidance=guidance,
         arithmetic=loaded.arithmetic,

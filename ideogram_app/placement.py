@@ -1,139 +1,102 @@
 """Where the weights of one recipe can live on one machine: on the device, on two of them, in RAM, or on disk.
 
-`place` answers for a single recipe; planner.py compares the answers. Free memory counts, never the total. The three
-homes are tried from the fastest down, each a small function that either answers or passes on.
+`place` answers for a single recipe; preference.py compares the answers. Both seatings are tried, both transformers on
+one device and one on each of two, and for either the three homes from the fastest down, each a small function that
+finds room or says what is missing. The fastest that has room is the answer; the others stay with it as what was passed
+over.
 
 Left out: moving whole transformers to and fro between the branches of a step, which SD.Next measured as painfully
-slow; blocks travel instead, while the block before them computes.
+slow; blocks travel instead, while others compute (travel.py). Blocks of one recipe never come from RAM and disk both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from ideogram_app.architecture import Model
-from ideogram_app.footprint import (
-    DISK_MARGIN,
-    HOST_PROCESS_BYTES,
-    STREAM_BUFFERS,
-    Footprint,
-    device_bytes,
-    footprint,
-    gb,
-    room_for_weights,
-)
-from ideogram_app.hardware import Hardware
-from ideogram_app.rates import (
-    DISK_BYTES_PER_SECOND,
-    LINK_BYTES_PER_SECOND,
-    find_rates,
-    moved_seconds,
-    step_seconds,
-)
+from ideogram_app.footprint import DISK_MARGIN, HOST_PROCESS_BYTES, STREAM_BUFFERS, Footprint, device_bytes, gb
+from ideogram_app.job import Job, Seat
+from ideogram_app.option import Option, Passed, least_busy, resident_seconds, with_slots
+from ideogram_app.rates import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from ideogram_app.recipes import Recipe
-from ideogram_app.verdicts import arithmetic
+from ideogram_app.travel import SLOTS, STREAMING_OVERHEAD
 
-ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
-
-
-@dataclass(frozen=True)
-class Job:
-    """The question: everything the answer is computed from.
-
-    Attributes:
-        dtype: the computing type, from verdicts.compute_type.
-        stored_bytes: what of the download and of the files made from it is on disk already.
-        ready: recipes whose files are complete, so that they need no room on disk.
-    """
-
-    hardware: Hardware
-    model: Model
-    size: tuple[int, int]
-    dtype: str
-    stored_bytes: int = 0
-    ready: frozenset[str] = frozenset()
-
-    @property
-    def device_free(self) -> int:
-        """Free memory of the device, of the fullest where there are several."""
-        known = self.hardware.device_free_bytes
-        if known is None:
-            known = int((self.hardware.device_memory_bytes or 0) * ASSUMED_FREE)
-        return min([known, *self.hardware.devices_free_bytes])
-
-    def host_lacks(self, wanted: int) -> int:
-        """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known."""
-        free = self.hardware.host_free_bytes
-        return 0 if free is None else max(0, wanted + HOST_PROCESS_BYTES - free)
-
-    def measure(self, recipe: Recipe) -> Footprint:
-        """What a recipe takes here."""
-        dense_bytes = 4 if self.dtype == "float32" else 2
-        fused = self.hardware.kind in ("cuda", "rocm", "xpu")
-        return footprint(self.model, recipe, self.size, dense_bytes, fused)
-
-
-@dataclass(frozen=True)
-class Option:
-    """One recipe, placed.
-
-    Attributes:
-        residency: resident, streamed or disk; None where it fits nowhere.
-        streamed: bytes of weights that travel in every step.
-        split: whether each transformer has a device of its own.
-        seconds: of one step, None where the card's rates are not known.
-        reason: the sentence for the page: why here, or why nowhere.
-        lacks: disk, ram or device: what is missing where it fits nowhere.
-    """
-
-    recipe: Recipe
-    size: Footprint
-    residency: str | None = None
-    streamed: int = 0
-    split: bool = False
-    seconds: float | None = None
-    reason: str = ""
-    lacks: str = ""
-
-    @property
-    def fits(self) -> bool:
-        return self.residency is not None
-
-    @property
-    def on_device(self) -> int:
-        """Bytes of weights that one device holds while a step runs."""
-        if self.split:
-            return max(self.size.branches)
-        return self.size.weights - self.streamed + (STREAM_BUFFERS * self.size.block if self.streamed else 0)
+HOMES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
+STALLED_SHARE = 0.02  # of a step: less waiting than this is called none
 
 
 def place(job: Job, recipe: Recipe) -> Option:
     """Find where a recipe can live: disk space first, then the fastest home that has room."""
     option = Option(recipe, job.measure(recipe))
-    lacking = "" if recipe.name in job.ready else _disk_lacking(job, option.size)
+    lacking = 0 if recipe.name in job.ready else _disk_lacks(job, option.size)
     if lacking:
-        return replace(option, reason=lacking, lacks="disk")
+        return replace(option, reason=_disk_reason(job, option.size, lacking), lacks="disk")
     if job.hardware.kind == "cpu":
         return _on_processor(job, option)
-    rates, (products, _) = find_rates(job.hardware.name), arithmetic(job.hardware, recipe)
-    option = replace(option, seconds=step_seconds(rates, job.model, recipe, job.size, products))
-    return _resident(job, option) or _split(job, option) or _from_ram(job, option) or _from_disk(job, option)
+    found: list[Option] = []
+    passed: list[Passed] = []
+    for seats in _seatings(job, option.size):
+        for home in (_resident, _from_ram, _from_disk):
+            answer = home(job, replace(option, seats=seats))
+            if isinstance(answer, Option):
+                found.append(answer)
+                break
+            passed.append(answer)
+    once = tuple({row.reason: row for row in passed}.values())
+    if not found:
+        nearest = min((row for row in passed if row.residency == "disk"), key=lambda row: row.missing)
+        return replace(option, reason=nearest.reason, lacks=nearest.lacks, passed=once)
+    best = min(found, key=_slowness)
+    return replace(best, passed=(*once, *(_slower(best, other) for other in found if other is not best)))
 
 
-def least_busy(size: Footprint) -> int:
-    """Device bytes that a phase needs beside the weights: decoding can shrink to tiles, the encoder to layers."""
-    return max(size.workspace, size.decode_tiled, size.encoder_layer)
+def _seatings(job: Job, size: Footprint) -> tuple[tuple[Seat, ...], ...]:
+    """Those of the job; a GPU that shares the RAM leaves to the process what it needs of it beside the weights."""
+    free = job.hardware.host_free_bytes
+    if job.hardware.kind != "mps" or free is None:
+        return job.seatings()
+    ours = HOST_PROCESS_BYTES + size.once + size.staging + STREAM_BUFFERS * size.block
+    shared = max(0, free - ours)
+    return tuple(tuple(replace(seat, free=min(seat.free, shared)) for seat in seats) for seats in job.seatings())
 
 
-def _disk_lacking(job: Job, size: Footprint) -> str:
-    """Why the disk does not do, or ""."""
+def duration(seconds: float) -> str:
+    """Seconds for people, two digits where they are few."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
+
+
+def _slowness(option: Option) -> tuple[float, int, bool]:
+    """What the fastest has least of; where no time is known, the home decides, and then two devices before one."""
+    return option.seconds or 0.0, HOMES.index(option.residency or "disk"), not option.split
+
+
+def _slower(best: Option, other: Option) -> Passed:
+    """The same recipe on one device instead of two, or the other way round."""
+    where = "One device for each transformer" if other.split else "On one device both transformers"
+    if best.seconds and other.seconds:
+        verb = "would take" if other.split else "would take, one after the other,"
+        reason = f"{where} {verb} {duration(other.seconds)} a step, not {duration(best.seconds)}."
+    elif other.split:
+        reason = f"{where} would let {gb(other.streamed)} travel in every step, not {gb(best.streamed)}."
+    else:
+        reason = f"{where} would compute one after the other; on two a step takes the longer one."
+    return Passed(other.residency, reason)
+
+
+def _disk_lacks(job: Job, size: Footprint) -> int:
+    """Bytes of disk space missing; 0 where it is enough or not known."""
     free = job.hardware.disk_free_bytes
-    wanted = round(max(0, size.disk - job.stored_bytes) * DISK_MARGIN)
-    if free is None or wanted <= free:
-        return ""
+    return 0 if free is None else max(0, _disk_wanted(job, size) - free)
+
+
+def _disk_wanted(job: Job, size: Footprint) -> int:
+    return round(max(0, size.disk - job.stored_bytes) * DISK_MARGIN)
+
+
+def _disk_reason(job: Job, size: Footprint, lacking: int) -> str:
     return (
-        f"The disk lacks {gb(wanted - free)}: the download ({gb(size.download)}) and the files made from it need "
-        f"{gb(wanted)} with a tenth to spare, {gb(free)} are free."
+        f"The disk lacks {gb(lacking)}: the download ({gb(size.download)}) and the files made from it need "
+        f"{gb(_disk_wanted(job, size))} with a tenth to spare, {gb(job.hardware.disk_free_bytes or 0)} are free."
     )
 
 
@@ -145,75 +108,136 @@ def _on_processor(job: Job, option: Option) -> Option:
         return replace(option, reason=reason, lacks="ram")
     held = gb(size.weights + size.once)
     reason = f"{option.recipe.title}: both transformers ({held}) live in RAM and run on the processor."
-    return replace(option, residency="resident", reason=reason)
+    return replace(option, residency="resident", seconds=resident_seconds(job, option), reason=reason)
 
 
-def _resident(job: Job, option: Option) -> Option | None:
-    """Both transformers on the first device."""
-    size, free = option.size, job.device_free
-    if size.weights > room_for_weights(free, least_busy(size)) or job.host_lacks(size.once + size.staging):
-        return None
-    reason = f"{option.recipe.title} keeps both transformers ({gb(size.weights)}) in the {gb(free)} that are free."
-    if job.hardware.device_count > 1:
-        reason += f" One of the {job.hardware.device_count} devices is enough."
-    return replace(option, residency="resident", reason=reason)
-
-
-def _split(job: Job, option: Option) -> Option | None:
-    """One transformer a device. Exact, since the two meet only in their outputs."""
-    size, free = option.size, job.device_free
-    if job.hardware.device_count < 2 or job.host_lacks(size.once + size.staging):
-        return None
-    if max(size.branches) > room_for_weights(free, least_busy(size)):
-        return None
-    reason = (
-        f"{option.recipe.title} puts the conditional transformer ({gb(size.branches[0])}) on the first device and the "
-        f"unconditional one ({gb(size.branches[1])}) on the second; {gb(free)} are free on each."
-    )
-    return replace(option, residency="resident", split=True, reason=reason)
-
-
-def _travelling(job: Job, size: Footprint) -> int | None:
-    """Bytes that must travel in every step, or None where the device holds not even what cannot travel."""
-    room = room_for_weights(job.device_free, least_busy(size)) - STREAM_BUFFERS * size.block
-    if room < size.weights - size.blocks:
-        return None
-    return max(0, size.weights - room)
-
-
-def _part(option: Option, moved: int) -> str:
-    kept, total = gb(option.size.weights - moved), gb(option.size.weights)
-    return f"{option.recipe.title} keeps {kept} of {total} on the device and brings {gb(moved)} in every step"
-
-
-def _from_ram(job: Job, option: Option) -> Option | None:
-    """The blocks that do not fit come from locked RAM. No gain where the GPU shares the RAM."""
-    moved = _travelling(job, option.size)
-    if moved is None or job.hardware.kind == "mps" or job.host_lacks(moved + option.size.once + option.size.staging):
-        return None
-    rates = find_rates(job.hardware.name)
-    seconds = moved_seconds(option.seconds, moved, rates.link if rates else LINK_BYTES_PER_SECOND)
-    reason = f"{_part(option, moved)} from RAM, block by block: {gb(job.device_free)} of device memory are free."
-    return replace(option, residency="streamed", streamed=moved, seconds=seconds, reason=reason)
-
-
-def _from_disk(job: Job, option: Option) -> Option:
-    """The blocks that do not fit are read from disk in every step; the last resort, and the place of the refusals."""
+def _resident(job: Job, option: Option) -> Option | Passed:
+    """Everything stays. On two devices that is exact too, since the transformers meet only in their outputs."""
     size, title = option.size, option.recipe.title
-    moved = _travelling(job, size)
-    needed = device_bytes(size.weights - size.blocks + STREAM_BUFFERS * size.block, least_busy(size))
-    if moved is None:
-        free = gb(job.device_free)
-        reason = f"{title} needs {gb(needed)} of device memory even when it is streamed; {free} are free."
-        return replace(option, reason=reason, lacks="device")
-    shared = needed if job.hardware.kind == "mps" else 0
-    short = job.host_lacks(size.once + size.staging + STREAM_BUFFERS * size.block + shared)
+    for seat in option.seats:
+        needed = device_bytes(option.held(seat), least_busy(job, size, seat))
+        if needed > seat.free:
+            what = "both transformers" if len(seat.branches) > 1 else f"the {_name(seat.branches[0])} transformer"
+            reason = f"{title} needs {gb(needed)} of device memory for {what} to stay; {gb(seat.free)} are free."
+            return Passed("resident", reason, "device", needed - seat.free)
+    short = job.host_lacks(size.once + size.staging)
     if short:
-        reason = f"{title} lacks {gb(short)} of free RAM to load even one matrix at a time."
-        return replace(option, reason=reason, lacks="ram")
-    missing = job.host_lacks(moved + size.once + size.staging)
+        return Passed("resident", _no_ram(option, short), "ram", short)
+    seconds = resident_seconds(job, option)
+    if option.split:
+        reason = f"{title}: {_pair_reason(job, option, seconds)}"
+    else:
+        free = gb(option.seats[0].free)
+        reason = f"{title} keeps both transformers ({gb(size.weights)}) in the {free} that are free."
+    return replace(option, residency="resident", seconds=seconds, reason=reason)
+
+
+def _from_ram(job: Job, option: Option) -> Option | Passed:
+    """The blocks that do not fit come from locked RAM. No gain where the GPU shares the RAM."""
+    size, title = option.size, option.recipe.title
+    if job.hardware.kind == "mps":
+        reason = f"{title} gains nothing from blocks that wait in RAM: the GPU shares it."
+        return Passed("streamed", reason, "device")
+    moved = _moved(job, option, [_link(job, seat) for seat in option.seats])
+    if isinstance(moved, Passed):
+        return moved
+    short = job.host_lacks(size.once + size.staging, moved.streamed)
+    if short:
+        limit = " Windows locks about half of the RAM." if job.windows else ""
+        reason = f"RAM lacks {gb(short)} for the {gb(moved.streamed)} of {title} that would travel from it.{limit}"
+        return Passed("streamed", reason, "ram", short)
+    return replace(moved, residency="streamed", reason=_road(job, moved, "locked RAM"))
+
+
+def _from_disk(job: Job, option: Option) -> Option | Passed:
+    """The blocks that do not fit are read from disk in every step, through two locked buffers; the last resort."""
+    size = option.size
+    rates = job.rates()
+    disk = (rates.disk if rates else None) or DISK_BYTES_PER_SECOND
+    moved = _moved(job, option, [min(disk / len(option.seats), _link(job, seat)) for seat in option.seats])
+    if isinstance(moved, Passed):
+        return replace(moved, residency="disk")
+    short = job.host_lacks(size.once + size.staging, STREAM_BUFFERS * size.block)
+    if short:
+        return Passed("disk", _no_ram(option, short), "ram", short)
+    missing = job.host_lacks(size.once + size.staging, moved.streamed)
     why = "the GPU shares the RAM" if job.hardware.kind == "mps" else f"RAM lacks {gb(missing)} to hold them"
-    seconds = moved_seconds(option.seconds, moved, DISK_BYTES_PER_SECOND)
-    return replace(
-        option, residency="disk", streamed=moved, seconds=seconds, reason=f"{_part(option, moved)} from disk: {why}."
+    reason = f"{_road(job, moved, 'disk')} They are read there because {why}."
+    if rates is None or rates.disk is None:
+        reason += f" The disk is taken to read {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s."
+    return replace(moved, residency="disk", reason=reason)
+
+
+def _moved(job: Job, option: Option, bytes_per_second: Sequence[float]) -> Option | Passed:
+    """As few travelling blocks as the devices allow, with as many places as make a step the fastest.
+
+    Args:
+        bytes_per_second: of the way to each seat.
+    """
+    found = [with_slots(job, option, bytes_per_second, slots) for slots in SLOTS]
+    fitting = [moved for moved in found if moved is not None]
+    if fitting:
+        return min(fitting, key=lambda moved: (moved.seconds or 0.0, moved.slots))
+    size = option.size
+    for seat in option.seats:
+        blocks = sum(job.model.branches[branch].num_layers for branch in seat.branches)
+        fixed = sum(size.branches[branch] for branch in seat.branches) - (blocks - SLOTS[0]) * size.block
+        needed = device_bytes(fixed, least_busy(job, size, seat))
+        if needed > seat.free:
+            break
+    reason = (
+        f"{option.recipe.title} needs {gb(needed)} of device memory even when all of its blocks travel; "
+        f"{gb(seat.free)} are free."
+    )
+    return Passed("streamed", reason, "device", max(1, needed - seat.free))
+
+
+def _link(job: Job, seat: Seat) -> float:
+    rates = job.rates(seat.device)
+    return rates.link if rates else LINK_BYTES_PER_SECOND
+
+
+def _no_ram(option: Option, short: int) -> str:
+    return f"{option.recipe.title} lacks {gb(short)} of free RAM to load even one matrix at a time."
+
+
+def _name(branch: int) -> str:
+    return ("conditional", "unconditional")[branch]
+
+
+def _pair_reason(job: Job, option: Option, seconds: float | None) -> str:
+    """Why two devices, and what each has."""
+    sizes = option.size.branches
+    first, second = option.seats
+    reason = (
+        f"the conditional transformer ({gb(sizes[0])}) has device {first.device} ({gb(first.free)} free), the "
+        f"unconditional one ({gb(sizes[1])}) device {second.device} ({gb(second.free)} free), and a step takes the "
+        f"longer of the two"
+    )
+    alone = resident_seconds(job, replace(option, seats=(replace(first, branches=(0, 1)),)))
+    if seconds is None or alone is None:
+        return f"{reason}."
+    return f"{reason}, {duration(seconds)}, and not their sum, {duration(alone)}."
+
+
+def _road(job: Job, moved: Option, source: str) -> str:
+    """What stays, what travels, and whether copying hides behind computing."""
+    size, count = moved.size, sum(moved.streamed_blocks)
+    blocks = sum(branch.num_layers for branch in job.model.branches)
+    reason = (
+        f"{moved.recipe.title} keeps {gb(size.weights - moved.streamed)} of {gb(size.weights)} on the device and "
+        f"brings {gb(moved.streamed)} in every step from {source}, {count} of {blocks} blocks through {moved.slots} "
+        "places"
+    )
+    if moved.split:
+        reason += f" a device ({moved.streamed_blocks[0]} of the conditional transformer)"
+    computing = resident_seconds(job, moved)
+    if moved.seconds is None or computing is None:
+        return f"{reason}: at least {duration(moved.copying)} a step."
+    waits = moved.seconds - computing * (1 + (STREAMING_OVERHEAD - 1) * count / blocks)
+    if waits < STALLED_SHARE * moved.seconds:
+        return f"{reason}: {duration(moved.copying)} of copying, hidden behind {duration(computing)} of computing."
+    return (
+        f"{reason}: {duration(moved.copying)} of copying, of which {duration(waits)} do not hide behind "
+        f"{duration(computing)} of computing."
     )

@@ -27,7 +27,7 @@ class Velocity:
     """Call it with latents and the number of a step.
 
     Args:
-        features: (1, n, taps x encoder).
+        features: (1, n, taps x encoder), on any device.
         times: (steps,), 0 is noise and 1 is data.
         savings: names of rows of `SAVINGS`.
     """
@@ -43,7 +43,7 @@ class Velocity:
     ) -> None:
         self._steps, self._savings = len(times), savings
         self._branches = [
-            _Branch(backbone, prepare(backbone, features[0].to(device), times, rows, columns), device)
+            _Branch(backbone, prepare(backbone, features[0], times, rows, columns, device), device)
             for backbone, device in zip(loaded.modules, loaded.devices, strict=True)
         ]
         manners = {unconditional(savings, step, self._steps) for step in range(self._steps)}

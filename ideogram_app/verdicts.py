@@ -61,10 +61,14 @@ def arithmetic(hardware: Hardware, recipe: Recipe) -> tuple[str, str]:
     return recipe.arithmetic, f"Q4_K is decoded to the computing type at every use: {why}"
 
 
+def products(hardware: Hardware) -> str:
+    """Whose INT8 product runs: triton's, or PyTorch's `int_mm` (kernels/choice.py decides by the same rule)."""
+    return "int_mm" if hardware.kind == "cuda" and hardware.compute_capability == (7, 5) else "triton"
+
+
 def product_note(hardware: Hardware, recipe: Recipe) -> str:
-    """Which INT8 product runs where it is not Triton's (kernels/choice.py decides by the same rule); "" elsewhere."""
-    int8 = arithmetic(hardware, recipe)[0].endswith("a8")
-    if not int8 or hardware.kind != "cuda" or hardware.compute_capability != (7, 5):
+    """A word on the INT8 product where it is not Triton's; "" elsewhere."""
+    if not arithmetic(hardware, recipe)[0].endswith("a8") or products(hardware) == "triton":
         return ""
     return "INT8 products are PyTorch's own: Triton compiles none for Turing. All that stands between them is fused."
 

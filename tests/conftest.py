@@ -22,6 +22,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
+def prepared_miniature(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A store that holds the shipped miniature in every recipe, made once. Not to be changed: others read it too."""
+    from ideogram_app.checkpoints.store import Store
+    from ideogram_app.quantization.writer import prepare
+    from ideogram_app.recipes import RECIPES
+
+    store = Store(tmp_path_factory.mktemp("prepared"))
+    for recipe in RECIPES:
+        list(prepare(store, "miniature", recipe))
+    return store
+
+
+@pytest.fixture(scope="session")
 def stock() -> Any:
     """Stock diffusers' `Ideogram4Pipeline` on the miniature, float32, without progress bars."""
     import torch

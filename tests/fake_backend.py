@@ -10,7 +10,7 @@ import base64
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -21,12 +21,14 @@ from ideogram_app.checkpoints.access import Access
 from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.checkpoints.store import Status
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError
-from ideogram_app.flow import REFERENCE, Event, Request, Result, Seconds
+from ideogram_app.flow import REFERENCE, Event, Request, Result, Rung, Seconds
 from ideogram_app.hardware import Hardware
+from ideogram_app.memory import MemoryNow
 from ideogram_app.planner import Plan
 from ideogram_app.presets import find_preset
 from ideogram_app.recipes import RECIPES
 from ideogram_app.sheet import write_sheet
+from ideogram_app.shortage import Shortage
 
 MACHINE = Hardware(
     kind="cpu",
@@ -38,6 +40,9 @@ MACHINE = Hardware(
     cpu_cores=8,
     torch="2.13.0",
 )
+MEMORY = MemoryNow(None, None, None, 32_000_000_000, 24_000_000_000, 2_000_000_000)
+SHORTAGE = Shortage("device", 2_300_000_000, "denoise", 1_100_000_000)
+LIMIT = 9_000_000_000  # of device memory: what a hungry recipe can be drawn with
 MEASURED = {"reference": 44.5e6, "fp8": 13.2e6, "int8-w8a8": 12.9e6, "gguf-q8_0": 15.1e6, "gguf-q4_k": 9.8e6}
 WEIGHTS = {name: MEASURED.get(name, 14.0e6) for name in RECIPES}
 BYTES = 12_000_000  # of every preparation
@@ -49,6 +54,9 @@ READY = Access("ready", "ideogram-ai/ideogram-4-fp8 can be fetched: 27.5 GB.", "
 class Fake:
     """Knobs and notes. `broken` recipes fail while drawing, `unpreparable` ones before; `bug` is raised in a step.
 
+    `hungry` recipes run out of device memory unless they are given a limit or may adapt. `memory` is in use now, and
+    what is `loaded` stays so until it is unloaded.
+
     Of the published weights `fetched_bytes` are on disk; `line_breaks_at` drops the line once, at that share of them.
     """
 
@@ -57,6 +65,9 @@ class Fake:
     prepared: set[tuple[str, str]] = field(default_factory=lambda: {("miniature", REFERENCE)})
     broken: set[str] = field(default_factory=set)
     unpreparable: set[str] = field(default_factory=set)
+    hungry: set[str] = field(default_factory=set)
+    memory: MemoryNow = MEMORY
+    loaded: str = ""
     bug: Exception | None = None
     allowed: Access = READY
     machine: Hardware = MACHINE
@@ -75,6 +86,9 @@ class Fake:
             lambda model: self.allowed,
             self.source_state,
             self.delete_source,
+            memory=lambda hardware: self.memory,
+            loaded=lambda: self.loaded,
+            unload=self.unload,
         )
 
     def detect(self) -> Hardware:
@@ -125,6 +139,9 @@ class Fake:
         freed, self.fetched_bytes = self.fetched_bytes, 0
         return freed
 
+    def unload(self) -> None:
+        self.loaded = ""
+
     def compare(self, request: Request, hardware: Hardware, plan: Plan, output: Path) -> Iterator[Event]:
         try:
             yield Event("encode")
@@ -141,6 +158,10 @@ class Fake:
             problem: AppError = DeviceError("The device ran out of memory", do="Try gguf-q4_k")
             yield Event("result", recipe, result=result_of(request, recipe, None, str(problem)))
             return
+        if recipe in self.hungry and request.device_limit_bytes is None and not request.adapt:
+            ran_out = result_of(request, recipe, None, SHORTAGE.sentence())
+            yield Event("result", recipe, result=replace(ran_out, offers=offers_for(request, recipe)))
+            return
         picture = paint(request, recipe)
         for step in range(1, steps + 1):
             if self.bug:
@@ -153,7 +174,11 @@ class Fake:
         yield Event("decode", recipe)
         path = output / f"{recipe}.png"
         picture.save(path)
-        yield Event("result", recipe, result=result_of(request, recipe, path))
+        result = result_of(request, recipe, path)
+        if recipe in self.hungry and request.adapt:
+            given_up = (SHORTAGE.account("stream 5.3 GB from RAM"), SHORTAGE.account("GGUF Q4_K"))
+            result = replace(result, engaged="gguf-q4_k", residency="streamed", given_up=given_up)
+        yield Event("result", recipe, result=result)
 
 
 def held(model: str, recipe: str) -> int:
@@ -175,6 +200,23 @@ def paint(request: Request, recipe: str) -> Image.Image:
         red, green, blue = picture.getpixel(place)
         picture.putpixel(place, (min(255, red + 9), green, blue))
     return picture
+
+
+def offers_for(request: Request, recipe: str) -> tuple[Rung, ...]:
+    """One rung of each kind: the same picture, the smallest recipe, a smaller picture."""
+    whole = {"width": request.width, "height": request.height, "device_limit_bytes": LIMIT}
+    half = {"width": request.width // 2, "height": request.height // 2, "device_limit_bytes": LIMIT}
+    return (
+        Rung(
+            "Stream 5.3 GB from RAM",
+            "The picture stays the same; a step takes longer.",
+            recipe,
+            **whole,
+            same_picture=True,
+        ),
+        Rung("GGUF Q4_K, resident", "GGUF Q4_K takes 11.1 GB of weights.", "gguf-q4_k", **whole),
+        Rung(f"{half['width']} × {half['height']}", "The same shape with 25% of the pixels.", recipe, **half),
+    )
 
 
 def as_text(picture: Image.Image) -> str:
@@ -201,6 +243,9 @@ def result_of(request: Request, recipe: str, path: Path | None, error: str | Non
         seconds_per_step=step,
         peak_memory_bytes=int(WEIGHTS[recipe] * 2.1),
         peak_host_bytes=int(WEIGHTS[recipe] * 2.1),
+        predicted_host_bytes=int(WEIGHTS[recipe] * 2.2),
+        residency="resident",
+        planned_residency="resident",
         weight_bytes=int(WEIGHTS[recipe]),
         psnr=None if recipe == REFERENCE or error else 52.0 / factor,
         ssim=None if recipe == REFERENCE or error else 1 - 0.004 * factor,

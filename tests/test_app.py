@@ -81,12 +81,15 @@ def test_every_flag_has_a_twin_in_the_environment(monkeypatch: pytest.MonkeyPatc
         "MODEL": "ideogram-4",
         "OFFLINE": "1",
         "SOURCE": "copy",
+        "RESERVE_VRAM": "1.5",
+        "UNLOAD_AFTER": "-1",
     }.items():
         monkeypatch.setenv(f"IDEOGRAM_APP_{name}", value)
     read = flags()
     assert (read.listen, read.port, read.share, read.auth, read.no_browser) == (True, "7999", False, "a:b", True)
     assert (str(read.data_dir), str(read.output_dir), read.model) == ("weights", "drawn", "ideogram-4")
     assert (read.offline, str(read.source)) == (True, "copy")
+    assert (app.reserved(read.reserve_vram), read.unload_after) == (1_500_000_000, -1)
     assert flags("--port", "1", "--model", "miniature").port == "1"
 
 
@@ -96,6 +99,7 @@ def test_by_default_nobody_else_can_reach_the_page(monkeypatch: pytest.MonkeyPat
     read = flags()
     assert not read.listen and not read.share and read.auth == ""
     assert not read.offline and read.source is None
+    assert (app.reserved(read.reserve_vram), read.unload_after) == (0, 300)
     assert (read.data_dir, read.output_dir) == (ROOT / "data", ROOT / "outputs")
     assert app.choose_host(read.listen) == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "somebody/something")
@@ -107,6 +111,12 @@ def test_a_password_needs_both_halves() -> None:
     for wrong in ("a", "a:", ":b"):
         with pytest.raises(RequestError, match="USER:PASSWORD"):
             app.credentials(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["-1", "nan", "inf"])
+def test_a_reserve_is_no_less_than_nothing_and_no_more_than_a_number(wrong: str) -> None:
+    with pytest.raises(RequestError, match="--reserve-vram"):
+        app.reserved(flags("--reserve-vram", wrong).reserve_vram)
 
 
 def test_a_copy_that_was_named_and_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -247,6 +257,15 @@ def test_a_comparison_over_the_api_speaks_the_names_on_the_wire(served: Served) 
     assert [row["recipe"] for row in answer["results"]] == ["gguf-q4_k", "reference"]
     assert answer["request"]["width"] == 128 and Path(answer["results"][0]["image"]).is_file()
     assert {"recipe", "engaged", "seconds", "seconds_per_step", "psnr", "ssim", "error"} <= set(answer["results"][1])
+
+
+def test_memory_limits_over_the_api_reach_the_request(served: Served) -> None:
+    client, _, _, _ = served
+    drawn = client.predict("a red circle", ["reference"], preset="turbo-12", api_name="/compare")["request"]
+    assert (drawn["adapt"], drawn["device_limit_bytes"]) == (False, None)
+    limits = {"adapt": True, "device_limit_gb": 9.5}
+    drawn = client.predict("a red circle", ["reference"], preset="turbo-12", **limits, api_name="/compare")["request"]
+    assert (drawn["adapt"], drawn["device_limit_bytes"]) == (True, 9_500_000_000)
 
 
 def test_preparing_over_the_api_waits_until_it_is_there(served: Served) -> None:

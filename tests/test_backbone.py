@@ -22,7 +22,6 @@ from ideogram_app.model.conditioner import rotary, sinusoids
 from ideogram_app.model.layers import weight_bytes
 from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.stock import lay_out, load_stock
-from ideogram_app.quantization.writer import prepare
 from ideogram_app.recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -140,11 +139,9 @@ def test_a_step_touches_nothing_that_runs_once_a_picture() -> None:
 
 
 @pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(tmp_path_factory.mktemp("data"))
-    for recipe in RECIPES:
-        list(prepare(store, "miniature", recipe))
-    return store
+def miniature(prepared_miniature: Store) -> Store:
+    """The miniature in every recipe."""
+    return prepared_miniature
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

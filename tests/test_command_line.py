@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_a_described_machine_is_planned_for(described: str) -> None:
     done = command("plan", "--hardware", described, "--model", "ideogram-4", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["plan"]["recipe"] == "gguf-q4_k"
+    assert (answer["plan"]["recipe"], answer["plan"]["residency"]) == ("int8-w8a8-rotated", "streamed")
     assert answer["hardware"]["architecture"] == "Ampere"
 
 
@@ -136,6 +137,41 @@ def test_prepare_makes_recipes_ready_and_says_so(tmp_path: Path) -> None:
     done = command("prepare", "gguf-q8_0,fp8", *folders(tmp_path))
     assert done.returncode == 0 and "ready" in done.stdout, done.stderr
     assert {file.parent.name for file in (tmp_path / "data").rglob("manifest.json")} == {"gguf-q8_0", "fp8"}
+
+
+def test_prepare_without_a_recipe_takes_the_plan_s_choice_and_tells_every_stage(tmp_path: Path) -> None:
+    done = command("prepare", "--model", "miniature", *folders(tmp_path))
+    assert done.returncode == 0 and done.stdout == "int8-w8a8-rotated ready for Miniature\n", done.stderr
+    stages = [line.split(":")[0] for line in done.stderr.splitlines() if line[1:3] == "/7"]
+    titles = ["This machine", "Plan", "Licence and token", "Fetch", "Quantize", "Smoke test"]
+    assert stages == [f"{number}/7 {title}" for number, title in enumerate(titles, 1)]
+    assert "to make" in done.stderr and "Passed: 18 parts compute" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "generate --model miniature --recipe int8-w8a8-rotated" in last and str(tmp_path / "data") in last
+
+
+def test_prepare_without_anything_is_the_first_run_of_the_published_model(tmp_path: Path) -> None:
+    done = command("prepare", "--offline", *folders(tmp_path))
+    assert done.returncode == 1 and done.stdout == ""
+    *told, last = done.stderr.splitlines()
+    assert last.startswith("error: ") and any("27.5 GB" in line for line in told)
+    assert not list((tmp_path / "data").rglob("*"))
+
+
+def test_prepare_that_is_interrupted_stops_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "ideogram_app", "prepare", "gguf-q4_k", *folders(tmp_path)]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for told in process.stderr:
+            if told.startswith("gguf-q4_k: prepare"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 1
+    assert "error: Stopped; what is done is kept." in rest.splitlines()[-1]
+    assert list((tmp_path / "data").rglob("*.partial"))
+    again = command("prepare", "gguf-q4_k", *folders(tmp_path))
+    assert again.returncode == 0 and not list((tmp_path / "data").rglob("*.partial")), again.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from ideogram_app.flow import Event, Request, Result
 from ideogram_app.hardware import Hardware, detect
 from ideogram_app.metrics import psnr, ssim
 from ideogram_app.planner import Plan, plan
-from ideogram_app.quantization.writer import prepare
 from ideogram_app.recipes import RECIPES
 from ideogram_app.sheet import SMALLEST_SIDE, draw_sheet, write_sheet
 from ideogram_app.wire import from_json
@@ -28,12 +27,9 @@ REQUEST = Request(
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store(tmp_path_factory.mktemp("data"))
-    for recipe in RECIPES:
-        if made.status("miniature", recipe).state == "missing":
-            list(prepare(made, "miniature", recipe))
-    return made
+def store(prepared_miniature: Store) -> Store:
+    """The miniature in every recipe."""
+    return prepared_miniature
 
 
 @pytest.fixture(scope="module")

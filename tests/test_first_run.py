@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,21 +17,25 @@ from ideogram_app.architecture import MODELS
 from ideogram_app.backend import Backend, real_backend
 from ideogram_app.captions import wrap_plain
 from ideogram_app.checkpoints.store import Store
-from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.errors import AccessError, CheckpointError, RequestError
 from ideogram_app.flow import Event, Request
+from ideogram_app.jobs import Job
 from ideogram_app.metrics import psnr
 from ideogram_app.model.encoder import PackedEmbedding
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.parts import Parts, load_pipeline_parts
 from ideogram_app.model.text import encode
 from ideogram_app.pipeline import draw, share
+from ideogram_app.prepare_command import prepare_by_stages
 from ideogram_app.quantization.companions import prepare_companions
+from ideogram_app.studio import Studio
 from tests.conftest import MINIATURE
 from tests.replica import serving
 from tools.hub import Faults, Hub
 from tools.make_replica import make
 
 NAME, RECIPE = "ideogram-4", "gguf-q8_0"
+PHASES = ["fetch", "prepare", "smoke", "verify"]
 CPU = torch.device("cpu")
 
 
@@ -86,7 +91,7 @@ def test_a_first_run_over_a_bad_line_ends_in_a_picture_that_needs_no_download(hu
         backend.delete_source(NAME)
 
     events = list(backend.prepare(NAME, RECIPE))
-    assert phases(events) == ["fetch", "prepare"]
+    assert phases(events) == PHASES
     assert list(dict.fromkeys(event.recipe for event in events if event.phase == "prepare")) == ["encoder-q8_0", RECIPE]
     assert hub.served["text_encoder/model.safetensors"] > 0
     assert store.status(NAME, RECIPE).usable and store.companions_status(NAME).recipe == "encoder-q8_0"
@@ -104,13 +109,40 @@ def test_a_first_run_over_a_bad_line_ends_in_a_picture_that_needs_no_download(hu
     assert psnr(drawn, truth) > 25
 
 
+def test_the_first_run_on_the_command_line_tells_its_stages_and_refuses_at_a_closed_gate(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = replace(MODELS["miniature"], name=NAME, title="Ideogram 4")  # which any machine can draw with
+    monkeypatch.setitem(MODELS, NAME, small)
+
+    def first_run() -> tuple[Job, str, list[str]]:
+        stream = io.StringIO()
+        try:
+            job, recipe = prepare_by_stages(Studio(real_backend(tmp_path), tmp_path / "out"), NAME, stream=stream)
+        finally:
+            told = [line for line in stream.getvalue().splitlines() if line[1:3] == "/7"]
+        return job, recipe, told
+
+    hub.faults.gate = "licence"
+    with pytest.raises(AccessError, match=r"Log in to Hugging Face first\. .*`hf auth login`"):
+        first_run()
+    assert hub.served.total() == 0
+    hub.faults.gate = "none"
+    job, recipe, told = first_run()
+    assert job.state == "done" and recipe == "int8-w8a8-rotated" and [line[0] for line in told] == list("123456")
+    assert "Passed" in told[-1] and "fetched and checked" in told[3]
+    hub.requests.clear()
+    _, _, told = first_run()
+    assert len(told) == 6 and hub.requests == []  # what is there is not asked for again
+
+
 def test_a_second_recipe_needs_the_download_again_but_not_the_companions(hub: Hub, tmp_path: Path) -> None:
     backend = real_backend(tmp_path)
     list(backend.prepare(NAME, RECIPE))
     made = (tmp_path / "checkpoints" / NAME / "companions" / "manifest.json").stat().st_mtime_ns
     backend.delete_source(NAME)
     events = list(backend.prepare(NAME, "int8-w8a8-rotated"))
-    assert phases(events) == ["fetch", "prepare"] and "encoder-q8_0" not in {event.recipe for event in events}
+    assert phases(events) == PHASES and "encoder-q8_0" not in {event.recipe for event in events}
     assert (tmp_path / "checkpoints" / NAME / "companions" / "manifest.json").stat().st_mtime_ns == made
 
 

@@ -24,6 +24,9 @@ LINES: list[list[str]] = [
         "architecture",
         "flow",
         "rates",
+        "travel",
+        "remembered",
+        "activations",
         "footprint",
         "versions",
         "checks",
@@ -33,8 +36,11 @@ LINES: list[list[str]] = [
         "encoders",
     ],
     ["hardware", "measure", "metrics", "quantization"],
-    ["verdicts"],
-    ["placement"],
+    ["verdicts", "memory", "probe"],
+    ["job"],
+    ["option"],
+    ["placement", "phases", "shortage"],
+    ["preference"],
     ["planner", "checkpoints", "kernels"],
     [
         "model",
@@ -47,17 +53,25 @@ LINES: list[list[str]] = [
         "quantization.tuning",
         "quantization.writer",
         "comparison",
+        "ladder",
     ],
     ["velocity"],
     ["pipeline", "history", "sheet"],
+    ["attempts", "learning"],
+    ["reading"],
     ["compare", "calibrate", "miniature", "interop", "recipe_api", "benchmark"],
     ["backend"],
     ["jobs"],
+    ["outlook"],
+    ["guide"],
+    ["board"],
+    ["work"],
     ["studio"],
     ["ui", "console"],
+    ["prepare_command"],
     ["__main__"],
 ]
-WITHOUT_TORCH = [*LINES[0], "hardware", "verdicts", "placement", "planner"]
+WITHOUT_TORCH = [*LINES[0], "hardware", "verdicts", "job", "option", "placement", "phases", "preference", "planner"]
 
 
 def line_of(module: str) -> int:

@@ -29,7 +29,7 @@ from ideogram_app.model.stock import StockVelocity, load_stock
 from ideogram_app.model.text import encode
 from ideogram_app.pipeline import Velocity, denoise, make_noise, schedule, times
 from ideogram_app.presets import PRESETS
-from ideogram_app.quantization.writer import prepare, quantize
+from ideogram_app.quantization.writer import quantize
 from tests.conftest import MINIATURE, ROOT
 from tools.make_replica import make
 
@@ -48,12 +48,9 @@ MINE = MODELS["miniature"].branches
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The miniature in the recipes that others read, and one that they do not."""
-    store = Store(tmp_path_factory.mktemp("data"))
-    for recipe in (*LARGEST_DIFFERENCE, "fp8"):
-        list(prepare(store, "miniature", recipe))
-    return store
+def store(prepared_miniature: Store) -> Store:
+    """The miniature in every recipe."""
+    return prepared_miniature
 
 
 @pytest.fixture

@@ -36,12 +36,9 @@ LARGEST_ERROR = {"reference": 1e-5, "fp8": 0.12, "gguf-q8_0": 0.02, "gguf-q4_k":
 
 
 @pytest.fixture(scope="module")
-def miniature(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def miniature(prepared_miniature: Store) -> Store:
     """The miniature in every recipe."""
-    store = Store(tmp_path_factory.mktemp("data"))
-    for recipe in RECIPES:
-        list(prepare(store, "miniature", recipe))
-    return store
+    return prepared_miniature
 
 
 @pytest.fixture(scope="module")

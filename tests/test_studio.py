@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ideogram_app.captions import wrap_plain
 from ideogram_app.checkpoints.access import Access
 from ideogram_app.errors import DeviceError, RequestError
-from ideogram_app.flow import Request
+from ideogram_app.flow import Event, Request
 from ideogram_app.hardware import Hardware
 from ideogram_app.history import read_history
 from ideogram_app.jobs import Job, State
@@ -311,3 +312,71 @@ def test_a_fetch_that_is_refused_asks_again_what_stands_in_the_way(studio: Studi
     job = studio.wait(studio.submit_prepare("ideogram-4", ("gguf-q4_k",)), SOON)
     assert job.state == "failed" and job.error == "This computer has no token."
     assert until(studio, lambda state: state.access).access["ideogram-4"].state == "no_token"
+
+
+class Staying:
+    """A backend that keeps what it drew with."""
+
+    def __init__(self, fake: Fake) -> None:
+        self.title, self.unloads = "", 0
+        backend = fake.backend()
+
+        def compare(*given: Any) -> Iterator[Event]:
+            self.title = "INT8 of Miniature"
+            return backend.compare(*given)
+
+        self.backend = replace(backend, compare=compare, loaded=lambda: self.title, unload=self.unload)
+
+    def unload(self) -> None:
+        self.title = ""
+        self.unloads += 1
+
+
+def studio_that_keeps(staying: Staying, folder: Path, after: float) -> Studio:
+    studio = Studio(staying.backend, folder, unload_after=after)
+    studio.start()
+    return studio
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3])
+def test_what_was_not_used_for_a_while_goes(fake: Fake, tmp_path: Path, after: float) -> None:
+    staying = Staying(fake)
+    studio = studio_that_keeps(staying, tmp_path, after)
+    finish(studio)
+    until(studio, lambda state: staying.unloads and not state.loaded)
+    assert studio.state.unloads_at is None
+    studio.close()
+
+
+def test_what_may_stay_forever_goes_when_somebody_asks_for_its_memory(fake: Fake, tmp_path: Path) -> None:
+    staying = Staying(fake)
+    studio = studio_that_keeps(staying, tmp_path, -1)
+    finish(studio)
+    until(studio, lambda state: state.loaded == "INT8 of Miniature")
+    before = staying.unloads  # something was packed first
+    assert studio.state.unloads_at is None
+    studio.unload()
+    until(studio, lambda state: not state.loaded)
+    assert staying.unloads == before + 1
+    studio.close()
+
+
+def test_a_new_picture_puts_the_end_off(fake: Fake, tmp_path: Path) -> None:
+    staying = Staying(fake)
+    studio = studio_that_keeps(staying, tmp_path, 3600)
+    finish(studio)
+    first = until(studio, lambda state: state.unloads_at).unloads_at
+    finish(studio)
+    until(studio, lambda state: (state.unloads_at or 0) > (first or 0))
+    assert studio.state.loaded
+    studio.close()
+
+
+def test_memory_is_given_back_before_something_is_packed(fake: Fake, tmp_path: Path) -> None:
+    staying = Staying(fake)
+    studio = studio_that_keeps(staying, tmp_path, -1)
+    finish(studio)
+    before = staying.unloads
+    studio.wait(studio.submit_prepare("miniature", ("fp8",)), 10)
+    assert staying.unloads == before + 1
+    studio.close()

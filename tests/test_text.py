@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ideogram_app.captions import wrap_plain
 from ideogram_app.checkpoints.sources import local_folder
+from ideogram_app.folders import identity
 from ideogram_app.model.parts import load_pipeline_parts
-from ideogram_app.model.text import CACHE_BYTES, LONGEST_TEXT, FeatureCache, FeatureKey, encode, encoder_identity
+from ideogram_app.model.text import CACHE_BYTES, LONGEST_TEXT, FeatureCache, FeatureKey, encode
 
 KEY = FeatureKey("miniature", "an encoder", torch.float32, "a red circle")
 WIDTH = 52  # 13 taps of 4
@@ -132,19 +133,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_an_encoder_is_another_when_a_file_of_it_changes(folder: Path) -> None:
-    seen = {encoder_identity(folder)}
-    assert encoder_identity(folder) in seen
+    seen = {identity(folder, ("text_encoder", "tokenizer"))}
+    assert identity(folder, ("text_encoder", "tokenizer")) in seen
     (folder / "vae" / "config.json").write_text("{ }", encoding="utf-8")
-    assert encoder_identity(folder) in seen, "the VAE has no part in features"
+    assert identity(folder, ("text_encoder", "tokenizer")) in seen, "the VAE has no part in features"
     (folder / "text_encoder" / "model.safetensors").write_bytes(b"weights")
-    assert encoder_identity(folder) not in seen
-    seen.add(encoder_identity(folder))
+    assert identity(folder, ("text_encoder", "tokenizer")) not in seen
+    seen.add(identity(folder, ("text_encoder", "tokenizer")))
     os.utime(folder / "tokenizer" / "config.json", ns=(1, 1))
-    assert encoder_identity(folder) not in seen
-    seen.add(encoder_identity(folder))
+    assert identity(folder, ("text_encoder", "tokenizer")) not in seen
+    seen.add(identity(folder, ("text_encoder", "tokenizer")))
     (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model-Q4_K.gguf")
-    assert encoder_identity(folder) not in seen
+    assert identity(folder, ("text_encoder", "tokenizer")) not in seen
 
 
 def test_encoders_in_two_folders_are_two(folder: Path) -> None:
-    assert encoder_identity(folder) != encoder_identity(local_folder("miniature"))
+    parts = ("text_encoder", "tokenizer")
+    assert identity(folder, parts) != identity(local_folder("miniature"), parts)

@@ -67,9 +67,15 @@ def test_every_recipe_is_prepared_from_a_local_folder(store, source, recipe) -> 
     events = list(prepare(store, NAME, recipe, source))
     assert store.status(NAME, recipe).state == "ready"
     store.verify(NAME, recipe)
-    assert all(event.phase == "prepare" and event.recipe == recipe and event.message for event in events)
-    done = [event.done for event in events]
-    assert done == sorted(done) and done[-1] == events[-1].total and len({event.total for event in events}) == 1
+    assert all(event.recipe == recipe and event.message for event in events)
+    assert list(dict.fromkeys(event.phase for event in events)) == ["prepare", "smoke", "verify"]
+    in_bytes = [event for event in events if event.phase != "smoke"]
+    done = [event.done for event in in_bytes]
+    assert done == sorted(done) and done[-1] == events[-1].total and len({event.total for event in in_bytes}) == 1
+    tried = [(event.done, event.total) for event in events if event.phase == "smoke"]
+    assert tried == [(number, len(tried) - 1) for number in range(len(tried))]  # before the first, and after each
+    assert len(read_manifest(store.path(NAME, recipe)).smoke) == len(tried) - 1
+    assert store.status(NAME, recipe).smoke == read_manifest(store.path(NAME, recipe)).smoke
     assert events[-2].rate and events[-2].seconds_left is not None
     left = {path.name for path in store.path(NAME, recipe).parent.iterdir()}
     assert left <= {recipe, f"{recipe}.lock"}

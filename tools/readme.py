@@ -19,7 +19,7 @@ from ideogram_app.architecture import MODELS, Model, weight_bytes  # noqa: E402
 from ideogram_app.checkpoints.layouts import find_layout  # noqa: E402
 from ideogram_app.checkpoints.sources import SOURCES  # noqa: E402
 from ideogram_app.hardware import Hardware  # noqa: E402
-from ideogram_app.planner import plan  # noqa: E402
+from ideogram_app.planner import Plan, plan  # noqa: E402
 from ideogram_app.presets import PRESETS  # noqa: E402
 from ideogram_app.recipes import RECIPES, Recipe  # noqa: E402
 from ideogram_app.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes  # noqa: E402
@@ -27,17 +27,23 @@ from ideogram_app.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 GIB = 2**30
-# Cards as they are sold: name, compute capability, device memory in GiB, RAM in GiB.
+# Cards as they are sold: name as the driver has it, compute capability, device memory in GiB, RAM in GiB, how many.
 CARDS = (
-    ("GTX 1660", (7, 5), 6, 16),
-    ("RTX 2060", (7, 5), 6, 16),
-    ("RTX 3060", (8, 6), 12, 32),
-    ("RTX 3090", (8, 6), 24, 64),
-    ("RTX 4060", (8, 9), 8, 32),
-    ("RTX 4060 Ti", (8, 9), 16, 32),
-    ("RTX 4090", (8, 9), 24, 64),
-    ("RTX 5090", (12, 0), 32, 64),
-    ("H100", (9, 0), 80, 256),
+    ("GTX 1660", (7, 5), 6, 16, 1),
+    ("RTX 2060", (7, 5), 6, 16, 1),
+    ("RTX 2060", (7, 5), 6, 32, 1),
+    ("RTX 4060 Laptop GPU", (8, 9), 8, 16, 1),
+    ("RTX 4060", (8, 9), 8, 32, 1),
+    ("RTX 3080", (8, 6), 10, 32, 1),
+    ("RTX 3060", (8, 6), 12, 16, 1),
+    ("RTX 3060", (8, 6), 12, 32, 1),
+    ("RTX 5070", (12, 0), 12, 32, 1),
+    ("RTX 4060 Ti", (8, 9), 16, 16, 1),
+    ("RTX 4060 Ti", (8, 9), 16, 32, 2),
+    ("RTX 3090", (8, 6), 24, 32, 1),
+    ("RTX 4090", (8, 9), 24, 64, 1),
+    ("RTX 5090", (12, 0), 32, 64, 1),
+    ("H100", (9, 0), 80, 256, 1),
 )
 TAKEN_SHARE = 0.04  # of a card's memory is in use by the desktop before anything starts
 
@@ -79,26 +85,50 @@ def preset_table() -> str:
 def card_table() -> str:
     """What the planner decides for cards as they are sold, at 1024 x 1024."""
     rows = []
-    for name, capability, memory, ram in CARDS:
-        decided = plan(described(name, capability, memory, ram), "ideogram-4")
-        recipe = f"`{decided.recipe}`" if decided.recipe else "nothing fits"
-        peak = f"{decided.predicted.peak_device_bytes / 1e9:.1f} GB" if decided.fits else "–"
-        rows.append([name, f"{memory} GB", recipe, decided.residency or "–", decided.compute_dtype, peak])
-    return table(["card", "memory", "plan", "transformers", "computes in", "predicted peak"], rows)
+    for name, capability, memory, ram, count in CARDS:
+        decided = plan(described(name, capability, memory, ram, count), "ideogram-4")
+        predicted = decided.predicted
+        seconds = f"{predicted.seconds_per_step:.1f} s" if predicted.seconds_per_step else "–"
+        rows.append(
+            [
+                f"2 x {name}" if count > 1 else name,
+                f"{memory} GB",
+                f"{ram} GB",
+                f"`{decided.recipe}`" if decided.recipe else "nothing fits",
+                _home(decided),
+                seconds,
+                f"{predicted.peak_device_bytes / 1e9:.1f} GB" if decided.fits else "–",
+                f"{predicted.peak_host_bytes / 1e9:.1f} GB" if decided.fits else "–",
+            ]
+        )
+    header = ["card", "memory", "RAM", "plan", "transformers", "a step", "predicted peak", "of RAM"]
+    return table(header, rows)
 
 
-def described(name: str, capability: tuple[int, int], memory: int, ram: int) -> Hardware:
-    """A machine with one card, mostly idle."""
+def described(name: str, capability: tuple[int, int], memory: int, ram: int, count: int = 1) -> Hardware:
+    """A machine with one kind of card, mostly idle: a quarter of its RAM is taken."""
     return Hardware(
         kind="cuda",
         name=name,
         compute_capability=capability,
+        device_count=count,
         device_memory_bytes=memory * GIB,
         device_free_bytes=int(memory * GIB * (1 - TAKEN_SHARE)),
         host_memory_bytes=ram * GIB,
-        host_free_bytes=int(ram * GIB * 0.8),
+        host_free_bytes=int(ram * GIB * 0.75),
         disk_free_bytes=500 * 10**9,
     )
+
+
+def _home(decided: Plan) -> str:
+    """Where the transformers live, and what share of them travels in every step."""
+    if not decided.fits:
+        return "–"
+    if decided.residency == "resident":
+        return "one on each" if len(set(decided.branch_devices)) > 1 else "resident"
+    pair = MODELS[decided.model].branches
+    share = sum(decided.streamed_blocks) / sum(branch.num_layers for branch in pair)
+    return f"{share:.0%} {'streamed' if decided.residency == 'streamed' else 'from disk'}"
 
 
 def measured_table() -> str:

@@ -15,12 +15,11 @@ from collections.abc import Callable
 import torch
 
 from ideogram_app.benchmark.report import Ceiling
-from ideogram_app.measure import Meter
+from ideogram_app.probe import Shape, dense_tflops, fastest, int8_tops
 
 SECONDS_EACH = 0.4  # of repeats after the first, which warms up
 # M, N, K: a large square, and feed_forward.w1 of the published model for 4096 tokens. A processor gets the sizes that
 # it can repeat: 17 GFLOP.
-Shape = tuple[int, int, int]
 ON_A_DEVICE: tuple[Shape, ...] = ((8192, 8192, 8192), (4096, 12288, 4608))
 ON_A_CPU: tuple[Shape, ...] = ((2048, 2048, 2048), (512, 4608, 4608))
 COPIED_BYTES = {"cpu": 2**28}  # larger than any cache; 1 GiB elsewhere
@@ -34,7 +33,7 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
         None for a product that the device does not have.
     """
     shapes = ON_A_CPU if device.type == "cpu" else ON_A_DEVICE
-    own = max(_dense_tflops(device, dtype, *shape) for shape in shapes)
+    own = max(dense_tflops(device, dtype, *shape, SECONDS_EACH) for shape in shapes)
     problems: list[str] = []
 
     def best(what: str, rate: Callable[[Shape], float]) -> float | None:
@@ -47,48 +46,15 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
     bf16 = (
         own
         if dtype == torch.bfloat16
-        else best("bfloat16", lambda shape: _dense_tflops(device, torch.bfloat16, *shape))
+        else best("bfloat16", lambda shape: dense_tflops(device, torch.bfloat16, *shape, SECONDS_EACH))
     )
-    int8 = best("INT8", lambda shape: _int8_tops(device, *shape))
+    int8 = best("INT8", lambda shape: int8_tops(device, *shape, SECONDS_EACH))
     name = str(dtype).removeprefix("torch.")
     return Ceiling(bf16, int8, _copy_gb_s(device), own, name, " ".join(problems))
-
-
-def _dense_tflops(device: torch.device, dtype: torch.dtype, rows: int, columns: int, depth: int) -> float:
-    """x (rows, depth) @ w.T, w (columns, depth), as a Linear computes it."""
-    x = torch.randn(rows, depth, device=device).to(dtype)
-    weight = torch.randn(columns, depth, device=device).to(dtype)
-    out = torch.empty(rows, columns, device=device, dtype=dtype)
-    seconds = fastest(lambda: torch.mm(x, weight.t(), out=out), device)
-    return 2 * rows * columns * depth / seconds / 1e12
-
-
-def _int8_tops(device: torch.device, rows: int, columns: int, depth: int) -> float:
-    """The same in INT8, summed in INT32: the weight stored by rows and used transposed, the fast layout."""
-    x = torch.randint(-127, 128, (rows, depth), device=device, dtype=torch.int8)
-    weight = torch.randint(-127, 128, (columns, depth), device=device, dtype=torch.int8)
-    seconds = fastest(lambda: torch._int_mm(x, weight.t()), device)
-    return 2 * rows * columns * depth / seconds / 1e12
 
 
 def _copy_gb_s(device: torch.device) -> float:
     source = torch.zeros(COPIED_BYTES.get(device.type, 2**30), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = fastest(lambda: target.copy_(source), device)
+    seconds = fastest(lambda: target.copy_(source), device, SECONDS_EACH)
     return 2 * source.numel() / seconds / 1e9
-
-
-def fastest(work: Callable[[], object], device: torch.device, limit: float = SECONDS_EACH) -> float:
-    """Seconds of the fastest of repeated runs, after one that warms up.
-
-    Runs are timed one by one, and so each pays for a launch and a wait: some 20 us of the millisecond or more that
-    these sizes take.
-    """
-    work()
-    best, spent = float("inf"), 0.0
-    while spent < limit:
-        meter = Meter(device)
-        with meter.phase("run"):
-            work()
-        best, spent = min(best, meter.seconds["run"]), spent + meter.seconds["run"]
-    return best

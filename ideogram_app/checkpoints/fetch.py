@@ -40,7 +40,7 @@ from ideogram_app.checkpoints.fetched import RECORD, Fetched, fetched, locked, r
 from ideogram_app.checkpoints.manifest import HASH_CHUNK, FileRow, sync, write_text
 from ideogram_app.checkpoints.sources import Source
 from ideogram_app.checkpoints.transfer import WAITS, Chunk, pause, transfer
-from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError
+from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError, is_disk_full
 from ideogram_app.flow import Event
 from ideogram_app.footprint import DISK_MARGIN, gb
 from ideogram_app.wire import to_json
@@ -118,7 +118,13 @@ class _Fetch:
         try:
             self._run()
         except OSError as problem:  # what the line does has become an `AccessError` by now
-            raise DiskError(f"{self.folder} cannot be written", got=problem.strerror or str(problem)) from problem
+            if not is_disk_full(problem):
+                raise DiskError(f"{self.folder} cannot be written", got=problem.strerror or str(problem)) from problem
+            raise DiskError(
+                f"The disk filled up while {self.source.repository} was being fetched",
+                got=f"{gb(_disk_free(self.folder))} free",
+                do="Make room and continue: what has been fetched is kept",
+            ) from problem
 
     def _run(self) -> None:
         with locked(self.folder, LOCK_SECONDS):

@@ -219,16 +219,31 @@ class PackedBranch:
     def ahead(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
         """Tensors and weights of Linears, by these names, arrive on a device in this order while the context is open.
 
-        Anything else is read when it is asked for, into host memory.
+        Anything else is read as it was before: when it is asked for, into host memory, or by a context around this one.
         """
-        announced = self.spans(names)
+        announced, before = self.spans(names), self.read
         coming = set(announced)
         with Transit(announced, lane_to(device)) as transit:
-            self.read = lambda span: transit.take(span) if span in coming else span.read()
+            self.read = lambda span: transit.take(span) if span in coming else before(span)
             try:
                 yield
             finally:
-                self.read = Span.read
+                self.read = before
+
+    @contextmanager
+    def absent(self, linears: Iterable[str]) -> Iterator[None]:
+        """Weights of these Linears come without their numbers, on the meta device, in this context; scales as ever."""
+        away, before = {self.spans([name])[0] for name in linears}, self.read
+        self.read = lambda span: _nothing(span) if span in away else before(span)
+        try:
+            yield
+        finally:
+            self.read = before
+
+    def linears_within(self, start: str) -> list[str]:
+        """Names of the Linears whose name starts like this, packed or not."""
+        weights = (name for name, shape in self._shapes.items() if name.startswith(start) and len(shape) == 2)
+        return [name.removesuffix(".weight") for name in weights]
 
     def spans(self, names: Iterable[str]) -> list[Span]:
         """Where tensors and weights of Linears, by these names, lie: what `tensor` and `stored` read, in that order."""
@@ -236,7 +251,7 @@ class PackedBranch:
 
         def noted(span: Span) -> Tensor:
             found.append(span)
-            return torch.empty(span.shape, dtype=span.dtype, device="meta")
+            return _nothing(span)
 
         before, self.read = self.read, noted
         for name in names:
@@ -274,6 +289,10 @@ class PackedBranch:
                     expected=f"{_kind(part)} {part.shape}",
                     got=f"{_kind(info)} {info.shape}",
                 )
+
+
+def _nothing(span: Span) -> Tensor:
+    return torch.empty(span.shape, dtype=span.dtype, device="meta")
 
 
 def official(name: str) -> str:

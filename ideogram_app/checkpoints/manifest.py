@@ -53,6 +53,7 @@ class Manifest:
         files: everything in the folder but the manifest.
         created: UTC, ISO 8601.
         calibration: hash of the statistics that scaled the weights or chose what is protected; "" without.
+        smoke: what the smoke test compared before these files got their name, and the relative error of each.
     """
 
     format: int
@@ -65,6 +66,7 @@ class Manifest:
     app_version: str
     created: str
     calibration: str = ""
+    smoke: dict[str, float] = field(default_factory=dict)
 
     def effective(self, recipe: Recipe) -> Recipe:
         """The recipe with the protected list that these files were made with."""

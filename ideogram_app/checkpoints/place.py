@@ -28,7 +28,7 @@ from ideogram_app.checkpoints.manifest import (
     sync,
     write_text,
 )
-from ideogram_app.errors import RequestError
+from ideogram_app.errors import DiskError, RequestError, is_disk_full
 from ideogram_app.folders import bytes_taken
 from ideogram_app.wire import to_json
 
@@ -69,17 +69,22 @@ class Place:
 
         Raises:
             RequestError: another process, or thread, holds them.
+            DiskError: not even an empty file finds room.
         """
         path = self._beside(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as problem:
             raise RequestError(
                 f"{self.title} is being prepared by another process",
                 do="Wait until that has finished, or stop it",
             ) from problem
+        except OSError as problem:
+            if not is_disk_full(problem):
+                raise
+            raise DiskError(f"There is no room left in {path.parent}", do="Make room and try again") from problem
         try:
             yield
         finally:

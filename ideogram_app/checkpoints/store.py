@@ -11,13 +11,15 @@ Left out: fetching over the network (fetch.py), sharing files between recipes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ideogram_app.architecture import MODELS, find_model
 from ideogram_app.checkpoints.manifest import (
     AGAIN,
     FORMAT,
+    Manifest,
     expect_size,
     read_manifest,
     source_files,
@@ -28,7 +30,7 @@ from ideogram_app.checkpoints.place import Place
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile
 from ideogram_app.checkpoints.sources import BRANCHES, find_source
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.folders import bytes_taken, data_folder
+from ideogram_app.folders import bytes_taken, data_folder, identity
 from ideogram_app.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.text_encoder import DENSE
 
@@ -44,6 +46,7 @@ class Status:
         path: the folder to load from, or where it would be.
         bytes: taken on disk; for what is included, the size of its weights.
         detail: for people: what is wrong, or what would help.
+        smoke: of what is ready, what its smoke test compared and the relative error of each; empty where none is known.
     """
 
     model: str
@@ -52,6 +55,7 @@ class Status:
     path: Path
     bytes: int = 0
     detail: str = ""
+    smoke: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def usable(self) -> bool:
@@ -95,9 +99,13 @@ class Store:
 
     def companions_status(self, model: str) -> Status:
         """What of them is there, by sizes alone; `recipe` is that of the text encoder."""
-        source, folder = find_source(model), self.companions(model).final
+        source, place = find_source(model), self.companions(model)
+        folder = place.final
         if source.included:
             return Status(model, DENSE, "included", source.included)
+        if not folder.is_dir() and place.staging.is_dir():
+            taken = bytes_taken(place.staging)
+            return Status(model, "", "partial", folder, taken, "Preparing a recipe again continues there.")
         if not folder.is_dir():
             return Status(model, "", "missing", folder, 0, "They have not been prepared.")
         try:
@@ -136,14 +144,19 @@ class Store:
         if folder.is_dir():
             taken = bytes_taken(folder)
             try:
-                self._check_sizes(model, recipe, folder)
+                manifest = self._check_sizes(model, recipe, folder)
             except CheckpointError as problem:
                 return Status(model, recipe, "damaged", folder, taken, str(problem))
-            return Status(model, recipe, "ready", folder, taken)
+            return Status(model, recipe, "ready", folder, taken, smoke=manifest.smoke)
         staging = self.place(model, recipe).staging
         if staging.is_dir():
             return Status(model, recipe, "partial", folder, bytes_taken(staging), "Preparing it again continues there.")
         return Status(model, recipe, "missing", folder, 0, "It has not been prepared.")
+
+    def version(self, model: str, recipe: str) -> str:
+        """Which files a recipe is loaded from; another once it was made anew."""
+        included = self.is_included(model, recipe)
+        return identity(self.path(model, recipe), BRANCHES if included else ("",))
 
     def verify(self, model: str, recipe: str) -> None:
         """Read every byte and compare hashes.
@@ -183,8 +196,8 @@ class Store:
         taken = sum(path.stat().st_size for path in files)
         return Status(model, recipe, "included", folder, taken, "Ships with the program.")
 
-    def _check_sizes(self, model: str, recipe: str, folder: Path) -> None:
-        """Whether a published folder is whole and of this version and source, without reading its weights."""
+    def _check_sizes(self, model: str, recipe: str, folder: Path) -> Manifest:
+        """What a published folder says of itself, if it is whole and of this version and source; reads no weights."""
         manifest = read_manifest(folder)
         protected = manifest.protected if manifest.calibration else find_recipe(recipe).protecting().protected
         made = (manifest.format, manifest.model, manifest.recipe, manifest.protected)
@@ -200,3 +213,4 @@ class Store:
         included = find_source(model).included
         if included is not None and manifest.source_files != source_rows(included):
             raise CheckpointError(f"{folder} was made from other weights than those in {included}", do=AGAIN)
+        return manifest

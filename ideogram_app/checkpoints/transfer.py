@@ -24,7 +24,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from ideogram_app.checkpoints.access import LINE_ERROR, is_passing
-from ideogram_app.errors import CheckpointError, DiskError
+from ideogram_app.errors import CheckpointError, DiskError, is_disk_full
 
 # Seconds before each attempt since the last byte: five minutes in all, the longest time for which the Hub turns away
 # who has asked too often, and time enough for a router to come back.
@@ -47,8 +47,9 @@ def transfer(url: str, part: Path, size: int, token: str | None = None) -> Gener
 
     Raises:
         CheckpointError: the file at the Hub is not of the announced size.
-        DiskError: it cannot be written.
-        LINE_ERROR, OSError: no byte came for as long as `WAITS` say, or the Hub refuses; as huggingface_hub raises it.
+        DiskError: it cannot be written, for another reason than a full disk.
+        LINE_ERROR, OSError: no byte came for as long as `WAITS` say, or the Hub refuses, as huggingface_hub raises it.
+        OSError: the disk is full. Closing a file that holds unwritten bytes raises it once more: the caller words it.
     """
     with _opened(part, size) as file:
         while data := file.read(READ_BACK):
@@ -90,6 +91,8 @@ def _opened(part: Path, size: int) -> BinaryIO:
             file.truncate(0)
         file.seek(0)
     except OSError as problem:
+        if is_disk_full(problem):
+            raise
         raise DiskError(f"{part} cannot be written", got=problem.strerror or str(problem)) from problem
     return file
 
@@ -99,6 +102,8 @@ def _append(file: BinaryIO, data: bytes, part: Path) -> None:
         file.write(data)
         file.flush()
     except OSError as problem:
+        if is_disk_full(problem):
+            raise
         raise DiskError(
             f"{part} cannot be written any further",
             got=problem.strerror or str(problem),

@@ -1,7 +1,8 @@
 """Tensors by their names -> a backbone: which layer is made of which, in the order in which they are used.
 
     conditioner    the text projection, the time embedding, adaLN of every block          host memory
-    trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws
+    trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws,
+                   or host memory for those blocks that travel there (residency.py)
 
 Nothing that is needless is read: a branch without text loads neither `llm_cond_norm` nor `llm_cond_proj`. Left out:
 where names come from (checkpoints/) and which recipe is which (loader.py).
@@ -9,8 +10,8 @@ where names come from (checkpoints/) and which recipe is which (loader.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -49,6 +50,9 @@ class Placement:
         conditioner: where what runs once a picture rests.
         kernels: of the device that computes.
         arithmetic: of Q4_K, see `layers.linear`.
+        travelling: blocks that are built in host memory, their weights as they come: an order of the processor's own
+            (`Kernels.weight`) is no run of bytes.
+        built: called with each of those, before the next one is built.
     """
 
     dtype: torch.dtype
@@ -56,6 +60,8 @@ class Placement:
     conditioner: torch.device = CPU
     kernels: Kernels = PLAIN
     arithmetic: str = ""
+    travelling: frozenset[int] = frozenset()
+    built: Callable[[int, Block], None] | None = None
 
 
 def assemble(
@@ -84,22 +90,58 @@ def assemble(
         indicator[0],
     )
     entry = always.linear("input_proj", True)
-    blocks = [always.block(f"layers.{index}.") for index in range(branch.num_layers)]
+    blocks = [_block(index, weights, placement, always) for index in range(branch.num_layers)]
     last = always.linear("final_layer.linear", True)
     trunk = Trunk(entry, indicator[1].to(placement.trunk), blocks, last, placement.kernels)
     backbone = Backbone(conditioner, trunk, branch.attention_head_dim, config["rope_theta"], config["mrope_section"])
     return backbone.eval().requires_grad_(False)
 
 
-def in_every_step(branch: Branch) -> Iterator[str]:
-    """Names of tensors and Linears that the trunk is made of, in the order in which `assemble` asks for them."""
+def in_every_step(branch: Branch, without: frozenset[int] = frozenset()) -> Iterator[str]:
+    """Names of tensors and Linears that the trunk is made of, in the order in which `assemble` asks for them.
+
+    Args:
+        without: blocks to leave out.
+    """
     yield from ("input_proj.bias", "input_proj")
     for index in range(branch.num_layers):
-        attention, feed_forward = f"layers.{index}.attention.", f"layers.{index}.feed_forward."
-        yield from (f"{attention}{name}" for name in ATTENTION)
-        yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight", f"{attention}to_out.0")
-        yield from (f"{feed_forward}{name}" for name in (*ARMS, "w2"))
+        if index not in without:
+            yield from in_block(index)
     yield from ("final_layer.linear.bias", "final_layer.linear")
+
+
+def in_block(index: int) -> Iterator[str]:
+    """The same of one block."""
+    names, attention = linears_of(index), f"layers.{index}.attention."
+    yield from names["qkv"]
+    yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight")
+    yield from (*names["o"], *names["arms"], *names["down"])
+
+
+def linears_of(index: int) -> dict[str, tuple[str, ...]]:
+    """The matrices of a block by the name of the layer that they are merged into."""
+    attention, feed_forward = f"layers.{index}.attention.", f"layers.{index}.feed_forward."
+    return {
+        "qkv": tuple(f"{attention}{name}" for name in ATTENTION),
+        "o": (f"{attention}to_out.0",),
+        "arms": tuple(f"{feed_forward}{name}" for name in ARMS),
+        "down": (f"{feed_forward}w2",),
+    }
+
+
+def _block(index: int, weights: BranchWeights, placement: Placement, always: _Maker) -> Block:
+    """One block, where it rests."""
+    if index not in placement.travelling:
+        return always.block(index)
+    as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
+    made = _Maker(weights, as_it_comes, CPU).block(index)
+    if placement.built:
+        placement.built(index, made)
+    return made
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 class _Maker:
@@ -119,16 +161,19 @@ class _Maker:
         """(4, hidden)."""
         return torch.stack([self.tensor(f"{block}{norm}.weight") for norm in NORMS])
 
-    def block(self, block: str) -> Block:
-        attention, feed_forward = f"{block}attention.", f"{block}feed_forward."
+    def block(self, index: int) -> Block:
+        names, attention = linears_of(index), f"layers.{index}.attention."
         return Block(
-            merged([self._stored(f"{attention}{name}") for name in ATTENTION], *self._manner),
+            self._merged(names["qkv"]),
             self.tensor(f"{attention}norm_q.weight"),
             self.tensor(f"{attention}norm_k.weight"),
-            self.linear(f"{attention}to_out.0", False),
-            merged([self._stored(f"{feed_forward}{name}") for name in ARMS], *self._manner),
-            self.linear(f"{feed_forward}w2", False),
+            self._merged(names["o"]),
+            self._merged(names["arms"]),
+            self._merged(names["down"]),
         )
+
+    def _merged(self, names: Sequence[str]) -> Layer:
+        return merged([self._stored(name) for name in names], *self._manner)
 
     @property
     def _manner(self) -> tuple[torch.dtype, Kernels, str]:

@@ -187,7 +187,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.tiled = config, False
+        self.config, self.tile = config, 0
         self.decoder = Decoder(config)
         channels = config.latent_channels
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.has_entry else None
@@ -197,15 +197,19 @@ class Autoencoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.conv_in.weight.dtype
 
-    def enable_tiling(self) -> None:
-        """Decode large pictures in tiles: memory no longer grows with their size, seams are blended."""
-        self.tiled = True
+    def enable_tiling(self, side: int | None = None) -> None:
+        """Decode large pictures in tiles: memory no longer grows with their size, seams are blended.
+
+        Args:
+            side: of a tile in pixels, a multiple of 64; the config's `sample_size` where None, 0 for whole pictures.
+        """
+        self.tile = self.config.sample_size if side is None else side
 
     def decode(self, latents: Tensor, return_dict: bool = False) -> tuple[Tensor]:
         """(1, latent channels, h, w) -> a tuple, as diffusers gives it, of (1, 3, scale x h, scale x w) in [-1, 1]."""
         assert not return_dict
-        tile = self.config.sample_size // self.config.scale
-        if self.tiled and max(latents.shape[-2:]) > tile:
+        tile = self.tile // self.config.scale
+        if tile and max(latents.shape[-2:]) > tile:
             return (self._in_tiles(latents, tile),)
         return (self._whole(latents),)
 
@@ -214,8 +218,8 @@ class Autoencoder(nn.Module):
 
     def _in_tiles(self, latents: Tensor, tile: int) -> Tensor:
         """Tiles from the upper left on; each fades in over the end of the one above it and the one beside it."""
-        step, blend = int(tile * (1 - OVERLAP)), int(self.config.sample_size * OVERLAP)
-        kept = self.config.sample_size - blend
+        step, blend = int(tile * (1 - OVERLAP)), int(self.tile * OVERLAP)
+        kept = self.tile - blend
         above: list[Tensor] = []
         bands = []
         for top in range(0, latents.shape[2], step):

@@ -141,28 +141,33 @@ def encoder_from_file(
     device: torch.device | str,
     dtype: torch.dtype,
     build: Builder = text_model,
+    away: frozenset[str] = frozenset(),
 ) -> CaptionEncoder:
     """An encoder from a prepared file.
 
     Args:
         config: the config.json beside it.
         build: as for `encoder_from_source`.
+        away: matrices whose numbers are not read; they are left on the meta device, for somebody who brings them.
 
     Raises:
         CheckpointError: damaged.
     """
     packed = [linear.name for linear in encoder.linears() if linear.name in file.packed]
     dense = [name for name in encoder.shapes() if name.rpartition(".")[0] not in file.packed]
-    with file.ahead([*packed, *dense], torch.device(device)):  # in the order in which `_filled` asks for them
-        return _filled(
-            build(config),
-            encoder,
-            file.packed,
-            lambda name, shape: file.tensor(name).to(device=device, dtype=dtype),
-            lambda linear: file.weight(linear.name).to(device),
-            torch.device(device),
-            dtype,
-        )
+    names = [name for name in (*packed, *dense) if name.removesuffix(".weight") not in away]
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+        read = file.tensor(name)
+        return read.to(dtype) if read.is_meta else read.to(device=device, dtype=dtype)
+
+    def weight(linear: Linear) -> PackedWeight:
+        read = file.weight(linear.name)
+        return read if linear.name in away else read.to(device)
+
+    # `names` are in the order in which `_filled` asks for them
+    with file.absent(away), file.ahead(names, torch.device(device)):
+        return _filled(build(config), encoder, file.packed, tensor, weight, torch.device(device), dtype, away)
 
 
 def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[float, ...]:
@@ -184,8 +189,9 @@ def _filled(
     weight: Callable[[Linear], PackedWeight],
     device: torch.device,
     dtype: torch.dtype,
+    away: frozenset[str] = frozenset(),
 ) -> CaptionEncoder:
-    """The text side with every weight in its place."""
+    """The text side with every weight in its place, but for those that are brought later."""
     module = CaptionEncoder(empty)
     for linear in encoder.linears():
         if linear.name in packed:
@@ -195,7 +201,8 @@ def _filled(
         if owner not in packed:
             setattr(module.get_submodule(owner), leaf, nn.Parameter(dense(name, shape), requires_grad=False))
     module.get_submodule(f"{LANGUAGE}rotary_emb").to(device)  # computed, never stored
-    holes = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    holes = [name for name, tensor in tensors if tensor.is_meta and name.rpartition(".")[0] not in away]
     if holes:
         raise CheckpointError(f"A text encoder was left with {len(holes)} holes", got=f"first {holes[0]}")
     return module.eval().requires_grad_(False)

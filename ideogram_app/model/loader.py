@@ -4,15 +4,16 @@ A transformer is assembled from its tensors in the order in which they are used 
 not filled, and nothing is read that no picture needs. Nothing is read over the network, and only safetensors and GGUF
 files are read. What is missing, truncated or altered is an error that names the file.
 
-diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: which device things live
-on while drawing (residency.py), diffusers' own transformer (stock.py), what stands around the transformers (parts.py).
+diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: how blocks that travel
+get to their device (residency.py), diffusers' own transformer (stock.py), what stands around both (parts.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,15 @@ from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
-from ideogram_app.model.assemble import Placement, assemble, in_every_step
-from ideogram_app.model.backbone import Backbone
+from ideogram_app.kernels.contract import Kernels
+from ideogram_app.model.assemble import Placement, assemble, in_block, in_every_step, linears_of
+from ideogram_app.model.backbone import Backbone, Block
+from ideogram_app.model.carrier import Carrier
 from ideogram_app.model.layers import weight_bytes
+from ideogram_app.model.located import located
+from ideogram_app.model.residency import SLOTS, Residence, Residences
 from ideogram_app.recipes import find_recipe
+from ideogram_app.travel import spread
 
 # Files up to this size are hashed whenever they are loaded (0.07 s with SHA instructions); larger ones are compared by
 # size, and by hash when `Store.verify` is asked for.
@@ -43,11 +49,13 @@ class Loaded:
     """Both transformers, ready to run.
 
     Attributes:
-        weight_bytes: of both, as they are held.
+        weight_bytes: of both, as they are held, wherever that is.
         engaged: the recipe that was loaded.
         devices: which compute, one for each transformer.
         arithmetic: bits of weights and activations in a product.
         kernels: what ran between the products, for reports.
+        travelling: how many blocks of each come to the device in every step.
+        residences: what brings them.
     """
 
     conditional: Backbone
@@ -57,21 +65,49 @@ class Loaded:
     devices: tuple[torch.device, torch.device]
     arithmetic: str
     kernels: str
+    travelling: tuple[int, int] = (0, 0)
+    residences: Residences = field(default_factory=Residences)
 
     @property
     def modules(self) -> tuple[Backbone, Backbone]:
         return self.conditional, self.unconditional
+
+    def close(self) -> None:
+        """Give back what travels, and the memory that it travels from. Nothing can be drawn with this any more."""
+        self.residences.close()
+
+
+@dataclass(frozen=True)
+class Homes:
+    """Where both transformers live.
+
+    Attributes:
+        devices: which compute, one for each transformer.
+        travelling: how many blocks of each come to the device in every step, evenly spread over its depth.
+        from_disk: whether those are read from the recipe's file at every visit, in place of locked host memory.
+        slots: places on each device that they share.
+        carriers: what copies, by device; that of its kind where there is none.
+    """
+
+    devices: tuple[torch.device, torch.device]
+    travelling: tuple[int, int] = (0, 0)
+    from_disk: bool = False
+    slots: int = SLOTS
+    carriers: Mapping[torch.device, Carrier] = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, device: torch.device | str) -> Homes:
+        """Both resident on one device."""
+        return cls((torch.device(device), torch.device(device)))
 
 
 def load_transformers(
     store: Store,
     model_name: str,
     recipe_name: str,
-    device: torch.device | str,
+    homes: Homes | torch.device | str,
     dtype: torch.dtype,
     *,
-    second: torch.device | str | None = None,
-    home: torch.device | str | None = None,
     kernels: str | None = None,
     arithmetic: str = "",
     compiled: bool = False,
@@ -79,9 +115,8 @@ def load_transformers(
     """Load both transformers of a prepared recipe.
 
     Args:
-        device: which computes; `second`: which computes the unconditional one, where that is another.
+        homes: where they live; a device stands for both resident on it.
         dtype: of everything that is not packed.
-        home: where the blocks rest; the device where None.
         kernels: by name (`kernels.choice`); None picks those of the device.
         arithmetic: of Q4_K, see `layers.linear`.
         compiled: whether what runs between the products is compiled first.
@@ -91,22 +126,61 @@ def load_transformers(
         CheckpointError: not prepared, or damaged; the message names the file.
         DeviceError: nothing here can compile.
     """
-    devices = torch.device(device), torch.device(second or device)
-    branches = zip(open_branches(store, model_name, recipe_name), devices, strict=True)
-    modules, chosen = [], ""
-    for number, ((branch, weights, config), own) in enumerate(branches):
-        capability = compute_capability(own)
-        chosen = kernels or choose(own, capability)[0]
-        found = compiled_kernels(find_kernels(chosen), own) if compiled else find_kernels(chosen)
-        placement = Placement(dtype, torch.device(home or own), torch.device("cpu"), found, arithmetic)
-        order = in_every_step(branch)  # what ships with the program is 27 MB, and is read when it is asked for
-        with weights.ahead(order, placement.trunk) if isinstance(weights, PackedBranch) else nullcontext():
-            backbone = assemble(weights, branch, config, placement, sees_text=number == 0)
-        backbone.trunk.order = backends(capability)
-        modules.append(backbone)
-    first, held = modules[0], sum(map(weight_bytes, modules))
+    homes = homes if isinstance(homes, Homes) else Homes.on(homes)
+    residences, modules = Residences(homes.slots, homes.carriers), []
+    try:
+        for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
+            found = _kernels(homes.devices[number], kernels, compiled)
+            away = spread(homes.travelling[number], branch.num_layers)
+            residence = residences.on(homes.devices[number])
+            placement = Placement(
+                dtype,
+                residence.device,
+                torch.device("cpu"),
+                found,
+                arithmetic,
+                away,
+                partial(_let_travel, residence, weights if homes.from_disk else None),
+            )
+            with _read_ahead(weights, branch, placement):
+                modules.append(assemble(weights, branch, config, placement, sees_text=number == 0))
+            modules[-1].trunk.order = backends(compute_capability(residence.device))
+        held = sum(map(weight_bytes, modules))
+        residences.start()
+    except BaseException:
+        residences.close()
+        raise
     used = arithmetic or find_recipe(recipe_name).arithmetic
-    return Loaded(first, modules[1], held, recipe_name, devices, used, first.trunk.kernels.name)
+    made, travelling = (modules[0], modules[1]), homes.travelling
+    return Loaded(*made, held, recipe_name, homes.devices, used, found.name, travelling, residences)
+
+
+def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
+    """Those of a name, or of the device."""
+    found = find_kernels(name or choose(device, compute_capability(device))[0])
+    return compiled_kernels(found, device) if compiled else found
+
+
+@contextmanager
+def _read_ahead(weights: SourceBranch | PackedBranch, branch: Branch, placement: Placement) -> Iterator[None]:
+    """Weights arrive where they stay, in the order in which `assemble` asks for them; those that travel on the host.
+
+    What ships with the program is 27 MB, and is read when it is asked for.
+    """
+    if not isinstance(weights, PackedBranch):
+        yield
+        return
+    away = [name for index in sorted(placement.travelling) for name in in_block(index)]
+    with ExitStack() as stack:
+        stack.enter_context(weights.ahead(in_every_step(branch, placement.travelling), placement.trunk))
+        if away:
+            stack.enter_context(weights.ahead(away, placement.conditioner))
+        yield
+
+
+def _let_travel(residence: Residence, weights: SourceBranch | PackedBranch | None, index: int, block: Block) -> None:
+    """A block that was built in host memory travels from now on; from its file, where that is one of the program's."""
+    residence.add(block, located(weights, block, linears_of(index)) if isinstance(weights, PackedBranch) else None)
 
 
 def open_branches(

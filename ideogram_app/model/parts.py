@@ -24,16 +24,17 @@ from torch import nn
 
 from ideogram_app.checkpoints.companions import ENCODER, open_encoder
 from ideogram_app.checkpoints.encoder_source import SourceEncoder
+from ideogram_app.checkpoints.formats import PackedBranch
 from ideogram_app.checkpoints.manifest import verify_sums
 from ideogram_app.checkpoints.readers import read_config, weight_files
 from ideogram_app.checkpoints.safetensors_file import SafetensorsFile, TensorInfo
 from ideogram_app.checkpoints.sources import find_source, local_folder
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import CheckpointError
+from ideogram_app.folders import identity
 from ideogram_app.model.autoencoder import Autoencoder, autoencoder
 from ideogram_app.model.encoder import CaptionEncoder, encoder_from_file, encoder_from_source
 from ideogram_app.model.qwen import text_model
-from ideogram_app.model.text import encoder_identity
 from ideogram_app.model.tokenizer import VOCABULARY, CaptionTokenizer
 from ideogram_app.text_encoder import DENSE, find_encoder_recipe
 
@@ -98,17 +99,27 @@ class PartsFolder:
     @property
     def identity(self) -> str:
         """Which text encoder this is, for the keys of `text.FeatureCache`."""
-        return encoder_identity(self.folder)
+        return identity(self.folder, (ENCODER, TOKENIZER))
 
     def tokenizer(self) -> Any:
         """Raises: CheckpointError: missing or damaged."""
         return self.makers.tokenizer(self.folder / TOKENIZER)
 
-    def text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> CaptionEncoder:
-        """Raises: CheckpointError: missing or damaged; the message names the file."""
+    def encoder_file(self) -> PackedBranch | None:
+        """The file of an encoder that was prepared; None where the folder is that of a pipeline."""
+        return open_encoder(self.folder, self.kept)[0] if self.kept else None
+
+    def text_encoder(
+        self, device: torch.device | str, dtype: torch.dtype, away: frozenset[str] = frozenset()
+    ) -> CaptionEncoder:
+        """The text side, but for the numbers of matrices that a prepared file holds and somebody else brings.
+
+        Raises:
+            CheckpointError: missing or damaged; the message names the file.
+        """
         build = self.makers.language_model
         if self.kept:
-            return encoder_from_file(*open_encoder(self.folder, self.kept), device, dtype, build)
+            return encoder_from_file(*open_encoder(self.folder, self.kept), device, dtype, build, away)
         source = SourceEncoder(self.folder / ENCODER)
         return encoder_from_source(source, find_encoder_recipe(DENSE), device, dtype, build)
 

@@ -1,29 +1,156 @@
-"""What is on the device, and when.
+"""What is on the device, and when: one mechanism for transformers of every recipe and for the text encoder.
 
-    resident   both transformers stay on the device
-    streamed   blocks come from host memory ahead of their use, through diffusers' group offloading
-    staged     a guest: moved to the device for a while and freed afterwards (the text encoder)
+    resident   on the device for as long as it is loaded
+    streamed   some blocks rest in locked host memory and pass through a ring of places on the device (ring.py)
+    disk       the same, and their large tensors are read from the recipe's file at every visit
+    staged     a guest: on the device for a while and freed afterwards (the text encoder)
 
-The text encoder is as large as a transformer and needed once per prompt, so it is always a guest; so are those layers
-of a transformer that run once a picture (conditioner.py). Left out: splits with part of the blocks resident,
-memory-mapped disk residency and two devices; a plan that asks for one of these is refused, not run as something else.
+Any share of the blocks may travel, of one transformer or of both. Those that do are spread over its depth, so that
+between two of them others compute; both transformers of a device share one ring. A hook before each travelling block
+waits for its bytes, a hook behind it gives its place up, so a module that is called block by block needs to know
+nothing of this: the backbone, Qwen's layers and diffusers' transformer alike.
+
+diffusers' group offloading moves every tensor by itself, keeps no split, and reads no files. Left out: choosing the
+split, and which blocks those are (travel.py); evicting what others need: ComfyUI decides that while it runs, here a
+plan was made before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ideogram_app.errors import DeviceError
+from ideogram_app.checkpoints.spans import Span
 from ideogram_app.measure import release
 from ideogram_app.model.backbone import Backbone
+from ideogram_app.model.carrier import Carrier, carrier_to
 from ideogram_app.model.conditioner import Prepared
+from ideogram_app.model.freight import Freight
+from ideogram_app.model.ring import Ring
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SLOTS = 2  # places of a ring: one computes, one arrives
+
+
+class Residence:
+    """The travelling blocks of one device, in the order in which they are added: that of their use.
+
+    Args:
+        slots: places for them.
+        carrier: of the device; that of its kind where None.
+    """
+
+    def __init__(self, device: torch.device, slots: int = SLOTS, carrier: Carrier | None = None) -> None:
+        self.device, self.slots = device, slots
+        self.carrier = carrier or carrier_to(device)
+        self._freights: list[Freight] = []
+        self._hooks: list[Any] = []
+        self.ring: Ring | None = None
+
+    def add(self, block: nn.Module, located: Mapping[str, Sequence[Span]] | None = None) -> None:
+        """Let a block travel: its tensors move to locked memory, or, where they are located in a file, away.
+
+        Args:
+            located: names of its tensors, and the spans of a file that they are made of.
+        """
+        freight = Freight(block, self.carrier.shelf, located)
+        self._freights.append(freight)
+
+        def before(module: nn.Module, inputs: Any) -> None:
+            self._open().take(freight)
+
+        def behind(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._open().release(freight)
+
+        self._hooks.append(block.register_forward_pre_hook(before))
+        self._hooks.append(block.register_forward_hook(behind, always_call=True))
+
+    @property
+    def bytes(self) -> int:
+        """Device memory of the ring."""
+        return self.ring.bytes if self.ring else 0
+
+    def start(self) -> None:
+        """Make the ring and bring the first blocks, if any travel."""
+        if self._freights and self.ring is None:
+            with torch.inference_mode(False):
+                self.ring = Ring(self.carrier, self.slots, self._freights)
+
+    def close(self) -> None:
+        """Give the ring and all locked memory back. What travelled cannot be computed with any more."""
+        for hook in self._hooks:
+            hook.remove()
+        if self.ring:
+            self.ring.close()
+        for freight in self._freights:
+            freight.vanish()
+        self._hooks.clear()
+        self._freights.clear()
+        self.ring = None
+        self.carrier.close()
+
+    def _open(self) -> Ring:
+        self.start()
+        assert self.ring is not None
+        return self.ring
+
+
+class Residences:
+    """One residence for each device in use."""
+
+    def __init__(self, slots: int = SLOTS, carriers: Mapping[torch.device, Carrier] | None = None) -> None:
+        self._slots, self._carriers = slots, carriers or {}
+        self._on: dict[torch.device, Residence] = {}
+
+    def on(self, device: torch.device) -> Residence:
+        """That of a device, made when it is first asked for."""
+        if device not in self._on:
+            self._on[device] = Residence(device, self._slots, self._carriers.get(device))
+        return self._on[device]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as it should, a sentence each."""
+        return tuple(note for residence in self._on.values() for note in residence.carrier.notes)
+
+    def start(self) -> None:
+        for residence in self._on.values():
+            residence.start()
+
+    def close(self) -> None:
+        for residence in self._on.values():
+            residence.close()
+        self._on.clear()
+
+
+def reside(module: nn.Module, blocks: Sequence[nn.Module], travelling: frozenset[int], residence: Residence) -> None:
+    """Move a module to a device, and let some of its blocks travel there.
+
+    Args:
+        blocks: those of the module that are called one after another; `travelling`: which of them.
+    """
+    guests = [block for index, block in enumerate(blocks) if index in travelling]
+    _settle(module, residence.device, guests)
+    for block in guests:
+        residence.add(block)
+
+
+def _settle(module: nn.Module, device: torch.device, guests: Sequence[nn.Module]) -> None:
+    """Move a module to a device, all but some of its parts."""
+    away = {id(part) for guest in guests for part in guest.modules()}
+    for part in module.modules():
+        if id(part) in away:
+            continue
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = buffer.to(device)
 
 
 @contextmanager
@@ -43,35 +170,16 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def prepare(backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int) -> Prepared:
-    """`Backbone.prepare` on the device of `features` (n, taps x encoder), where the conditioner is a guest."""
-    home = backbone.conditioner.norms.device
-    with current(features.device), staged(backbone.conditioner, features.device, home):
-        return backbone.prepare(features, times, rows, columns)
+def prepare(
+    backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device
+) -> Prepared:
+    """`Backbone.prepare` on a device, where the conditioner is a guest.
 
-
-def place(transformer: Any, residency: str, device: torch.device) -> None:
-    """Put what runs in every step where the plan says: a backbone's trunk, or a whole transformer of diffusers.
-
-    Raises:
-        DeviceError: the plan asks for a residency that this version does not run.
+    Args:
+        features: (n, taps x encoder) on any device; only a branch that sees text takes them there, in its own type.
     """
-    if isinstance(transformer, Backbone):
-        transformer = transformer.trunk
-    if residency == "resident":
-        transformer.to(device)
-    elif residency == "streamed":
-        from diffusers.hooks import apply_group_offloading
-
-        apply_group_offloading(
-            transformer,
-            onload_device=device,
-            offload_device=torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            use_stream=device.type == "cuda",
-        )
-    else:
-        raise DeviceError(
-            f"Weights cannot live in {residency!r} yet", expected="resident or streamed", do="Free memory and try again"
-        )
+    home = backbone.conditioner.norms.device
+    if backbone.conditioner.text_project is None:
+        features = features[:0]
+    with current(device), staged(backbone.conditioner, device, home):
+        return backbone.prepare(features.to(device, backbone.dtype), times, rows, columns)

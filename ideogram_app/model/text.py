@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,7 +63,7 @@ def features(encoder: Any, ids: Tensor, taps: Collection[int] = TAPPED_LAYERS) -
     language = encoder.language_model
     ids = ids.to(language.embed_tokens.weight.device)
     hidden = language.embed_tokens(ids)  # (1, n, hidden)
-    positions = torch.arange(ids.shape[1], device=ids.device)[None]  # the same on all three axes: text alone
+    positions = torch.arange(ids.shape[1], device=hidden.device)[None]  # the same on all three axes: text alone
     rotary = language.rotary_emb(hidden, positions[None].expand(3, -1, -1))
     tapped = []
     for index, layer in enumerate(language.layers):
@@ -80,7 +78,7 @@ class FeatureKey:
     """Everything that features depend on.
 
     Attributes:
-        encoder: which weights and tokenizer, as `encoder_identity` says.
+        encoder: which weights and tokenizer, as `PartsFolder.identity` says.
         dtype: the encoder's computing type, in which features lose nothing.
     """
 
@@ -133,18 +131,3 @@ class FeatureCache:
         self._kept[key] = features
         while self.bytes > self.limit_bytes:
             self._kept.popitem(last=False)
-
-
-def encoder_identity(folder: Path, parts: Collection[str] = ("text_encoder", "tokenizer")) -> str:
-    """Which text encoder lies in a pipeline folder, without reading its weights.
-
-    Names, sizes and times of its files, as `make` tells what has changed: one that is prepared again, in another recipe
-    or from another source, is another, and so is the same in another folder.
-    """
-    rows = [str(folder.absolute())]
-    for part in sorted(parts):
-        for path in sorted((folder / part).rglob("*")):
-            if path.is_file():
-                stat = path.stat()
-                rows.append(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}")
-    return sha256("\n".join(rows).encode()).hexdigest()

@@ -43,7 +43,7 @@ def prepare_companions(
         encoder: a row of `ENCODER_RECIPES`; companions made with another one are made again.
 
     Yields:
-        Events of phase `prepare`, as those of a recipe.
+        Events as those of a recipe.
 
     Raises:
         RequestError: no such encoder recipe, or another process prepares them.
@@ -61,7 +61,8 @@ def prepare_companions(
         packing = Packing(ENCODER, reader, reader.encoder, recipe, path, torch.device(device))
         copies = _copies(source)
         read = (*(file.path for file in reader.files), *copies.values())
-        work = Work(model_name, recipe, (packing,), read, source, source, _smoke(reader, recipe.name), copies=copies)
+        smoke, tries = _smoke(reader, recipe.name), len(_tried(reader))
+        work = Work(model_name, recipe, (packing,), read, source, source, smoke, tries, copies=copies)
         yield from Run(place, work).guarded()
 
 
@@ -90,7 +91,7 @@ def _smoke(reader: SourceEncoder, recipe: str) -> Any:
 
     def smoke(packing: Packing) -> Iterator[tuple[str, float]]:
         written = PackedBranch(packing.path, row, reader.encoder)
-        for index in sorted({0, reader.encoder.num_hidden_layers - 1}):
+        for index in _tried(reader):
             hidden, source = _output(reader.config, index, _all_rows(reader))
             _, packed = _output(reader.config, index, written.values)
             scale = max(float((source - hidden).norm()), LEAST_CHANGE * float(hidden.norm()))
@@ -98,6 +99,11 @@ def _smoke(reader: SourceEncoder, recipe: str) -> Any:
             yield name, check(name, error, BLOCK[row.gguf_type or row.storage])
 
     return smoke
+
+
+def _tried(reader: SourceEncoder) -> list[int]:
+    """The layers that the smoke test computes."""
+    return sorted({0, reader.encoder.num_hidden_layers - 1})
 
 
 def _all_rows(reader: SourceEncoder) -> Read:

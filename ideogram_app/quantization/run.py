@@ -7,7 +7,6 @@ the manifest, so that an 18.5 GB source is not read twice in a row before anythi
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
@@ -26,7 +25,7 @@ from ideogram_app.checkpoints.journal import Filling, Journal, MismatchError, ha
 from ideogram_app.checkpoints.licence import write_notices
 from ideogram_app.checkpoints.manifest import FORMAT, FileRow, Manifest, hash_file, write_text
 from ideogram_app.checkpoints.place import Place
-from ideogram_app.errors import CheckpointError, DiskError
+from ideogram_app.errors import CheckpointError, DiskError, is_disk_full
 from ideogram_app.flow import Event
 from ideogram_app.footprint import DISK_MARGIN, gb
 from ideogram_app.quantization.hashing import BackgroundHashes
@@ -71,6 +70,7 @@ class Work:
         packings: the files to fill.
         sources: the files that are read; `folder` holds them all, `named` is what was asked to be opened.
         smoke: yields what it compared, and the relative error; raises MismatchError above a bound.
+        tries: how much it compares in all.
         copies: path inside the published folder -> file that goes there as it is.
     """
 
@@ -81,6 +81,7 @@ class Work:
     folder: Path
     named: Path
     smoke: Callable[[Packing], Iterator[tuple[str, float]]]
+    tries: int
     tuning: Tuning = UNTUNED
     copies: Mapping[str, Path] = field(default_factory=dict)
 
@@ -108,7 +109,7 @@ class Run:
             self.place.journal.unlink(missing_ok=True)
             raise
         except OSError as problem:
-            if problem.errno != errno.ENOSPC:
+            if not is_disk_full(problem):
                 raise
             raise DiskError(
                 f"The disk filled up while {self.recipe.name} was being prepared",
@@ -136,7 +137,7 @@ class Run:
         beside = write_notices(self.place.staging, self.work.model, self.recipe.name, self.work.folder)
         for path in self._copy():
             beside.append(path)
-            yield self.meter.event(path.stat().st_size, f"copied {path.name}")
+            yield self.meter.event(path.stat().st_size, f"copied {path.name}", phase="verify")
         with self.meter.timed("hash the files"):
             self.files = yield from self._hash_all(beside)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -144,7 +145,7 @@ class Run:
         made = (FORMAT, work.model, self.recipe.name, self.recipe.protected, str(work.named), rows, self.files)
         calibration = tuning.calibration or tuning.identity
         with self.meter.timed("publish"):
-            final = self.place.publish(Manifest(*made, __version__, now, calibration))
+            final = self.place.publish(Manifest(*made, __version__, now, calibration, self.smoke))
         yield self.meter.event(self.meter.total - self.meter.done, f"{self.recipe.name} is ready in {final}")
 
     def report(self) -> Report:
@@ -239,11 +240,13 @@ class Run:
         return FileRow(name, path.stat().st_size, sha256, path.stat().st_mtime_ns)
 
     def _smoke(self) -> Iterator[Event]:
-        """Compute with what was written."""
+        """Compute with what was written; told before the first, which reads a block twice, and after each."""
+        yield Event("smoke", self.recipe.name, 0, self.work.tries, message="trying what was written")
         for packing in self.packings:
             for name, error in self.work.smoke(packing):
                 self.smoke[f"{packing.name} {name}"] = error
-                yield self.meter.event(0, f"tried {name} of {packing.name}")
+                said = f"tried {name} of {packing.name}: off by {error:.1%}"
+                yield Event("smoke", self.recipe.name, len(self.smoke), self.work.tries, message=said)
 
     def _copy(self) -> Iterator[Path]:
         """Bring what goes along as it is."""
@@ -264,7 +267,7 @@ class Run:
             }
             for size, sha256 in hash_parts(packing.path, packing.blank, expected):
                 hashes[packing.path] = sha256
-                yield self.meter.event((1 - PACKED_SHARE) * size, f"hashed {packing.path.name}")
+                yield self.meter.event((1 - PACKED_SHARE) * size, f"hashed {packing.path.name}", phase="verify")
         small = [*beside, *(self.place.staging / packing.name / "config.json" for packing in self.packings)]
         hashes |= {path: hash_file(path) for path in small}
         for path in self.place.staging.rglob("*"):
@@ -298,14 +301,14 @@ class Meter:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
-    def event(self, size: float, message: str, fresh: bool = True) -> Event:
+    def event(self, size: float, message: str, fresh: bool = True, phase: str = "prepare") -> Event:
         """So many more bytes are done."""
         self.done = min(self.total, self.done + size)
         self._fresh += size if fresh else 0
         seconds = time.monotonic() - self.started
         rate = self._fresh / seconds if seconds > SETTLED_SECONDS and self._fresh else None
         left = (self.total - self.done) / rate if rate else None
-        return Event("prepare", self.recipe, round(self.done), self.total, rate, left, message)
+        return Event(phase, self.recipe, round(self.done), self.total, rate, left, message)
 
 
 def _file_identity(path: Path) -> list[object]:

@@ -83,6 +83,11 @@ def smoke_test(subject: Subject) -> Iterator[tuple[str, float]]:
             yield linear.name, check(linear.name, error, bound)
 
 
+def tries(branch: Branch) -> int:
+    """How much `smoke_test` compares in one branch: its first and last block, and every Linear outside the blocks."""
+    return len({0, branch.num_layers - 1}) + sum(not linear.in_block for linear in branch.linears())
+
+
 def block_errors(subject: Subject, index: int) -> list[float]:
     """|change - change by the source| / |change by the source| of one block's hidden states: scaled, written."""
     from diffusers.models.transformers.transformer_ideogram4 import Ideogram4TransformerBlock

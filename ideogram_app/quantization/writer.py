@@ -31,7 +31,7 @@ from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.flow import Event
 from ideogram_app.quantization.packing import UNTUNED, Packing, Tuning
 from ideogram_app.quantization.run import Report, Run, Work
-from ideogram_app.quantization.smoke import Subject, smoke_test
+from ideogram_app.quantization.smoke import Subject, smoke_test, tries
 from ideogram_app.recipes import Recipe, find_recipe
 
 UNNAMED = "ideogram-4"  # what a model of no known size is called in its files
@@ -54,8 +54,9 @@ def prepare(
         device: where rows are packed.
 
     Yields:
-        Events of phase `prepare`. `done` and `total` count bytes of the finished files, nine tenths of each when it is
-        packed and the last when it is hashed. `message` is what was just done.
+        Events of phase `prepare`, then `smoke`, then `verify`. `done` and `total` count bytes of the finished files,
+        nine tenths of each when it is packed and the last when it is hashed; in phase `smoke`, what was compared.
+        `message` is what was just done; the last event, of phase `prepare` again, says that it is ready.
 
     Raises:
         RequestError: no such model or recipe, or another process prepares it.
@@ -143,7 +144,8 @@ def _work(
         scaled = packing.scaled if packing.scaling else None
         return smoke_test(Subject(branch, reader.config, kind, reader.tensor, scaled, written.values))
 
-    return Work(model, effective, packings, source.files, source.folder, named, smoke, tuning)
+    count = sum(tries(branch) for branch in branches.values())
+    return Work(model, effective, packings, source.files, source.folder, named, smoke, count, tuning)
 
 
 def _expect_device(device: str) -> None:

@@ -7,6 +7,7 @@ Everything else on the page is private. Left out: uploads, and progress, which `
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from gradio.events import api
@@ -63,10 +64,18 @@ def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[
         seed: int = 0,
         model: str = "miniature",
         savings: list[str] | None = None,
+        adapt: bool = False,
+        device_limit_gb: float = 0,
     ) -> dict[str, Any]:
-        """Draw one caption in several precisions and wait for the Comparison. A side of 0 means the model's own."""
+        """Draw one caption in several precisions and wait for the Comparison. A side of 0 means the model's own.
+
+        With `adapt` a picture that runs out of memory is drawn with less; `device_limit_gb` plans with no more.
+        """
         own = find_model(model).default_size
-        request = request_of(model, prompt, preset, width or own[0], height or own[1], seed, recipes, savings or [])
+        sides = width or own[0], height or own[1]
+        request = request_of(model, prompt, preset, *sides, seed, recipes, savings or [], adapt)
+        limit = round(device_limit_gb * 1e9)
+        request = replace(request, device_limit_bytes=limit if limit > 0 else None)
         job = _finish(studio, studio.submit_compare(request))
         comparison: Comparison = studio.entry(job.entry or "").comparison
         answer: dict[str, Any] = to_plain(comparison)

@@ -53,11 +53,12 @@ class Form:
     seed: gr.Number
     recipes: gr.CheckboxGroup
     savings: gr.CheckboxGroup
+    adapt: gr.Checkbox
 
     @property
     def inputs(self) -> list[Any]:
         numbers = [self.width, self.height, self.seed]
-        return [self.model, self.prompt, self.preset, *numbers, self.recipes, self.savings]
+        return [self.model, self.prompt, self.preset, *numbers, self.recipes, self.savings, self.adapt]
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,16 @@ def build_form(model: str) -> tuple[Form, Extras]:
             info=" ".join(f"{row.title}: {row.summary}" for row in SAVINGS.values()),
             elem_id="savings",
         )
+    adapt = gr.Checkbox(
+        False,
+        label="When memory runs out, go on with less",
+        info="Streams more, then a smaller precision, then a smaller picture; each picture says what it gave up.",
+        elem_id="adapt",
+    )
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3, min_width=120)
         stop = gr.Button("Stop", interactive=False, elem_id="stop", scale=1, min_width=80)
-    form = Form(chosen, prompt, preset, width, height, seed, recipes, savings)
+    form = Form(chosen, prompt, preset, width, height, seed, recipes, savings, adapt)
     return form, Extras(examples, caption, guidance, random, generate, stop)
 
 
@@ -143,6 +150,7 @@ def request_of(
     seed: float,
     recipes: list[str],
     savings: Sequence[str] = (),
+    adapt: bool = False,
 ) -> Request:
     """The request that the inputs make.
 
@@ -154,7 +162,7 @@ def request_of(
             raise RequestError(f"The {label} is empty", do="Enter a whole number")
     caption = understand(prompt or "").caption
     numbers = int(width), int(height), int(seed)
-    return Request(model, caption, tuple(recipes), preset, *numbers, savings=tuple(savings))
+    return Request(model, caption, tuple(recipes), preset, *numbers, savings=tuple(savings), adapt=bool(adapt))
 
 
 def values_of(request: Request) -> tuple[Any, ...]:
@@ -168,6 +176,7 @@ def values_of(request: Request) -> tuple[Any, ...]:
         request.seed,
         list(request.recipes),
         list(request.savings),
+        request.adapt,
     )
 
 

@@ -32,7 +32,10 @@ from ideogram_app.ui.form import (
     suggested_recipes,
     values_of,
 )
+from ideogram_app.ui.guide_card import guide_component, wire_guide
 from ideogram_app.ui.machine_card import machine_card
+from ideogram_app.ui.memory_bar import memory_pane, wire_memory
+from ideogram_app.ui.offers import offered
 from ideogram_app.ui.panes import NAMES, Seen, changed, looked_at
 from ideogram_app.ui.results import Shown, from_entry
 from ideogram_app.ui.slider import slider_component
@@ -73,16 +76,20 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
             "machine": _pane(machine_card(State(), model), elem_id="machine"),
             "job": _pane(elem_id="job", js_on_load=SCRIPT),
         }
+        memory = memory_pane()
+        panes["loaded"] = _pane(elem_id="loaded", js_on_load=SCRIPT)
         opened = gr.State(None)  # the name of an earlier comparison that this tab looks at
         with gr.Tabs(elem_id="tabs") as tabs:
-            with gr.Tab("Compare", id=COMPARE), gr.Row(elem_classes="split"):
-                with gr.Column(scale=4, min_width=300, elem_classes="asking"):
-                    form, extras = build_form(model)
-                with gr.Column(scale=9, min_width=300, elem_classes="outcome"):
-                    panes["results"] = _pane(elem_id="results")
-                    panes["downloads"] = _pane(elem_id="downloads")
-                    panes["slider"] = slider_component()
-                    panes["charts"] = _pane(elem_id="charts")
+            with gr.Tab("Compare", id=COMPARE):
+                panes["guide"] = guide_component()
+                with gr.Row(elem_classes="split"):
+                    with gr.Column(scale=4, min_width=300, elem_classes="asking"):
+                        form, extras = build_form(model)
+                    with gr.Column(scale=9, min_width=300, elem_classes="outcome"):
+                        panes["results"] = _pane(elem_id="results", js_on_load=SCRIPT)
+                        panes["downloads"] = _pane(elem_id="downloads")
+                        panes["slider"] = slider_component()
+                        panes["charts"] = _pane(elem_id="charts")
             with gr.Tab("Precisions on disk", id="weights"):
                 panes["weights"] = _pane(elem_id="weights", js_on_load=SCRIPT)
             with gr.Tab("History", id="history"):
@@ -90,6 +97,9 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
         _wire_form(studio, form, extras, opened)
         _wire_gallery(studio, form, extras, panes["gallery"], opened, tabs)
         _wire_buttons(studio, form, panes)
+        wire_guide(studio, panes["guide"], form.inputs, told, **ASKING).success(lambda: None, None, opened, **PRIVATE)
+        _wire_offers(studio, panes["results"], opened)
+        wire_memory(studio, memory, **PRIVATE)
         _wire_panes(studio, page, form, extras, panes, opened)
         add_endpoints(studio, told)
     return page
@@ -207,8 +217,20 @@ def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None
             "prepare": lambda: studio.submit_prepare(model, tuple(name.split(","))),
             "check": lambda: studio.check_access(model),
             "delete": lambda: studio.submit_delete(model),
+            "unload": studio.unload,
         }
         deeds[str(event._data.get("act"))]()
 
-    for name in ("weights", "job"):
+    for name in ("weights", "job", "loaded"):
         panes[name].click(told(act), form.model, None, **ASKING)
+
+
+def _wire_offers(studio: Studio, results: gr.HTML, opened: gr.State) -> None:
+    """What is offered where memory ran out: the same request, drawn with less."""
+
+    def draw_with_less(opened: str | None, event: gr.EventData) -> None:
+        shown = looked_at(studio, studio.state, opened)
+        if shown:
+            studio.submit_compare(offered(shown.request, shown.results, str(event._data.get("name"))))
+
+    results.click(told(draw_with_less), opened, None, **ASKING).success(lambda: None, None, opened, **PRIVATE)

@@ -15,12 +15,14 @@ from ideogram_app.jobs import State
 from ideogram_app.studio import Studio
 from ideogram_app.ui.charts import charts
 from ideogram_app.ui.gallery import gallery
+from ideogram_app.ui.guide_card import guide_card
 from ideogram_app.ui.machine_card import machine_card
+from ideogram_app.ui.memory_bar import kept_loaded
 from ideogram_app.ui.results import Shown, downloads, from_entry, from_job, job_bar, results_grid
 from ideogram_app.ui.slider import slider
 from ideogram_app.ui.weights import weights_table
 
-NAMES = ("machine", "job", "results", "downloads", "slider", "charts", "weights", "gallery")
+NAMES = ("machine", "loaded", "job", "guide", "results", "downloads", "slider", "charts", "weights", "gallery")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def render(studio: Studio, state: State, model: str, opened: str | None) -> dict
     current = shown.entry.id if shown and shown.entry else None
     return {
         "machine": machine_card(state, model),
+        "loaded": kept_loaded(state),
         "job": job_bar(state.job, len(state.waiting)),
+        "guide": guide_card(state, model),
         "results": results_grid(shown),
         "downloads": downloads(shown),
         "slider": slider(shown),

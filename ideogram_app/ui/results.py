@@ -14,6 +14,7 @@ from ideogram_app.architecture import find_model
 from ideogram_app.flow import REFERENCE, Event, Request, Result, decibels
 from ideogram_app.history import COMPARISON_FILE, SHEET_FILE, Entry
 from ideogram_app.jobs import Job
+from ideogram_app.ui.offers import gave_up, offers, tried
 from ideogram_app.ui.words import bar, duration, esc, file_url, gist, progress_words, recipe_title, settings, size
 
 VERBS = {"prepare": "Preparing", "compare": "Comparing", "delete": "Deleting"}  # of each kind of job
@@ -61,7 +62,7 @@ def results_grid(shown: Shown | None) -> str:
     request = shown.request
     known = {result.recipe: result for result in shown.results}
     cards = "".join(
-        _card(known[recipe]) if recipe in known else _pending(recipe, shown.progress.get(recipe), shown)
+        _card(known[recipe], request) if recipe in known else _pending(recipe, shown.progress.get(recipe), shown)
         for recipe in request.recipes
     )
     error = f'<p class="note bad" role="alert">{esc(shown.error)}</p>' if shown.error else ""
@@ -85,13 +86,14 @@ def _guidance(shown: Shown) -> str:
     return f"guidance {ends} · {esc(shown.request.model)}"
 
 
-def _card(result: Result) -> str:
+def _card(result: Result, request: Request) -> str:
     title = esc(recipe_title(result.recipe))
     if result.error or not result.image:
         return (
             f'<article class="result failed" data-recipe="{esc(result.recipe)}" aria-label="{title}, failed">'
             f'<div class="picture"><p>{esc(result.error or "No picture.")}</p></div>'
-            f'<header><h3>{title}</h3><span class="chip bad">failed</span></header></article>'
+            f'<header><h3>{title}</h3><span class="chip bad">failed</span></header>'
+            f"{tried(result)}{offers(result)}</article>"
         )
     url = esc(file_url(result.image))
     text = esc(f"{recipe_title(result.recipe)}: {gist(result.caption)}")
@@ -99,7 +101,8 @@ def _card(result: Result) -> str:
         f'<article class="result" data-recipe="{esc(result.recipe)}" aria-label="{title}">'
         f'<a class="picture" href="{url}" target="_blank" rel="noopener" aria-label="Open the PNG of {title}">'
         f'<img src="{url}" width="{result.width}" height="{result.height}" alt="{text}"></a>'
-        f"<header><h3>{title}</h3>{_engaged(result)}</header>{_numbers(result)}</article>"
+        f"<header><h3>{title}</h3>{_engaged(result)}</header>"
+        f"{gave_up(result, request)}{_numbers(result)}</article>"
     )
 
 
@@ -110,20 +113,26 @@ def _engaged(result: Result) -> str:
     if result.engaged == result.recipe:
         how = f"What was asked for is what ran: {result.arithmetic}, {result.kernels} kernels"
         return f'<span class="chip ok" title="{esc(how)}">ran as asked</span>'
-    return f'<span class="chip" title="What really ran">ran: {esc(result.engaged)}</span>'
+    return f'<span class="chip" title="What really ran">ran: {esc(recipe_title(result.engaged))}</span>'
 
 
 def _numbers(result: Result) -> str:
+    memory = size(result.peak_memory_bytes)
+    expected = result.predicted_host_bytes if result.peak_device_bytes is None else result.predicted_device_bytes
+    beside = f"expected {size(expected)}" if expected else ""
+    peak = "Peak of the device, or of the process where there is no device; beside it what the plan expected"
     rows = [
-        ("A step", "Median of the steps after the first", duration(result.seconds_per_step)),
-        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total)),
-        ("Memory", "Peak of the device, or of the process where there is no device", size(result.peak_memory_bytes)),
-        ("Weights", "Of both transformers, as held while drawing", size(result.weight_bytes)),
-        ("PSNR", "To the reference's picture; higher is closer", decibels(result.psnr)),
-        ("SSIM", "To the reference's picture; 1 is the same", "–" if result.ssim is None else f"{result.ssim:.4f}"),
+        ("A step", "Median of the steps after the first", duration(result.seconds_per_step), ""),
+        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total), ""),
+        ("Memory", peak, memory, beside),
+        ("Weights", "Of both transformers, as held while drawing", size(result.weight_bytes), ""),
+        ("PSNR", "To the reference's picture; higher is closer", decibels(result.psnr), ""),
+        ("SSIM", "To the reference's picture; 1 is the same", "–" if result.ssim is None else f"{result.ssim:.4f}", ""),
     ]
     inside = "".join(
-        f'<div><dt title="{esc(meaning)}">{name}</dt><dd>{esc(value)}</dd></div>' for name, meaning, value in rows
+        f'<div><dt title="{esc(meaning)}">{name}</dt><dd>{esc(value)}'
+        f"{f' <small>{esc(note)}</small>' if note else ''}</dd></div>"
+        for name, meaning, value, note in rows
     )
     return f'<dl class="strip">{inside}</dl>'
 

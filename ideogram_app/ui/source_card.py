@@ -7,28 +7,17 @@ login of its own, so that this page never sees it.
 
 from __future__ import annotations
 
-from ideogram_app.architecture import find_model, weight_bytes
 from ideogram_app.backend import SourceState
 from ideogram_app.checkpoints.access import Access
 from ideogram_app.checkpoints.sources import Source, find_source
-from ideogram_app.flow import Event
-from ideogram_app.footprint import DISK_MARGIN, encoder_weights
+from ideogram_app.guide import CLOSED, GATES, guide
 from ideogram_app.jobs import Job, State
-from ideogram_app.planner import LADDER
-from ideogram_app.recipes import RECIPES, find_recipe
-from ideogram_app.ui.words import act, bar, both, esc, link, linked, progress_words, recipe_title, size
+from ideogram_app.outlook import View, both, disk_short
+from ideogram_app.preference import LADDER
+from ideogram_app.recipes import RECIPES
+from ideogram_app.ui.guide_card import stage_list
+from ideogram_app.ui.words import act, esc, link, linked, recipe_title, size
 
-# State of the gate -> tone, heading, and what its page is for; states that are not here stand in nobody's way.
-GATES: dict[str, tuple[str, str, str]] = {
-    "ready": ("ok", "Your account may fetch it.", ""),
-    "no_token": ("warn", "Log in to Hugging Face first.", "Make a token"),
-    "not_accepted": ("warn", "The licence is not accepted yet.", "Read and accept the licence"),
-    "wrong_scope": ("warn", "Your token does not reach this far.", "Edit the token"),
-    "not_found": ("bad", "The weights are not where they were.", "Look there"),
-    "offline": ("warn", "Working offline.", ""),
-    "unreachable": ("bad", "Hugging Face does not answer.", "See whether it is down"),
-}
-CLOSED = ("no_token", "not_accepted", "wrong_scope", "not_found", "offline")  # asking for a file would be in vain
 LABELS = {
     "given": ("your own copy", "ok"),
     "missing": ("not on this disk", ""),
@@ -55,26 +44,14 @@ def _is_fetching(job: Job | None) -> bool:
     return job is not None and job.stage is not None and job.stage.phase == "fetch"
 
 
-def can_make(state: State, model: str) -> bool:
+def can_make(state: State, model: str, recipe: str) -> bool:
     """Whether a recipe could be made now: its weights are at hand, or may be fetched and have room."""
     source, access = state.sources.get(model), state.access.get(model)
     if source is None or state.machine is None:
         return False
     if source.at_hand:
         return find_source(model).included is None or state.machine.plans[model].fits
-    return not (access and access.state in CLOSED) and not _short_of(state, model)
-
-
-def made_bytes(model: str, recipe: str) -> int:
-    """What the files of a recipe take, both transformers."""
-    row = find_recipe(recipe).protecting()
-    return sum(weight_bytes(branch, row) for branch in find_model(model).branches)
-
-
-def _to_write(source: SourceState, model: str, recipes: tuple[str, ...]) -> int:
-    """Bytes of these recipes, and of the text encoder where it is not kept beside others yet."""
-    beside = 0 if source.companions_bytes else encoder_weights(find_model(model), 2)
-    return sum(made_bytes(model, recipe) for recipe in recipes) + beside
+    return not (access and access.state in CLOSED) and not View(state, model, (recipe,)).lacking
 
 
 def suggested(state: State, model: str) -> str:
@@ -83,16 +60,16 @@ def suggested(state: State, model: str) -> str:
     return planned or LADDER[0]
 
 
-def _to_make(state: State, model: str) -> tuple[str, ...]:
-    """What the card offers to make: the recipe to begin with, unless it is there."""
-    recipe = suggested(state, model)
-    return () if _is_ready(state, model, recipe) else (recipe,)
+def _next(state: State, model: str) -> str:
+    """What a download would be for: the recipe to begin with, or another one where that is ready."""
+    names = (suggested(state, model), *LADDER, *RECIPES)
+    return next((name for name in names if not _is_ready(state, model, name)), names[0])
 
 
 def _facts(row: Source, source: SourceState, job: Job | None, state: State, model: str) -> str:
     """What is fetched, made and kept, in bytes, and under which terms."""
-    recipes = job.recipes if job else _to_make(state, model)
-    made = _to_write(source, model, recipes)
+    view = View(state, model, job.recipes if job else (suggested(state, model),))
+    recipes, made = view.missing, view.to_make
     licence = link(row.url, row.licence)
     if source.state == "given":
         rows = [("Read from", esc(source.folder)), ("Licence", licence)]
@@ -115,7 +92,7 @@ def _facts(row: Source, source: SourceState, job: Job | None, state: State, mode
 def _now(row: Source, source: SourceState, job: Job | None, state: State, model: str) -> str:
     """What goes on, or what can be done next."""
     if job:
-        return _stages(row, source, job)
+        return stage_list(guide(state, model, job.recipes)[3:6])  # fetch, quantize, smoke test
     if source.state == "complete":
         return _farewell(source, state, model)
     if source.state == "given":
@@ -162,55 +139,16 @@ def _gate(state: State, model: str) -> str:
 
 def _begin(row: Source, source: SourceState, state: State, model: str) -> str:
     """The button that starts it, or why there is none."""
-    short = _short_of(state, model)
-    if short:
-        free = state.machine.hardware.disk_free_bytes if state.machine else 0
-        return (
-            f'<p class="note bad" role="alert">Fetching it takes {size(short)} of free disk, a margin included, and '
-            f"{size(free)} are free. Make room, or start the program with --data-dir on another disk.</p>"
-        )
-    if not can_make(state, model) or not _to_make(state, model):
-        return ""  # what is suggested may be there, and the others have buttons of their own in the table
     recipe = suggested(state, model)
+    view = View(state, model, (_next(state, model),))
+    if view.lacking:
+        return f'<p class="note bad" role="alert">{esc(disk_short(view))}</p>'
+    if not can_make(state, model, recipe) or _is_ready(state, model, recipe):
+        return ""  # what is suggested may be there, and the others have buttons of their own in the table
     label = f"Fetch it and make {recipe_title(recipe)}"
     if source.state == "partial":
         label = f"Continue: {size(max(0, row.size - source.bytes))} to go"
     return f'<p class="links">{act("prepare", recipe, label, label, primary=True)}</p>'
-
-
-def _short_of(state: State, model: str) -> float:
-    """Bytes of disk that fetching and making need, where that many are not free; else 0."""
-    source = state.sources.get(model)
-    free = state.machine.hardware.disk_free_bytes if state.machine else None
-    if source is None or free is None or source.at_hand:
-        return 0
-    left = max(0, find_source(model).size - source.bytes)
-    needed = (left + _to_write(source, model, _to_make(state, model))) * DISK_MARGIN
-    return needed if needed > free else 0
-
-
-def _stages(row: Source, source: SourceState, job: Job) -> str:
-    """Both halves of the work, the one that runs with its bar and the file it is at."""
-    event = job.stage
-    making = event is not None and not _is_fetching(job)
-    titles = both([recipe_title(recipe) for recipe in job.recipes])
-    first = "Fetched." if source.state == "complete" or making else f"Fetch {size(row.size)}"
-    return (
-        '<ol class="stages">'
-        f"{_stage(first, None if making else event, done=making, waits=job.state == 'waiting')}"
-        f"{_stage(f'Make {titles}', event if making else None, waits=not making)}</ol>"
-        f'<p class="links">{act("stop", job.id, "Stop; what is done is kept", "Stop this job")}</p>'
-    )
-
-
-def _stage(title: str, event: Event | None, done: bool = False, waits: bool = False) -> str:
-    if done or waits:
-        return f'<li class="{"done" if done else "waits"}"><strong>{esc(title)}</strong></li>'
-    words = esc(progress_words(event)) if event else "Starting …"
-    file = f'<p class="quiet words file">{esc(event.message)}</p>' if event and event.message else ""
-    return (
-        f'<li class="now"><strong>{esc(title)}</strong>{bar(title, event)}<p class="quiet words">{words}</p>{file}</li>'
-    )
 
 
 def _farewell(source: SourceState, state: State, model: str) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 from ideogram_app.architecture import find_model
 from ideogram_app.checkpoints.sources import find_source
 from ideogram_app.jobs import Job, State
+from ideogram_app.outlook import made_bytes
 from ideogram_app.recipes import Recipe
 from ideogram_app.ui.form import offered
-from ideogram_app.ui.source_card import can_make, made_bytes, source_card
+from ideogram_app.ui.source_card import can_make, source_card
 from ideogram_app.ui.words import act, bar, esc, linked, progress_words, size
 
 LABELS = {
@@ -65,7 +66,7 @@ def _failure(state: State, model: str) -> str:
     if access and access.sentence in job.error:
         return ""  # the gate says so already
     again = ""
-    if job.kind == "prepare" and can_make(state, model):
+    if job.kind == "prepare" and can_make(state, model, job.recipes[0]):
         label = "Continue" if _is_begun(state, job) else "Try again"
         again = f"<p>{act('prepare', ','.join(job.recipes), label, f'{label} what failed')}</p>"
     return f'<div class="note bad gate" role="alert"><p>{linked(job.error)}</p>{again}</div>'
@@ -107,7 +108,7 @@ def _state(recipe: Recipe, status: Any, job: Job | None) -> str:
 def _button(recipe: Recipe, status: Any, job: Job | None, state: State, model: str) -> str:
     if job:
         return act("stop", job.id, "Cancel", f"Cancel preparing {recipe.title}")
-    if status is None or status.usable or not can_make(state, model):
+    if status is None or status.usable or not can_make(state, model, recipe.name):
         return ""
     source = state.sources.get(model)
     label = "Prepare" if find_source(model).included or (source and source.at_hand) else "Fetch and prepare"

@@ -21,6 +21,8 @@ HOMES = {"resident": "resident", "streamed": "streamed from RAM", "disk": "strea
 PHASES = {
     "fetch": "Fetching",
     "prepare": "Preparing",
+    "smoke": "Trying what was written",
+    "verify": "Checking",
     "calibrate": "Measuring activations",
     "load": "Loading weights",
     "encode": "Reading the caption",
@@ -141,11 +143,6 @@ def progress_words(event: Event) -> str:
     if event.seconds_left:
         parts.append(f"{remaining(event.seconds_left)} left")
     return " · ".join(parts)
-
-
-def both(names: list[str]) -> str:
-    """Names in a sentence: INT8 W8A8, FP8 and GGUF Q4_K."""
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 def link(url: str, text: str, kind: str = "") -> str:

@@ -1,0 +1,266 @@
+"""Predicted against measured peaks of device memory, or against counted ones: `python benchmarks/memory.py`.
+
+    with a card     {INT8, Q4_K} x {resident, half streamed, streamed} x {512², 1024², 2048²}, memory capped to 8, 12,
+                    16 and 24 GB by `torch.cuda.set_per_process_memory_fraction`: PyTorch's own counters, and seconds
+                    of a step; random weights, whose bytes are those of real ones
+    without one     what the same code asks for, counted on tensors without numbers (benchmark/counted.py), and what
+                    CUDA's allocator would make of it (benchmark/allocator.py); rows are marked `counted`
+
+Every row has the prediction beside it. `allocated` is of tensors, to be held against `max_memory_allocated`; `total`
+must be free before, with gaps and the driver's context. **No measured row was ever made by us**: there was no card.
+Left out: two devices, and blocks from disk, which take the device what blocks from RAM take.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ideogram_app.activations import decode_bytes  # noqa: E402
+from ideogram_app.benchmark.counted import Case, count_picture  # noqa: E402
+from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly  # noqa: E402
+from ideogram_app.benchmark.rows import effective  # noqa: E402
+from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
+from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
+from ideogram_app.footprint import STREAM_BUFFERS, device_bytes, footprint, gb, share  # noqa: E402
+from ideogram_app.hardware import compute_capability, detect  # noqa: E402
+from ideogram_app.kernels.attention import backends  # noqa: E402
+from ideogram_app.kernels.choice import choose  # noqa: E402
+from ideogram_app.kernels.choice import kernels as find_kernels  # noqa: E402
+from ideogram_app.measure import release, synchronize  # noqa: E402
+from ideogram_app.model.assemble import Placement, assemble  # noqa: E402
+from ideogram_app.model.autoencoder import Autoencoder, autoencoder  # noqa: E402
+from ideogram_app.model.backbone import Block  # noqa: E402
+from ideogram_app.model.layers import weight_bytes  # noqa: E402
+from ideogram_app.model.loader import Loaded  # noqa: E402
+from ideogram_app.model.residency import Residence, Residences  # noqa: E402
+from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.recipes import find_recipe  # noqa: E402
+from ideogram_app.travel import spread  # noqa: E402
+from ideogram_app.velocity import Velocity  # noqa: E402
+from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.wire import to_plain  # noqa: E402
+
+GB = 10**9
+RECIPES = (("int8-w8a8-rotated", ""), ("gguf-q4_k", "w4a8"))
+HOMES = {"resident": 0.0, "half streamed": 0.5, "streamed": 1.0}  # share of the blocks that travel
+CAPS = (8, 12, 16, 24)
+TILE = 512  # of the decoder, where the whole picture would not fit
+TIMED = 3  # steps, after one that compiles
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination. Bytes; `source` says whether peaks were measured or counted, and `least` is the smallest device
+    on which the allocator's model finds room."""
+
+    source: str
+    recipe: str
+    arithmetic: str
+    home: str
+    side: int
+    text_tokens: int
+    tile: int | None
+    cap: int | None
+    predicted_allocated: int
+    predicted_total: int
+    allocated: int | None = None
+    reserved: int | None = None
+    least: int | None = None
+    phases: dict[str, int] | None = None
+    step_seconds: float | None = None
+    problem: str = ""
+
+
+def main(
+    shape: Annotated[str, typer.Option(help="ideogram-4, or layers=N.")] = "ideogram-4",
+    text_tokens: int = 300,
+    sides: str = "512,1024,2048",
+    out: Annotated[Path | None, typer.Option(help="memory.json of a card, memory-counted.json without one.")] = None,
+) -> None:
+    """Measure where there is a card, else count, and write."""
+    measures = torch.cuda.is_available()
+    questions = [
+        Question(shape, find_shape(shape), side, side, text_tokens, 2048, 48, "bfloat16")
+        for side in map(int, sides.split(","))
+    ]
+    rows = []
+    for row in measured(questions) if measures else counted(questions):
+        rows.append(row)
+        found = row.allocated
+        print(
+            f"{row.source} {row.recipe} {row.home} {row.side}² tile {row.tile} cap {row.cap}: predicted "
+            f"{gb(row.predicted_allocated)}, found {gb(found) if found else row.problem}; in all "
+            f"{gb(row.predicted_total)}, {gb(row.least or row.reserved or 0)}",
+            file=sys.stderr,
+            flush=True,
+        )
+    path = out or ROOT / "benchmarks" / "results" / ("memory.json" if measures else "memory-counted.json")
+    report = {"hardware": to_plain(detect(ROOT)), "versions": versions(), "commit": commit(), "rows": to_plain(rows)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps({"rows": to_plain(rows)}))
+
+
+def counted(questions: list[Question]) -> Iterator[Row]:
+    """Without a card: transformers that stay, as whole pictures and in tiles."""
+    for name, arithmetic in RECIPES:
+        for question in questions:
+            for tile in (None, TILE):
+                found = count_picture(Case(question, effective(find_recipe(name)), arithmetic, tile=tile))
+                row = predicted(name, arithmetic, question, "resident", tile, None)
+                yield replace(
+                    row,
+                    source="counted",
+                    allocated=found.peak,
+                    reserved=found.reserved,
+                    least=found.least,
+                    phases=found.phases,
+                )
+
+
+def predicted(
+    name: str,
+    arithmetic: str,
+    question: Question,
+    home: str,
+    tile: int | None,
+    cap: int | None,
+    kernels: str = "triton",
+) -> Row:
+    """A row with nothing but its prediction."""
+    size = question.width, question.height
+    made = footprint(
+        question.model,
+        effective(find_recipe(name)),
+        size,
+        question.dense_bytes,
+        text_tokens=question.text_tokens,
+        arithmetic=arithmetic,
+        kernels=kernels,
+    )
+    travelling = sum(travellers(question, home))
+    kept = made.weights + (STREAM_BUFFERS - travelling if travelling else 0) * made.block
+    busy = max(made.workspace, made.standing + decode_bytes(question.model, *size, question.dense_bytes, tile))
+    allocated = share(kept, busy).allocated
+    tokens, side = question.text_tokens, question.width
+    return Row("predicted", name, arithmetic, home, side, tokens, tile, cap, allocated, device_bytes(kept, busy))
+
+
+def travellers(question: Question, home: str) -> tuple[int, int]:
+    """How many blocks of each transformer travel."""
+    first, second = (round(HOMES[home] * branch.num_layers) for branch in question.model.branches)
+    return first, second
+
+
+def measured(questions: list[Question]) -> Iterator[Row]:
+    """On a card: every combination within every cap that the card has."""
+    device, (_, total) = torch.device("cuda", 0), torch.cuda.mem_get_info(0)
+    for cap in (cap * GB for cap in CAPS if cap * GB <= total):
+        torch.cuda.set_per_process_memory_fraction(cap / total, device)
+        for name, arithmetic in RECIPES:
+            for home in HOMES:
+                for question in questions:
+                    kernels = choose(device, compute_capability(device))[0]
+                    whole = predicted(name, arithmetic, question, home, None, cap, kernels)
+                    tile = None if whole.predicted_total <= cap else TILE
+                    row = predicted(name, arithmetic, question, home, tile, cap, kernels)
+                    yield _measure(replace(row, source="measured"), question, device)
+                    release(device)
+    torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def _measure(row: Row, question: Question, device: torch.device) -> Row:
+    """Draw once and read the counters; what does not fit is a row too."""
+    release(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    seconds, problem = None, ""
+    try:
+        seconds = draw(question, row.recipe, row.arithmetic, travellers(question, row.home), row.tile, device)
+    except torch.OutOfMemoryError as error:
+        problem = str(error).splitlines()[0]
+    allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return replace(row, allocated=allocated, reserved=reserved, step_seconds=seconds, problem=problem)
+
+
+@torch.inference_mode()
+def draw(
+    question: Question, name: str, arithmetic: str, travelling: tuple[int, int], tile: int | None, device: torch.device
+) -> float:
+    """A few steps and the decoder, on random weights; the median seconds of a step."""
+    residences = Residences(STREAM_BUFFERS)
+    tiles = Tiles(device, getattr(torch, question.dtype))
+    try:
+        loaded = _loaded(question, name, arithmetic, travelling, residences, tiles)
+        if device.type == "cuda":  # noise is made on the device, also that of blocks which files would bring to RAM
+            torch.cuda.reset_peak_memory_stats(device)
+        sigmas = schedule(evenly(question.steps), question.width, question.height, SHIFT)
+        features = torch.randn(1, question.text_tokens, question.model.conditional.llm_features_dim)
+        noise = make_noise(0, question.width, question.height).to(device)
+        vae = _decoder(tiles.dtype, tile).to(device)
+        velocity = Velocity(loaded, features, question.rows, question.columns, times(sigmas))
+        steps, spent = denoise(velocity, noise, sigmas, (GUIDANCE,) * (1 + TIMED)), []
+        for _ in range(1 + TIMED):
+            synchronize(device)
+            start = time.perf_counter()
+            step = next(steps)
+            synchronize(device)
+            spent.append(time.perf_counter() - start)
+        decode(vae, step.latents, question.rows, question.columns)
+        return statistics.median(spent[1:])
+    finally:
+        residences.close()
+
+
+def _loaded(
+    question: Question, name: str, arithmetic: str, travelling: tuple[int, int], residences: Residences, tiles: Tiles
+) -> Loaded:
+    """Both transformers of noise, some of whose blocks travel."""
+    device, capability = tiles.device, compute_capability(tiles.device)
+    kernels, made = find_kernels(choose(device, capability)[0]), []
+    residence, recipe = residences.on(device), effective(find_recipe(name))
+    for number, branch in enumerate(question.model.branches):
+        away = spread(travelling[number], branch.num_layers)
+        built = partial(_let_travel, residence)
+        placement = Placement(tiles.dtype, device, CPU, kernels, arithmetic, away, built)
+        backbone = assemble(
+            RandomBranch(branch, recipe, tiles), branch, branch.config(), placement, sees_text=number == 0
+        )
+        backbone.trunk.order = backends(capability)
+        made.append(backbone)
+    residences.start()
+    first, second = made
+    held = weight_bytes(first) + weight_bytes(second)
+    return Loaded(first, second, held, name, (device, device), arithmetic, kernels.name, travelling, residences)
+
+
+def _let_travel(residence: Residence, index: int, block: Block) -> None:
+    residence.add(block)
+
+
+def _decoder(dtype: torch.dtype, tile: int | None) -> Autoencoder:
+    """The published decoder on random weights."""
+    vae: Any = autoencoder({}).to_empty(device="cpu")
+    for tensor in (*vae.parameters(), *vae.buffers()):
+        tensor.copy_(torch.rand(tensor.shape) * 0.02 + 0.01)
+    vae = vae.to(dtype).eval()
+    vae.enable_tiling(tile or 0)
+    return vae
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,258 @@
+"""Bytes beside the weights while a picture is drawn, moment by moment, from shapes alone.
+
+    encode      the tapped layers' outputs, and one layer at work
+    prepare     the layers that run once a picture visit the device
+    step        one block at work, the picture's own tensors beside it
+    decode      the decoder at its widest, whole or one tile after another
+
+Every function names the tensors that are alive at once in the code that it speaks of, so the most of them is what an
+allocator is asked for. `benchmark/counted.py` counts the same by running that code on tensors that hold nothing, and
+tests hold the two together: never below, at most 8 % above.
+
+Left out: gaps that an allocator leaves and what libraries keep for themselves (footprint.py), and plain kernels, which
+run where there are no others and hold more for a moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, TAPS, TEXT_PROJECTION, Branch, Linear, Model
+from ideogram_app.recipes import Recipe
+
+TEXT_TOKENS = 2048  # the longest caption the text encoder takes
+STEPS = 48  # of the longest preset
+UNPACKING = 40_000_000  # plain torch decodes GGUF in runs of 2^21 weights, at most four float32 copies and two of bytes
+INT32_ROWS = 2048  # of a product by torch._int_mm at a time (kernels/fused/matmul.py), two of which overlap
+# cuDNN multiplies 16-bit tensors channels last: it copies what it reads and what it makes, in a workspace that torch
+# asks the same allocator for. With that the decoder takes 2.4 kB a pixel and, where there is plenty, 4.4 kB reserved;
+# without it 1.5 and 2.9. InvokeAI plans 4.4 kB reserved for decoders of these widths, from measurements (its #7674).
+CONVOLVES_IN_COPIES = True
+ROUNDED = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
+PREVIEW_TOKENS = 16  # a side of a preview, at most (pipeline.py)
+ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
+ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn, with what.
+
+    Attributes:
+        dense_bytes: of the computing type, 2 or 4.
+        arithmetic: of Q4_K, w4a8 or w4a16; "" takes the one that needs more.
+        kernels: triton, or int_mm for cards whose INT8 product is torch's (Turing).
+        fused_attention: whether scores are never held as a whole.
+    """
+
+    model: Model
+    recipe: Recipe
+    size: tuple[int, int]
+    dense_bytes: int
+    text_tokens: int = TEXT_TOKENS
+    steps: int = STEPS
+    arithmetic: str = ""
+    kernels: str = "triton"
+    fused_attention: bool = True
+
+    @property
+    def image_tokens(self) -> int:
+        return self.size[0] * self.size[1] // PIXELS_PER_TOKEN**2
+
+    def tokens(self, sees_text: bool) -> int:
+        """Of one transformer's sequence."""
+        return self.image_tokens + (self.text_tokens if sees_text else 0)
+
+    def kind(self, linear: str) -> str:
+        """How a matrix is multiplied: dense, int8, scratch (decoded to one INT8 or 16-bit room) or decoded (anew)."""
+        if not self.recipe.packs(linear):
+            return "dense"
+        if self.recipe.quantizes_activations:
+            return "int8"
+        if self.recipe.gguf_type == "Q4_K":
+            return "scratch8" if self.arithmetic == "w4a8" else "scratch"
+        return "decoded"
+
+
+def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
+    """`conditioner.Prepared`: projected text, the norms' vectors of all steps in float32, rotary angles in float32."""
+    text = drawing.text_tokens * branch.hidden_size * drawing.dense_bytes if sees_text else 0
+    angles = 2 * drawing.tokens(sees_text) * branch.attention_head_dim // 2 * 4
+    return text + _vectors(drawing, branch) + drawing.steps * branch.hidden_size * 4 + angles
+
+
+def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False)) -> int:
+    """What lies on a device from the first step to the last pixel, weights of transformers aside.
+
+    Args:
+        branches: which transformers draw there, each by whether it sees text.
+    """
+    chosen = {True: drawing.model.conditional, False: drawing.model.unconditional}
+    prepared = sum(prepared_bytes(drawing, chosen[sees_text], sees_text) for sees_text in branches)
+    latents = 5 * drawing.image_tokens * LATENT_CHANNELS * 4  # noise, latents before and after, velocity, clean
+    return prepared + latents + drawing.model.vae_parameters * drawing.dense_bytes + scratch_bytes(drawing, once=False)
+
+
+def scratch_bytes(drawing: Drawing, once: bool) -> int:
+    """The room that Q4_K matrices are decoded to, as large as the largest: of the blocks, or of those that run once."""
+    sizes = {"scratch8": 1, "scratch": drawing.dense_bytes}
+    found = (
+        sizes.get(drawing.kind(linear.name), 0) * count * linear.rows * linear.columns
+        for linear, count in _multiplied(drawing.model.conditional, once)
+    )
+    return max(found, default=0)
+
+
+def prepare_bytes(drawing: Drawing, branch: Branch, guest: int, sees_text: bool) -> int:
+    """While the layers that run once a picture are on the device: beside them the projection of the text, then the
+    vectors of all steps.
+
+    Args:
+        guest: bytes of those layers.
+    """
+    tokens, width = drawing.text_tokens if sees_text else 0, drawing.dense_bytes
+    features = tokens * branch.llm_features_dim * width  # as they come; normed they are as large
+    text = tokens * branch.hidden_size * width
+    projection = Linear(TEXT_PROJECTION, branch.hidden_size, branch.llm_features_dim, True)
+    read, product = _decoding(drawing, projection)
+    rounded = tokens * branch.llm_features_dim if drawing.kind(projection.name) in ROUNDED else 0
+    projecting = 2 * features + max(read, product + rounded + 2 * text) if sees_text else 0
+    modulation = Linear("layers.0.adaln_modulation", 4 * branch.hidden_size, branch.adaln_dim, True)
+    vectors = _vectors(drawing, branch)
+    stacking = features + text + vectors + max(vectors, *_decoding(drawing, modulation))
+    made = features + prepared_bytes(drawing, branch, sees_text)
+    embedding = 8 * drawing.steps * branch.hidden_size * 4  # times as waves, on their way through two layers
+    scratch = max(scratch_bytes(drawing, once) for once in (True, False))  # the last picture's is still there
+    return guest + max(projecting, stacking, made) + embedding + scratch
+
+
+def step_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
+    """One pass of a transformer: the worst moment of its worst block, and the latents in the computing type."""
+    layouts: dict[tuple[str, ...], str] = {}
+    for index in range(branch.num_layers):
+        block = f"layers.{index}."
+        names = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+        inner = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
+        layouts.setdefault(tuple(drawing.kind(block + name) for name in (*names, *inner)), block)
+    worst = max((_block_bytes(drawing, branch, sees_text, layout) for layout in layouts), default=0)
+    return worst + drawing.image_tokens * LATENT_CHANNELS * (drawing.dense_bytes + 4)
+
+
+def decode_bytes(model: Model, width: int, height: int, dense_bytes: int, tile: int | None = None) -> int:
+    """Activations of the decoder for a picture, whole or in tiles of this side in pixels; its weights not included."""
+    pixels = width * height
+    finished = pixels * (3 * dense_bytes + 3 * 12)  # the picture, and what becomes of it in float32
+    if not tile or max(width, height) <= tile:
+        return max(_decoder_bytes(model, pixels, dense_bytes), finished)
+    columns = -(-width // (tile * 3 // 4))
+    rows_of_tiles = 2 * 3 * dense_bytes * min(tile, height) * columns * tile  # this row's tiles, and those above it
+    bands = pixels * 3 * dense_bytes
+    one = _decoder_bytes(model, min(tile, width) * min(tile, height), dense_bytes)
+    latents = 8 * pixels  # scaled, put in order, and in the computing type
+    return max(one + rows_of_tiles + bands + latents, 2 * bands + finished)
+
+
+def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
+    """A picture so far, between two steps: as large as `pipeline.preview` makes it."""
+    tokens = [side // PIXELS_PER_TOKEN for side in size]
+    fold = -(-max(tokens) // PREVIEW_TOKENS)
+    width, height = (max(1, count // fold) * PIXELS_PER_TOKEN for count in tokens)
+    return decode_bytes(model, width, height, dense_bytes)
+
+
+def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) -> int:
+    """Reading a caption: the outputs of the tapped layers, and one more layer at work; its weights not included.
+
+    Args:
+        recipe: of the text encoder (text_encoder.py).
+    """
+    hidden = branch.llm_features_dim // TAPS
+    angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and place
+    features = TAPS * tokens * hidden * (2 * dense_bytes + 4)  # tapped, side by side, and in float32
+    inner, weights = ENCODER_INNER * hidden, ENCODER_INNER * hidden**2
+    decoded = {"dense": 0, "int8": weights * (4 + dense_bytes)}.get(recipe.storage, weights * dense_bytes + UNPACKING)
+    work = tokens * dense_bytes * ((TAPS - 1) * hidden + 2 * hidden + 3 * inner)
+    return angles + max(features, work + decoded)
+
+
+def _vectors(drawing: Drawing, branch: Branch) -> int:
+    return drawing.steps * branch.num_layers * 4 * branch.hidden_size * 4
+
+
+def _multiplied(branch: Branch, once: bool) -> list[tuple[Linear, int]]:
+    """The matrices that run once, or those of the first block, each with how many are merged into one."""
+    merged = {"layers.0.attention.to_q": 3, "layers.0.feed_forward.w1": 2}
+    linears = (linear for linear in branch.linears() if linear.once == once)
+    return [(linear, merged.get(linear.name, 1)) for linear in linears]
+
+
+def _decoding(drawing: Drawing, linear: Linear) -> tuple[int, int]:
+    """Bytes beside a packed matrix while it is decoded, and while it is multiplied."""
+    if drawing.kind(linear.name) != "decoded":
+        return 0, 0
+    weights = linear.rows * linear.columns
+    dense = weights * drawing.dense_bytes
+    return dense + (weights * 4 if drawing.recipe.storage == "fp8" else UNPACKING), dense
+
+
+def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tuple[str, ...]) -> int:
+    """The most that is alive in `Block.forward` of matrices of these kinds: q, k, v, o, w1, w3, w2."""
+    hidden, inner, width = branch.hidden_size, branch.intermediate_size, drawing.dense_bytes
+    tokens = drawing.tokens(sees_text)
+    qkv_kind, arms_kind = _merged_kind(layout[:3]), _merged_kind(layout[4:6])
+
+    def operand(kind: str, columns: int) -> int:
+        return tokens * (columns + 4 if kind in ROUNDED else columns * width)
+
+    def product(kind: str, rows: int, columns: int) -> int:
+        """A product's result, with what it takes to make it."""
+        result = tokens * rows * width
+        if kind in ROUNDED and drawing.kernels == "int_mm":
+            return result + min(tokens, 2 * INT32_ROWS) * rows * 4
+        if kind == "apart":  # each by itself, then side by side
+            return 2 * result + rows * columns * (4 + width)
+        if kind != "decoded":
+            return result
+        wide = 4 * rows * columns if drawing.recipe.storage == "fp8" else UNPACKING
+        return rows * columns * width + max(wide, result)
+
+    dense = tokens * hidden * width
+    x, qkv, mixed = operand(qkv_kind, hidden), tokens * 3 * hidden * width, operand(layout[3], hidden)
+    kept = dense + x  # the residual, and what the first matrix reads, which the caller holds
+    attended = dense + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
+    beside = kept + qkv + mixed  # q, k, v and what attention made of them are names of this function to its end
+    second, third = operand(arms_kind, hidden), operand(layout[6], inner)
+    arms = tokens * 2 * inner * width
+    return max(
+        kept + product(qkv_kind, 3 * hidden, hidden),
+        kept + qkv + attended,
+        kept + qkv + dense + (mixed if layout[3] in ROUNDED else 0),
+        beside + product(layout[3], hidden, hidden),
+        beside + dense + second,
+        beside + second + product(arms_kind, 2 * inner, hidden),
+        beside + second + arms + third,
+        beside + second + third + product(layout[6], hidden, inner),
+    )
+
+
+def _merged_kind(kinds: tuple[str, ...]) -> str:
+    return kinds[0] if len(set(kinds)) == 1 else "apart"
+
+
+def _attention_bytes(drawing: Drawing, branch: Branch, tokens: int) -> int:
+    """What attention takes beside its result: scores where it holds them, float32 sums on cards without FlashAttention
+    (heads of 256 do not fit the registers of the memory-efficient kernels)."""
+    if not drawing.fused_attention:
+        return 2 * branch.num_attention_heads * tokens**2 * drawing.dense_bytes
+    return tokens * branch.hidden_size * 4 if drawing.kernels == "int_mm" else 0
+
+
+def _decoder_bytes(model: Model, pixels: int, dense_bytes: int) -> int:
+    """The decoder's worst moment, among its last convolutions, where channels are few and pixels many."""
+    width, second, third = model.vae_widths[:3]
+    copies = CONVOLVES_IN_COPIES and dense_bytes == 2
+    enlarging = third / 4 + second / 4 + 2 * second + (2 * second if copies else 0)  # channels at every pixel
+    narrowing = 2 * second + width + (second + width if copies else 0)
+    channels = max(enlarging, narrowing, 3 * second)
+    filters = 9 * second**2 * dense_bytes
+    return round(pixels * channels * dense_bytes) + pixels * 10 + filters

@@ -1,0 +1,104 @@
+"""What memory is in use now, as one slim bar for the device and one for RAM, and what is kept loaded in it.
+
+The bars ask by themselves, every two seconds and only while the tab can be seen; the answer is empty unless a part has
+moved by a hundredth of the whole, so that a page nobody looks at, or on which nothing happens, sends nothing.
+On a machine without a GPU there is one bar. Left out: curves over time, and further devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ideogram_app.jobs import State
+from ideogram_app.memory import MemoryNow
+from ideogram_app.studio import Studio
+from ideogram_app.ui.words import act, clock, esc, size
+
+MOVED = 0.01  # of the whole: less than a pixel on a phone, and not worth sending
+BEAT = 2000  # milliseconds
+# The page's own clock runs in tabs that nobody sees; this one does not. A bar that was taken off the page stops.
+SCRIPT = f"""
+const beat = () => {{
+  if (!element.isConnected) clearInterval(clock);
+  else if (!document.hidden) trigger("tick");
+}};
+const clock = setInterval(beat, {BEAT});
+beat();
+document.addEventListener("visibilitychange", beat);
+"""
+
+
+def memory_bar(now: MemoryNow, reserve_bytes: int = 0) -> str:
+    """The bars; the reserve is the end of the device's that plans leave to other programs."""
+    device = _gauge(
+        "Device memory", now.device_total, now.device_ours, now.device_others, now.device_free, reserve_bytes
+    )
+    host = _gauge("RAM", now.host_total, now.host_ours, now.host_others, now.host_free, 0)
+    return f'<section class="memory" aria-label="Memory in use now">{device}{host}</section>'
+
+
+def kept_loaded(state: State) -> str:
+    """What stays loaded, until when, and the button that lets it go; apart, so that a moving bar takes no focus."""
+    if not state.loaded:
+        return ""
+    until = f" until {clock(state.unloads_at)} unless it is used before" if state.unloads_at else ""
+    button = act("unload", "all", "Unload", "Unload what is kept in memory")
+    return f'<p class="kept-loaded"><span class="quiet">{esc(state.loaded)} stays loaded{until}.</span> {button}</p>'
+
+
+def has_moved(before: MemoryNow, now: MemoryNow) -> bool:
+    """Whether somebody would see the difference."""
+    pairs = (
+        (before.device_total, before.device_free, now.device_free, now.device_total),
+        (before.device_total, before.device_ours, now.device_ours, now.device_total),
+        (before.host_total, before.host_free, now.host_free, now.host_total),
+        (before.host_total, before.host_ours, now.host_ours, now.host_total),
+    )
+    return any(
+        old_total != total or abs((value or 0) - (old or 0)) > MOVED * (total or 1)
+        for old_total, old, value, total in pairs
+    )
+
+
+def memory_pane() -> gr.HTML:
+    """The component, empty until the page shows it."""
+    return gr.HTML("", elem_id="memory", js_on_load=SCRIPT, apply_default_css=False, min_height=0)
+
+
+def wire_memory(studio: Studio, pane: gr.HTML, **quiet: Any) -> None:
+    """Keep the pane up to date. `quiet` are the options of an event that nobody should see."""
+    shown = gr.State(None)  # the numbers that this tab has
+
+    def beat(last: MemoryNow | None) -> tuple[Any, Any]:
+        now = studio.memory()
+        if last and not has_moved(last, now):
+            return gr.skip(), gr.skip()
+        return memory_bar(now, studio.reserve_bytes), now
+
+    pane.tick(beat, shown, [pane, shown], **quiet)
+
+
+def _gauge(name: str, total: int | None, ours: int | None, others: int | None, free: int | None, reserve: int) -> str:
+    """One bar: ours, the others', what is free and, at its end, what is left to others."""
+    if not total or free is None or others is None:
+        return ""
+    ours = ours or 0
+    kept = f"{size(reserve)} reserved" if reserve else ""
+    rest = f"{size(free)} of {size(total)} free"
+    spoken = ", ".join(filter(None, (f"{size(ours)} this program", f"{size(others)} others", rest, kept)))
+    mark = f'<i class="reserve" style="width:{_percent(reserve, total)}"></i>' if reserve else ""
+    return (
+        f'<div class="gauge"><p><strong>{name}</strong> <span class="quiet words">'
+        f'<i class="key ours"></i>{size(ours)} this program <i class="key others"></i>{size(others)} others '
+        f"· {' · '.join(filter(None, (rest, kept)))}</span></p>"
+        f'<div class="track" role="meter" aria-label="{name} in use" aria-valuemin="0" aria-valuemax="{total}" '
+        f'aria-valuenow="{total - free}" aria-valuetext="{esc(spoken)}">'
+        f'<span class="fill" style="width:{_percent(ours, total)}"></span>'
+        f'<span class="fill base" style="width:{_percent(others, total)}"></span>{mark}</div></div>'
+    )
+
+
+def _percent(part: int, total: int) -> str:
+    return f"{min(100.0, 100 * part / total):.1f}%"

@@ -1,0 +1,73 @@
+"""When memory ran out: what can be tried, as buttons; and what a picture gave up that was drawn with less.
+
+Left out: deciding what helps, which is ladder.py; and trying it unasked, which is the request's `adapt`.
+"""
+
+from __future__ import annotations
+
+from ideogram_app.errors import RequestError
+from ideogram_app.flow import Request, Result, Rung
+from ideogram_app.ladder import taken
+from ideogram_app.ui.words import HOMES, act, esc, recipe_title
+
+
+def offers(result: Result) -> str:
+    """One button a rung, with what it costs; nothing where nothing is offered."""
+    if not result.offers:
+        return ""
+    title = recipe_title(result.recipe)
+    items = "".join(_offer(rung, f"{result.recipe}:{index}", title) for index, rung in enumerate(result.offers))
+    return (
+        f'<div class="offers"><p class="quiet">Prompt and seed are kept. Draw it again with less:</p>'
+        f'<ul aria-label="Ways to draw {esc(title)} with less memory">{items}</ul></div>'
+    )
+
+
+def _offer(rung: Rung, name: str, title: str) -> str:
+    same = ' <span class="chip ok">same picture</span>' if rung.same_picture else ""
+    spoken = f"Draw {title} again: {rung.title}{', the same picture' if rung.same_picture else ''}"
+    return f'<li>{act("offer", name, rung.title, spoken)}{same}<p class="quiet">{esc(rung.reason)}</p></li>'
+
+
+def offered(request: Request, results: tuple[Result, ...], name: str) -> Request:
+    """The request that a button stands for.
+
+    Raises:
+        RequestError: what the tab looks at has no such offer any more.
+    """
+    recipe, _, index = name.rpartition(":")
+    found = next((result.offers for result in results if result.recipe == recipe), ())
+    if not index.isdigit() or int(index) >= len(found):
+        raise RequestError("This is no longer on offer", do="Press Generate, or choose another of the ways shown")
+    return taken(request, recipe, found[int(index)])
+
+
+def gave_up(result: Result, request: Request) -> str:
+    """What was asked for beside what ran, where they differ, with the reasons; else nothing."""
+    asked = _as_drawn(result.recipe, result.planned_residency, request.width, request.height)
+    ran = _as_drawn(result.engaged, result.residency, result.width, result.height)
+    moved = bool(result.planned_residency) and result.planned_residency != result.residency
+    resized = (request.width, request.height) != (result.width, result.height)
+    if not (result.given_up or moved or resized or result.engaged != result.recipe):
+        return ""
+    kept = 2 if not resized else 3  # the size is named where it differs
+    return (
+        f'<div class="ran"><p><span>asked: {esc(_joined(asked[:kept]))}</span> · '
+        f"<span>ran: {esc(_joined(ran[:kept]))}</span></p>{tried(result)}</div>"
+    )
+
+
+def tried(result: Result) -> str:
+    """What was done with less on the way, a sentence each."""
+    if not result.given_up:
+        return ""
+    sentences = "".join(f"<li>{esc(sentence)}</li>" for sentence in result.given_up)
+    return f'<details class="why"><summary>Why?</summary><ul>{sentences}</ul></details>'
+
+
+def _as_drawn(recipe: str, residency: str, width: int, height: int) -> tuple[str, str, str]:
+    return recipe_title(recipe), HOMES.get(residency, residency), f"{width} × {height}"
+
+
+def _joined(parts: tuple[str, ...]) -> str:
+    return ", ".join(part for part in parts if part)

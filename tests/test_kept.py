@@ -1,0 +1,132 @@
+"""What stays loaded: the same thing for the same question, and nothing at all of what came before."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from ideogram_app.checkpoints.store import Store
+from ideogram_app.measure import trim
+from ideogram_app.model.kept import Kept, LoadedKey, host_bytes
+from ideogram_app.model.loader import Homes, Loaded, load_transformers
+from ideogram_app.quantization.writer import prepare
+
+CPU = torch.device("cpu")
+RECIPES = ("reference", "int8-w8a8-rotated", "gguf-q4_k", "gguf-q8_0", "fp8")
+HOMES = (Homes.on(CPU), Homes((CPU, CPU), (6, 3)), Homes((CPU, CPU), (3, 0), from_disk=True))
+GROWTH_ALLOWED = 20e6  # bytes over 40 switches: one pair of transformers that stayed is 9 to 44 MB
+SWITCHES = 50
+
+
+@pytest.fixture(scope="module")
+def store(prepared_miniature: Store) -> Store:
+    """The miniature in every recipe."""
+    return prepared_miniature
+
+
+def key(store: Store, recipe: str, homes: Homes = HOMES[0]) -> LoadedKey:
+    return LoadedKey.of("miniature", recipe, store.version("miniature", recipe), torch.float32, homes, "", False)
+
+
+def take(kept: Kept, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
+    return kept.transformers(
+        key(store, recipe, homes), lambda: load_transformers(store, "miniature", recipe, homes, torch.float32)
+    )
+
+
+def held_by_this_process() -> int:
+    gc.collect()
+    trim()
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_fifty_switches_between_recipes_and_homes_leave_nothing_behind(store: Store) -> None:
+    kept, ghosts, sizes = Kept(), [], []
+    threads = threading.active_count()
+    asked = itertools.cycle(itertools.product(HOMES, RECIPES))
+    for switch, (homes, recipe) in enumerate(itertools.islice(asked, SWITCHES)):
+        loaded = take(kept, store, recipe, homes)
+        ghosts.append(weakref.ref(loaded.conditional.trunk))
+        del loaded
+        if switch % 15 == 9:  # every time with the same thing loaded
+            sizes.append(held_by_this_process())
+    kept.unload()
+    gc.collect()
+    assert [ghost for ghost in ghosts if ghost() is not None] == []
+    assert threading.active_count() == threads, "no reader of files is left behind"
+    assert max(sizes) - sizes[0] < GROWTH_ALLOWED, sizes
+
+
+def test_the_same_question_gets_the_same_transformers_and_another_gets_others(store: Store) -> None:
+    kept = Kept()
+    first = take(kept, store, "gguf-q4_k")
+    assert take(kept, store, "gguf-q4_k") is first
+    assert take(kept, store, "gguf-q4_k", HOMES[1]) is not first, "they live elsewhere"
+    assert kept.key == key(store, "gguf-q4_k", HOMES[1])
+
+
+def test_a_recipe_that_was_made_anew_is_loaded_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    list(prepare(store, "miniature", "gguf-q8_0"))
+    before = key(store, "gguf-q8_0")
+    file = next(store.path("miniature", "gguf-q8_0").rglob("*.gguf"))
+    os.utime(file, ns=(1, 1))
+    assert key(store, "gguf-q8_0") != before
+
+
+def test_the_old_ones_are_gone_before_the_new_ones_come(store: Store) -> None:
+    kept = Kept()
+    ghost = weakref.ref(take(kept, store, "fp8").conditional)
+
+    def load() -> Loaded:
+        assert ghost() is None and kept.key is None
+        return load_transformers(store, "miniature", "gguf-q4_k", CPU, torch.float32)
+
+    kept.transformers(key(store, "gguf-q4_k"), load)
+
+
+def test_what_could_not_be_loaded_is_not_kept(store: Store) -> None:
+    kept = Kept()
+    take(kept, store, "fp8")
+
+    def fail() -> Loaded:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        kept.transformers(key(store, "gguf-q4_k"), fail)
+    assert kept.key is None and kept.host_bytes == 0
+
+
+@pytest.mark.parametrize("homes", HOMES, ids=["resident", "streamed", "disk"])
+def test_host_bytes_are_those_of_the_tensors_in_host_memory(store: Store, homes: Homes) -> None:
+    kept = Kept()
+    loaded = take(kept, store, "gguf-q8_0", homes)
+    whole = take(Kept(), store, "gguf-q8_0")
+    expected = sum(host_bytes(module) for module in whole.modules)
+    if homes.from_disk:
+        assert kept.host_bytes < 0.85 * expected, "three of nine blocks lie in their file"
+    else:
+        assert kept.host_bytes == expected
+    assert loaded.weight_bytes == whole.weight_bytes
+
+
+def test_an_encoder_stays_until_another_is_asked_for() -> None:
+    kept = Kept()
+    first = kept.encoder("a", lambda: nn.Linear(10, 10))
+    assert kept.encoder("a", lambda: nn.Linear(10, 10)) is first
+    assert kept.host_bytes == 440
+    ghost = weakref.ref(first)
+    del first
+    kept.encoder("b", lambda: nn.Linear(5, 5))
+    assert ghost() is None and kept.host_bytes == 120
+    kept.unload()
+    assert kept.host_bytes == 0
