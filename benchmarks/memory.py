@@ -220,7 +220,10 @@ def draw(
             step = next(steps)
             synchronize(device)
             spent.append(time.perf_counter() - start)
-        decode(vae, step.latents, question.rows, question.columns)
+        latents = step.latents
+        del velocity, steps, step  # as pipeline.draw does
+        loaded.rest()
+        decode(vae, latents, question.rows, question.columns)
         return statistics.median(spent[1:])
     finally:
         residences.close()

@@ -1,7 +1,7 @@
 """Bytes beside the weights while a picture is drawn, moment by moment, from shapes alone.
 
-    encode      the tapped layers' outputs, and one layer at work
-    prepare     the layers that run once a picture visit the device
+    encode      one layer at work; what is tapped leaves the device as it is made
+    prepare     the layers that run once a picture visit the device, one after another
     step        one block at work, the picture's own tensors beside it
     decode      the decoder at its widest, whole or one tile after another
 
@@ -17,13 +17,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, TAPS, TEXT_PROJECTION, Branch, Linear, Model
+from ideogram_app.architecture import (
+    LATENT_CHANNELS,
+    PIXELS_PER_TOKEN,
+    TAPS,
+    TEXT_PROJECTION,
+    Branch,
+    Linear,
+    Model,
+    linear_bytes,
+)
 from ideogram_app.recipes import Recipe
 
 TEXT_TOKENS = 2048  # the longest caption the text encoder takes
 STEPS = 48  # of the longest preset
 UNPACKING = 40_000_000  # plain torch decodes GGUF in runs of 2^21 weights, at most four float32 copies and two of bytes
-INT32_ROWS = 2048  # of a product by torch._int_mm at a time (kernels/fused/matmul.py), two of which overlap
+WIDENING = 4 * 2**24  # bytes of a run of INT8 or FP8 rows in float32 (`RUN` in quantization/int8.py and fp8.py)
+INT32_ROWS = 2048  # of a product by torch._int_mm at a time (kernels/fused/matmul.py)
 # cuDNN multiplies 16-bit tensors channels last: it copies what it reads and what it makes, in a workspace that torch
 # asks the same allocator for. With that the decoder takes 2.4 kB a pixel and, where there is plenty, 4.4 kB reserved;
 # without it 1.5 and 2.9. InvokeAI plans 4.4 kB reserved for decoders of these widths, from measurements (its #7674).
@@ -82,7 +92,7 @@ def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
 
 
 def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False)) -> int:
-    """What lies on a device from the first step to the last pixel, weights of transformers aside.
+    """What lies on a device from the first step to the last one, weights of transformers aside.
 
     Args:
         branches: which transformers draw there, each by whether it sees text.
@@ -91,6 +101,11 @@ def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False))
     prepared = sum(prepared_bytes(drawing, chosen[sees_text], sees_text) for sees_text in branches)
     latents = 5 * drawing.image_tokens * LATENT_CHANNELS * 4  # noise, latents before and after, velocity, clean
     return prepared + latents + drawing.model.vae_parameters * drawing.dense_bytes + scratch_bytes(drawing, once=False)
+
+
+def latents_bytes(drawing: Drawing) -> int:
+    """What stays on a device while latents become a picture: the decoder, the noise, and they themselves."""
+    return drawing.model.vae_parameters * drawing.dense_bytes + 2 * drawing.image_tokens * LATENT_CHANNELS * 4
 
 
 def scratch_bytes(drawing: Drawing, once: bool) -> int:
@@ -103,27 +118,31 @@ def scratch_bytes(drawing: Drawing, once: bool) -> int:
     return max(found, default=0)
 
 
-def prepare_bytes(drawing: Drawing, branch: Branch, guest: int, sees_text: bool) -> int:
-    """While the layers that run once a picture are on the device: beside them the projection of the text, then the
-    vectors of all steps.
-
-    Args:
-        guest: bytes of those layers.
-    """
+def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
+    """While the layers that run once a picture visit the device: text is normed, then projected, then the vectors of
+    all steps are made, block by block."""
     tokens, width = drawing.text_tokens if sees_text else 0, drawing.dense_bytes
+    hidden = branch.hidden_size
     features = tokens * branch.llm_features_dim * width  # as they come; normed they are as large
-    text = tokens * branch.hidden_size * width
-    projection = Linear(TEXT_PROJECTION, branch.hidden_size, branch.llm_features_dim, True)
-    read, product = _decoding(drawing, projection)
-    rounded = tokens * branch.llm_features_dim if drawing.kind(projection.name) in ROUNDED else 0
-    projecting = 2 * features + max(read, product + rounded + 2 * text) if sees_text else 0
-    modulation = Linear("layers.0.adaln_modulation", 4 * branch.hidden_size, branch.adaln_dim, True)
-    vectors = _vectors(drawing, branch)
-    stacking = features + text + vectors + max(vectors, *_decoding(drawing, modulation))
-    made = features + prepared_bytes(drawing, branch, sees_text)
-    embedding = 8 * drawing.steps * branch.hidden_size * 4  # times as waves, on their way through two layers
-    scratch = max(scratch_bytes(drawing, once) for once in (True, False))  # the last picture's is still there
-    return guest + max(projecting, stacking, made) + embedding + scratch
+    text = tokens * hidden * width
+
+    def visiting(name: str, rows: int, columns: int, beside: int = 0) -> int:
+        """A layer, and the most of: its weight decoded, its product made."""
+        linear = Linear(name, rows, columns, True)
+        scales = rows * 4 if drawing.kind(name) == "scratch8" else 0
+        resting = round(linear_bytes(linear, drawing.recipe, width)) + rows * width + scales
+        decoded, multiplied = _decoding(drawing, linear)
+        return resting + max(decoded, multiplied + beside)
+
+    rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDED else 0
+    projecting = features + visiting(TEXT_PROJECTION, hidden, branch.llm_features_dim, rounded + text)
+    embedding = text + visiting("t_embedding.mlp_in", hidden, hidden)
+    modulating = text + _vectors(drawing, branch) + visiting("layers.0.adaln_modulation", 4 * hidden, branch.adaln_dim)
+    norms = (4 * branch.num_layers + 1) * hidden * width + (branch.llm_features_dim * width if sees_text else 0)
+    waves = 8 * drawing.steps * hidden * 4  # times on their way through two layers; a block's vectors are as much
+    reading = max(2 * features, projecting) if sees_text else 0
+    most = max(reading, embedding, modulating, prepared_bytes(drawing, branch, sees_text))
+    return most + norms + waves + scratch_bytes(drawing, once=True)
 
 
 def step_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
@@ -161,18 +180,19 @@ def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
 
 
 def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) -> int:
-    """Reading a caption: the outputs of the tapped layers, and one more layer at work; its weights not included.
+    """Reading a caption: one layer at work; its weights not included.
 
     Args:
         recipe: of the text encoder (text_encoder.py).
     """
     hidden = branch.llm_features_dim // TAPS
     angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and place
-    features = TAPS * tokens * hidden * (2 * dense_bytes + 4)  # tapped, side by side, and in float32
     inner, weights = ENCODER_INNER * hidden, ENCODER_INNER * hidden**2
-    decoded = {"dense": 0, "int8": weights * (4 + dense_bytes)}.get(recipe.storage, weights * dense_bytes + UNPACKING)
-    work = tokens * dense_bytes * ((TAPS - 1) * hidden + 2 * hidden + 3 * inner)
-    return angles + max(features, work + decoded)
+    unpacking = {"int8": WIDENING}.get(recipe.storage, UNPACKING)
+    kept, wide = 3 * tokens * hidden * dense_bytes, tokens * inner * dense_bytes  # the residual, twice, normed; an arm
+    gated = 3 * wide  # one arm's SiLU, the other, their product
+    multiplied = wide + weights * dense_bytes + max(unpacking, wide)  # one arm there, the other's matrix, its result
+    return angles + kept + (gated if recipe.storage == "dense" else max(gated, multiplied))
 
 
 def _vectors(drawing: Drawing, branch: Branch) -> int:
@@ -192,7 +212,12 @@ def _decoding(drawing: Drawing, linear: Linear) -> tuple[int, int]:
         return 0, 0
     weights = linear.rows * linear.columns
     dense = weights * drawing.dense_bytes
-    return dense + (weights * 4 if drawing.recipe.storage == "fp8" else UNPACKING), dense
+    return dense + _unpacking(drawing, weights), dense
+
+
+def _unpacking(drawing: Drawing, weights: int) -> int:
+    """Bytes of a run of a matrix of so many weights on its way to the computing type."""
+    return min(4 * weights, WIDENING) if drawing.recipe.storage == "fp8" else UNPACKING
 
 
 def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tuple[str, ...]) -> int:
@@ -208,30 +233,28 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tupl
         """A product's result, with what it takes to make it."""
         result = tokens * rows * width
         if kind in ROUNDED and drawing.kernels == "int_mm":
-            return result + min(tokens, 2 * INT32_ROWS) * rows * 4
+            return result + min(tokens, INT32_ROWS) * rows * 4
         if kind == "apart":  # each by itself, then side by side
             return 2 * result + rows * columns * (4 + width)
         if kind != "decoded":
             return result
-        wide = 4 * rows * columns if drawing.recipe.storage == "fp8" else UNPACKING
-        return rows * columns * width + max(wide, result)
+        return rows * columns * width + max(_unpacking(drawing, rows * columns), result)
 
     dense = tokens * hidden * width
     x, qkv, mixed = operand(qkv_kind, hidden), tokens * 3 * hidden * width, operand(layout[3], hidden)
     kept = dense + x  # the residual, and what the first matrix reads, which the caller holds
     attended = dense + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
-    beside = kept + qkv + mixed  # q, k, v and what attention made of them are names of this function to its end
+    rounded = mixed if layout[3] in ROUNDED else 0
     second, third = operand(arms_kind, hidden), operand(layout[6], inner)
     arms = tokens * 2 * inner * width
     return max(
         kept + product(qkv_kind, 3 * hidden, hidden),
         kept + qkv + attended,
-        kept + qkv + dense + (mixed if layout[3] in ROUNDED else 0),
-        beside + product(layout[3], hidden, hidden),
-        beside + dense + second,
-        beside + second + product(arms_kind, 2 * inner, hidden),
-        beside + second + arms + third,
-        beside + second + third + product(layout[6], hidden, inner),
+        kept + dense + rounded + product(layout[3], hidden, hidden),
+        kept + dense + second,
+        kept + second + product(arms_kind, 2 * inner, hidden),
+        kept + arms + third,
+        kept + third + product(layout[6], hidden, inner),
     )
 
 
@@ -249,9 +272,9 @@ def _attention_bytes(drawing: Drawing, branch: Branch, tokens: int) -> int:
 
 def _decoder_bytes(model: Model, pixels: int, dense_bytes: int) -> int:
     """The decoder's worst moment, among its last convolutions, where channels are few and pixels many."""
-    width, second, third = model.vae_widths[:3]
+    width, second = model.vae_widths[:2]
     copies = CONVOLVES_IN_COPIES and dense_bytes == 2
-    enlarging = third / 4 + second / 4 + 2 * second + (2 * second if copies else 0)  # channels at every pixel
+    enlarging = 2 * second + (2 * second if copies else 0)  # channels at every pixel
     narrowing = 2 * second + width + (second + width if copies else 0)
     channels = max(enlarging, narrowing, 3 * second)
     filters = 9 * second**2 * dense_bytes

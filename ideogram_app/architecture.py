@@ -177,7 +177,7 @@ def weight_bytes(branch: Branch, recipe: Recipe, dense_bytes: int = 2) -> int:
     Args:
         dense_bytes: bytes of the computing type in which unpacked parameters are held (2 for bf16, 4 for float32).
     """
-    linears = sum(_linear_bytes(linear, recipe, dense_bytes) for linear in branch.linears())
+    linears = sum(linear_bytes(linear, recipe, dense_bytes) for linear in branch.linears())
     return round(branch.other_parameters() * dense_bytes + linears)
 
 
@@ -191,7 +191,7 @@ def held_bytes(branch: Branch, recipe: Recipe, dense_bytes: int, sees_text: bool
     if sees_text:
         once += branch.llm_features_dim * dense_bytes
     for linear in branch.linears():
-        size = _linear_bytes(linear, recipe, dense_bytes) + (linear.rows * dense_bytes if linear.bias else 0)
+        size = linear_bytes(linear, recipe, dense_bytes) + (linear.rows * dense_bytes if linear.bias else 0)
         if not linear.once:
             every_step += size
         elif sees_text or linear.name != TEXT_PROJECTION:
@@ -199,7 +199,7 @@ def held_bytes(branch: Branch, recipe: Recipe, dense_bytes: int, sees_text: bool
     return round(every_step), round(once)
 
 
-def _linear_bytes(linear: Linear, recipe: Recipe, dense_bytes: int) -> float:
+def linear_bytes(linear: Linear, recipe: Recipe, dense_bytes: int) -> float:
     """Of a weight and its scales, without the bias."""
     count = linear.rows * linear.columns
     if recipe.packs(linear.name):

@@ -26,6 +26,7 @@ from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.flow import Event, Request, Result, Rung
 from ideogram_app.hardware import Hardware
 from ideogram_app.ladder import rungs, taken, within
+from ideogram_app.measure import release
 from ideogram_app.memory import MemoryNow, memory_now
 from ideogram_app.model.kept import Kept, LoadedKey
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
@@ -108,6 +109,11 @@ def homes_of(planned: Plan) -> Homes:
     return Homes((first, second), planned.streamed_blocks, from_disk, planned.slots or SLOTS)
 
 
+def smaller_tile(*sides: int) -> int:
+    """The smallest of some tiles, 0 for a whole picture where none is needed."""
+    return min((side for side in sides if side), default=0)
+
+
 def attempts(request: Request, recipe: str, shared: Shared, desk: Desk) -> Iterator[Event]:
     """Draw one recipe of a request.
 
@@ -135,6 +141,8 @@ def attempts(request: Request, recipe: str, shared: Shared, desk: Desk) -> Itera
             error = str(problem)
             clear_frames(problem.__traceback__)  # which hold what was loaded for as long as somebody holds the problem
         desk.kept.unload()
+        for device in dict.fromkeys(planned.branch_devices):  # of what was not loaded whole, too
+            release(torch.device(device))
         if shortage is None:
             yield Event("result", asked, result=failed_result(request, asked, error))
             return
@@ -180,7 +188,7 @@ def _stepped_down(request: Request, engaged: str, rung: Rung, shared: Shared) ->
 
 def _terms(planned: Plan, first: str, given_up: tuple[str, ...]) -> Terms:
     expected = planned.predicted
-    device = expected.peak_device_bytes or None
+    device = expected.device.allocated if expected.device else None
     return Terms(device, expected.peak_host_bytes, planned.residency or "", first, given_up)
 
 
@@ -201,8 +209,9 @@ def _draw(
     def load() -> Loaded:
         return desk.kept.transformers(key, lambda: _load(request, engaged, planned, desk))
 
-    shared.vae.enable_tiling(planned.decode_tile)
-    yield from draw(request, asked, load, shared, desk.output, terms)
+    device = torch.device(planned.device)  # where the plan counts latents and decoder, once the text encoder has left
+    shared.vae.to(device).enable_tiling(smaller_tile(shared.tile, planned.decode_tile))
+    yield from draw(request, asked, load, replace(shared, noise=shared.noise.to(device)), desk.output, terms)
 
 
 def _load(request: Request, recipe: str, planned: Plan, desk: Desk) -> Loaded:

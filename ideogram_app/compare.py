@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ideogram_app.attempts import Desk, attempts
+from ideogram_app.attempts import Desk, attempts, smaller_tile
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.checks import check_request, failed_result
 from ideogram_app.flow import REFERENCE, Event, Request, Result
@@ -68,21 +68,24 @@ def compare(
         torch.set_num_threads(min(torch.get_num_threads(), count))
     yield Event("encode")
     desk = Desk(store, hardware, kept or Kept(), output, reserve_bytes, known, observe)
-    shared = read(request, chosen, desk, features or FeatureCache())
-    if isinstance(shared, Shortage):
-        yield from _offers(request, shared, desk)
-    else:
-        yield from _pictures(request, shared, desk)
-    if kept is None:
-        desk.kept.unload()
-    release(device)
+    try:
+        shared = read(request, chosen, desk, features or FeatureCache())
+        if isinstance(shared, Shortage):
+            yield from _offers(request, shared, desk)
+        else:
+            yield from _pictures(request, shared, desk)
+    finally:  # stopped or failed too: RAM that was locked for nobody could never be locked again
+        if kept is None:
+            desk.kept.unload()
+        release(device)
     yield Event("done")
 
 
 def _pictures(request: Request, shared: Shared, desk: Desk) -> Iterator[Event]:
     """Every recipe in turn, the reference first; each result with its distance to the reference."""
     reference: Result | None = None
-    shared.vae.to(shared.noise.device)  # once the text encoder has left it
+    plans = (desk.plan(request, recipe, shared.features.shape[1]) for recipe in request.recipes)
+    shared = replace(shared, tile=smaller_tile(*(planned.decode_tile for planned in plans)))
     for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):
         for event in attempts(request, recipe, shared, desk):
             if event.result is None:

@@ -19,6 +19,7 @@ from ideogram_app.activations import (
     Drawing,
     decode_bytes,
     encode_bytes,
+    latents_bytes,
     prepare_bytes,
     prepared_bytes,
     preview_bytes,
@@ -53,11 +54,11 @@ class Footprint:
     Attributes:
         weights: of what every step needs of both transformers.
         branches: that of each transformer.
-        once: of what runs once a picture; it rests in host memory and visits the device.
+        once: of what runs once a picture; it rests in host memory and visits the device, layer by layer.
         blocks: that part of `weights` which can be streamed.
         block: one transformer block, the largest.
         workspace: all that is beside the weights until the last step is done, at its highest, and the gaps between.
-        standing: that part of it which stays while the picture is decoded.
+        standing: what stays while the picture is decoded.
         encoder, encoder_layer: the text encoder, and what of it is on the device where its layers pass through; each
             with what it makes.
         encoder_table: what then stays in host memory.
@@ -89,7 +90,7 @@ class Share:
 
     Attributes:
         weights: that stay, and places for those that travel.
-        standing: prepared text and vectors, latents, the decoder.
+        standing: prepared text and vectors, latents, the decoder; while it decodes, the last two.
         activations: what is at work.
         libraries: workspaces of cuBLAS. PyTorch's own counters show these four together.
         slack: gaps that the allocator leaves; with it its counter of reserved memory.
@@ -141,7 +142,7 @@ def footprint(
     (first, guest), (second, other) = held
     stored = sum(weight_bytes(branch, recipe, dense_bytes) for branch in model.branches)
     outside, block = zip(*(_outside_and_block(drawing, branch) for branch in model.branches), strict=True)
-    standing = standing_bytes(drawing)
+    standing = latents_bytes(drawing)
     encoder, table, layer = _encoder(model, dense_bytes)
     reading = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), text_tokens, dense_bytes)
     return Footprint(
@@ -150,7 +151,7 @@ def footprint(
         once=guest + other,
         blocks=first + second - sum(outside),
         block=max(block),
-        workspace=round(max(phase_bytes(drawing, guest, other).values()) * STEP_SHARE),
+        workspace=round(max(phase_bytes(drawing).values()) * STEP_SHARE),
         standing=standing,
         encoder=encoder + reading,
         encoder_layer=STREAM_BUFFERS * layer + reading,
@@ -163,12 +164,8 @@ def footprint(
     )
 
 
-def phase_bytes(drawing: Drawing, guest: int, other: int) -> dict[str, int]:
-    """Device bytes beside the weights of both transformers in each phase between loading and decoding.
-
-    Args:
-        guest, other: of the layers of each transformer that run once a picture.
-    """
+def phase_bytes(drawing: Drawing) -> dict[str, int]:
+    """Device bytes beside the weights of both transformers in each phase between loading and decoding."""
     model, width = drawing.model, drawing.dense_bytes
     standing = standing_bytes(drawing)
     around = model.vae_parameters * width + drawing.image_tokens * LATENT_CHANNELS * 4
@@ -177,8 +174,8 @@ def phase_bytes(drawing: Drawing, guest: int, other: int) -> dict[str, int]:
     return {
         "prepare": around
         + max(
-            prepare_bytes(drawing, model.conditional, guest, True),
-            first + prepare_bytes(drawing, model.unconditional, other, False),
+            prepare_bytes(drawing, model.conditional, True),
+            first + prepare_bytes(drawing, model.unconditional, False),
         ),
         "step": standing
         + max(

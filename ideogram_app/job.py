@@ -128,11 +128,16 @@ class Job:
             recipe,
             self.size,
             self.dense_bytes,
-            self.hardware.kind in ("cuda", "rocm", "xpu"),
+            self.hardware.kind != "mps",
             self.text_tokens,
             arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
             products(self.hardware),
         )
+
+    @property
+    def feature_bytes(self) -> int:
+        """Text features on the host: in float32 for the picture, and in the computing type for the next one."""
+        return self.text_tokens * self.model.conditional.llm_features_dim * (4 + self.dense_bytes)
 
     def decoding(self, size: Footprint, side: int = 0) -> int:
         """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""

@@ -43,7 +43,11 @@ class Learning:
         try:
             import torch
 
-            known = remember_measured(known, probe(torch.device("cuda:0"), self._data))
+            from ideogram_app.measure import release
+
+            device = torch.device("cuda:0")
+            known = remember_measured(known, probe(device, self._data))
+            release(device)
         except RuntimeError:  # the device is busy or broken; what it can do will be seen when it draws
             log.warning("%s could not be measured", hardware.name, exc_info=True)
             self._refused.add(name)

@@ -10,9 +10,19 @@ the constants of footprint.py.
 
 from __future__ import annotations
 
-from ideogram_app.footprint import device_bytes, encoder_weights, gb
+from dataclasses import dataclass
+
+from ideogram_app.footprint import Share, device_bytes, encoder_weights, gb, share
 from ideogram_app.job import TILE_SIDES, Job, Seat
 from ideogram_app.option import Option
+
+READ_AHEAD_BYTES = 2**28 + 2**26  # of weights on their way, and the locked ring towards a device (transit.py)
+# On a processor, of the miniature at 128 to 1024 pixels a side, in float32 on two cores: convolutions take up to 1.4
+# times the counted bytes, because oneDNN reorders what it reads, and the process 80 MB beside tensors (thread stacks,
+# compiled primitives, what glibc keeps). Predictions were then above every measured peak: at 1024 pixels by 7 to 28 %,
+# at 512 by 17 to 112 MB, at 128 by 80. Resident memory of the same picture differs by up to 90 MB from run to run.
+PROCESSOR_DECODES = 1.4
+PROCESSOR_BYTES = 80_000_000
 
 
 def encoder_home(job: Job, option: Option) -> str:
@@ -41,23 +51,60 @@ def decode_tile(job: Job, option: Option) -> int:
     return next((side for side in smaller if fits(side)), TILE_SIDES[-1])
 
 
-def peaks(job: Job, option: Option) -> tuple[int, int]:
-    """Bytes of the worst phase: on the fuller device, and of RAM."""
+@dataclass(frozen=True)
+class Peaks:
+    """What a plan takes in its worst phase.
+
+    Attributes:
+        device: where the memory of the fuller device goes; None where there is none.
+        host: bytes of RAM, those that are locked included; locked: that copies to the device start from.
+    """
+
+    device: Share | None
+    host: int
+    locked: int = 0
+
+
+def peaks(job: Job, option: Option) -> Peaks:
+    """The worst phase: on the fuller device, and of RAM."""
     size = option.size
     decode = job.decoding(size, decode_tile(job, option))
     if job.hardware.kind == "cpu":
-        return 0, size.weights + size.once + size.encoder + max(size.workspace, decode)
+        busy = max(size.workspace, round(decode * PROCESSOR_DECODES), size.encoder)
+        return Peaks(None, size.weights + size.once + encoder_weights(job.model, 4) + busy + PROCESSOR_BYTES)
     home = encoder_home(job, option)
     first, *others = option.seats
     kept = option.held(first) + (size.encoder if home == "resident" else 0)
     encoding = size.encoder_layer if home == "streamed" else size.encoder
-    device = max(
-        device_bytes(kept, max(size.workspace, decode)),
-        device_bytes(0, encoding),
-        *(device_bytes(option.held(seat), size.workspace) for seat in others),
+    phases = (
+        share(kept, size.workspace, size.standing),
+        share(kept, decode, size.standing),
+        share(0, encoding),
+        *(share(option.held(seat), size.workspace, size.standing) for seat in others),
     )
-    locked = {"streamed": option.streamed, "disk": min(2, sum(option.streamed_blocks)) * size.block}
-    return device, size.once + size.staging + locked.get(option.residency or "", 0)
+    buffers = min(2, sum(option.streamed_blocks)) * size.block
+    locked = {"streamed": option.streamed, "disk": buffers}.get(option.residency or "", 0)
+    loading = READ_AHEAD_BYTES + (size.block if locked else 0)  # a block is built before it is copied to locked RAM
+    reading = size.encoder_table if home == "streamed" else 0
+    host = size.once + locked + job.feature_bytes + max(loading, reading)
+    return Peaks(max(phases, key=lambda phase: phase.total), host, locked)
+
+
+def peak_note(found: Peaks) -> str:
+    """Where the memory of the device goes at its fullest, and how much RAM is locked."""
+    if found.device is None:
+        return ""
+    parts = found.device
+    shares = (
+        (parts.weights, "weights and places for those that travel"),
+        (parts.standing, "prepared text, latents and the decoder"),
+        (parts.activations, "activations"),
+        (parts.libraries + parts.slack, "libraries and gaps between tensors"),
+        (parts.context, "the driver"),
+    )
+    listed = ", ".join(f"{gb(size)} {what}" for size, what in shares if size)
+    locked = f" {gb(found.locked)} of RAM are locked for copies." if found.locked else ""
+    return f"At its fullest, {gb(parts.total)} of device memory: {listed}.{locked}"
 
 
 def phase_notes(job: Job, option: Option) -> tuple[str, str]:

@@ -51,6 +51,7 @@ class Shared:
         features: (1, n, taps x hidden), on the host; noise: (1, tokens, 128), on the device that draws.
         seconds: that encoding took; next to nothing where the features were kept.
         vae: a decoder of latents; shift: of the noise levels, the scheduler's.
+        tile: side in pixels of the tiles in which all of them are decoded, so that pictures can be compared; 0: whole.
         given_up: what was done with less for want of memory while encoding.
         peaks: of memory, while encoding.
     """
@@ -60,6 +61,7 @@ class Shared:
     seconds: float
     vae: Any
     shift: float
+    tile: int = 0
     given_up: tuple[str, ...] = ()
     peaks: Peaks = field(default_factory=Peaks)
 
@@ -216,6 +218,8 @@ def draw(
                 picture, last_preview = preview(shared.vae, step.clean, rows, columns), time.monotonic()
             yield _progress(recipe, step_seconds, preset.steps, picture)
         yield Event("decode", recipe)
+        del velocity, steps, step  # nothing of the transformers' work is there any more when the decoder wants room
+        loaded.rest()
         with meter.phase("decode"):
             image = decode(shared.vae, latents, rows, columns)
     encode_seconds = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 from ideogram_app.activations import TEXT_TOKENS
 from ideogram_app.architecture import check_size, find_model
-from ideogram_app.footprint import device_bytes, gb
+from ideogram_app.footprint import Share, device_bytes, gb
 from ideogram_app.hardware import Hardware
 from ideogram_app.job import Job, Seat
 from ideogram_app.option import Option, least_busy
-from ideogram_app.phases import decode_tile, encoder_home, peaks, phase_notes
+from ideogram_app.phases import decode_tile, encoder_home, peak_note, peaks, phase_notes
 from ideogram_app.placement import place
 from ideogram_app.preference import LADDER, choose, comparison, objection
 from ideogram_app.rates import step_work
@@ -52,6 +52,7 @@ class Predicted:
     Device bytes are those of the fuller device, where there are two; host bytes are above those of the idle process;
     weight bytes are of both transformers as they are held; disk bytes are the download and what is made from it.
     Seconds count what travels; None where nobody published a time for such a device and none was measured on it.
+    `device` says where the peak of the device goes, `locked_host_bytes` how much of the host's cannot be swapped.
     """
 
     peak_device_bytes: int = 0
@@ -60,6 +61,8 @@ class Predicted:
     download_bytes: int = 0
     disk_bytes: int = 0
     seconds_per_step: float | None = None
+    device: Share | None = None
+    locked_host_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ def _notes(job: Job, option: Option) -> tuple[str, ...]:
     units = int8_units(job.hardware) if option.recipe.quantizes_activations and job.published else ""
     asked = f"INT8 was asked for by name, but {units}" if units else ""
     how = arithmetic(job.hardware, option.recipe)[1], product_note(job.hardware, option.recipe)
-    return *phase_notes(job, option), *limits, *shown, _laptop(job, option), asked, *how, _roomy(job, option)
+    peak = peak_note(peaks(job, option))
+    return *phase_notes(job, option), peak, *limits, *shown, _laptop(job, option), asked, *how, _roomy(job, option)
 
 
 def _limits(job: Job) -> tuple[str, ...]:
@@ -273,8 +277,9 @@ def _answer(job: Job, chosen: Option, options: tuple[Option, ...], reasons: tupl
     numbered = torch_kind in ("cuda", "xpu")
     seats = chosen.seats if chosen.fits else (Seat(0, 0, (0, 1)),)
     first, second = (f"{torch_kind}:{seat.device}" if numbered else torch_kind for seat in (seats[0], seats[-1]))
-    tile, (device, host) = decode_tile(job, chosen) if chosen.fits else 0, peaks(job, chosen)
-    size = chosen.size
+    tile, expected = decode_tile(job, chosen) if chosen.fits else 0, peaks(job, chosen)
+    size, device = chosen.size, expected.device.total if expected.device else 0
+    disk = size.download, size.disk
     return Plan(
         model=job.model.name,
         recipe=chosen.recipe.name if chosen.fits else None,
@@ -282,7 +287,9 @@ def _answer(job: Job, chosen: Option, options: tuple[Option, ...], reasons: tupl
         encoder=encoder_home(job, chosen) if chosen.fits else "staged",
         compute_dtype=job.dtype,
         fits=chosen.fits,
-        predicted=Predicted(device, host, size.weights + size.once, size.download, size.disk, chosen.seconds),
+        predicted=Predicted(
+            device, expected.host, size.weights + size.once, *disk, chosen.seconds, expected.device, expected.locked
+        ),
         reasons=reasons,
         rejected=_rejected(job, chosen, options),
         device=first,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ideogram_app.attempts import Desk
 from ideogram_app.flow import Request
+from ideogram_app.measure import release
 from ideogram_app.model.guest import guest
 from ideogram_app.model.kept import Kept
 from ideogram_app.model.parts import PartsFolder, find_parts
@@ -42,8 +43,8 @@ def read(request: Request, chosen: Plan, desk: Desk, features: FeatureCache) -> 
     for way in others:
         if not isinstance(outcome, Shortage):
             return outcome
-        ways_out = {LIGHTEST: (outcome.account("the text encoder passed through layer by layer"),)}
-        outcome = _read(request, chosen, desk, features, way, ways_out.get(way, ()))
+        given_up = (outcome.account("the text encoder passed through layer by layer"),)
+        outcome = _read(request, chosen, desk, features, way, given_up if way != chosen.encoder else ())
     return outcome
 
 
@@ -65,14 +66,15 @@ def _read(
             raise
         clear_frames(problem.__traceback__)
     desk.kept.unload()
+    release(device)
     return shortage
 
 
 def _ways(request: Request, chosen: Plan, kept: Kept) -> list[str]:
     """How the encoder may visit, the first choice first."""
     ways = [chosen.encoder]
-    if kept.key is not None and chosen.encoder != "resident":
-        ways.insert(0, LIGHTEST)
+    if kept.key is not None:  # what is loaded stays if it can, whatever it is: if not, once more as planned
+        ways.insert(0, LIGHTEST if chosen.encoder != "resident" else "resident")
     if request.adapt and chosen.device != "cpu" and chosen.encoder != LIGHTEST:
         ways.append(LIGHTEST)
     return ways

@@ -204,7 +204,10 @@ class Studio:
                     self._board.put(started)
                     return started
                 self._unloading = False
-            self._backend.unload()
+            try:
+                self._backend.unload()
+            except Exception:  # the worker lives on
+                log.exception("letting go of what was loaded failed")
             self._board.publish(loaded="", unloads_at=None)
 
     def _note_loaded(self) -> None:

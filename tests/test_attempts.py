@@ -219,3 +219,23 @@ def test_nothing_stays_loaded_for_who_brought_nothing_to_keep_it_in(
     results(REQUEST, store, tmp_path)
     gc.collect()
     assert len(ghosts) == 2 and all(ghost() is None for ghost in ghosts)
+
+
+def test_all_recipes_of_a_comparison_are_decoded_in_the_tiles_of_the_one_that_needs_the_smallest(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    """Else seams would be told apart as a recipe's own error."""
+    sides: list[int] = []
+    real, decode = attempts.plan, pipeline.decode
+
+    def sized(*given: Any, **named: Any) -> Any:
+        return replace(real(*given, **named), decode_tile=64 if named["recipe"] == "gguf-q4_k" else 0)
+
+    def noted(vae: Any, *given: Any) -> Any:
+        sides.append(vae.tile)
+        return decode(vae, *given)
+
+    monkeypatch.setattr(attempts, "plan", sized)
+    monkeypatch.setattr(pipeline, "decode", noted)
+    drawn = results(REQUEST, store, tmp_path)
+    assert all(result.error is None for result in drawn.values()) and set(sides) == {64}

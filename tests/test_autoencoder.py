@@ -83,6 +83,17 @@ def test_a_picture_no_larger_than_a_tile_stays_whole(tmp_path: Path) -> None:
         assert torch.equal(ours.decode(latents)[0], whole)
 
 
+def test_queries_in_runs_attend_as_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stock_model().save_pretrained(tmp_path)
+    ours, latents = read_autoencoder(tmp_path, torch.float32), torch.randn(1, 4, 8, 9)
+    with torch.no_grad():
+        at_once = ours.decode(latents)[0]
+        monkeypatch.setattr("ideogram_app.model.autoencoder.SCORES", 72 * 7)  # of 72 queries 7, and 2 in the end
+        in_runs = ours.decode(latents)[0]
+    # Every query's softmax is its own; kernels sum in another order for fewer of them. 1e-5 is 80 roundings of float32.
+    assert torch.allclose(in_runs, at_once, rtol=1e-5, atol=1e-5)
+
+
 def test_the_published_decoder_has_the_tensors_of_diffusers() -> None:
     with torch.device("meta"):
         stock = AutoencoderKLFlux2()

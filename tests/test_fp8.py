@@ -13,6 +13,14 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_widened_in_runs_are_those_widened_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, scale = fp8.quantize_rows(gaussian(37, 64))
+    at_once = (values.float() * scale.unsqueeze(-1)).to(dtype)
+    monkeypatch.setattr(fp8, "RUN", 5 * 64)
+    assert torch.equal(fp8.dequantize_rows(values, scale, dtype), at_once)
+
+
 def e4m3_numbers() -> np.ndarray:
     """Every finite float8_e4m3fn, from its definition: 4 exponent bits with bias 7, 3 of fraction, no infinity."""
     small = [fraction / 8 * 2.0**-6 for fraction in range(8)]

@@ -17,6 +17,14 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_widened_in_runs_are_those_widened_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, scale = int8.quantize_rows(gaussian(37, 64))
+    at_once = (values.float() * scale.unsqueeze(-1)).to(dtype)
+    monkeypatch.setattr(int8, "RUN", 5 * 64)
+    assert torch.equal(int8.dequantize_rows(values, scale, dtype), at_once)
+
+
 def test_weights_are_rounded_as_torchao_rounds_them_on_the_same_scales() -> None:
     weight = gaussian(96, 128) * torch.logspace(-4, 1, 96).unsqueeze(-1)
     values, scale = int8.quantize_rows(weight)

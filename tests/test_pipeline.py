@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,29 @@ def test_stopping_is_not_asking_for_the_next_event(parts: Parts, loaded: Loaded,
             break
     events.close()  # type: ignore[attr-defined]
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
+    parts: Parts, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, alive, rested = [], [], []
+
+    class Watched(Velocity):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    def watching(*args: Any) -> Any:
+        alive.append(made[-1]() is not None)
+        return decode(*args)
+
+    monkeypatch.setattr("ideogram_app.pipeline.Velocity", Watched)
+    monkeypatch.setattr("ideogram_app.pipeline.decode", watching)
+    monkeypatch.setattr("ideogram_app.pipeline.PREVIEW_SECONDS", 1e9)  # previews come while it is needed
+    monkeypatch.setattr(Loaded, "rest", lambda self: rested.append(len(alive)))
+    run(Request("miniature", PROMPTS[0], preset="turbo-12"), parts, loaded, tmp_path)
+    assert alive == [False]
+    assert rested == [0, 0]  # before the text is projected and before the picture is decoded
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 128), (128, 0), (8192, 8192), (1024, 64)])

@@ -306,6 +306,26 @@ def choice_table() -> str:
     return table(header, rows)
 
 
+def memory_table() -> str:
+    """Peaks of device memory as predicted, beside those that the program's own modules come to."""
+    rows = [
+        [
+            f"`{' '.join(filter(None, (row['recipe'], row['arithmetic'])))}`",
+            f"{row['side']}²",
+            row["home"],
+            f"tiles of {row['tile']}" if row["tile"] else "whole",
+            f"{row['predicted_allocated'] / 1e9:.2f}",
+            f"{row['allocated'] / 1e9:.2f}",
+            f"{row['predicted_allocated'] / row['allocated'] - 1:+.1%}",
+            f"{row['predicted_total'] / 1e9:.1f}",
+        ]
+        for row in results("memory-counted")["rows"]
+        if row["tile"] is None or row["tile"] < row["side"]
+    ]
+    tensors = ["tensors, predicted", "counted", "difference"]
+    return table(["recipe", "picture", "transformers", "decoded", *tensors, "with gaps and the driver"], rows)
+
+
 def results(name: str) -> dict[str, Any]:
     """One file of measurements."""
     read: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -326,6 +346,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "kernels": kernel_table,
     "choices": choice_table,
+    "memory": memory_table,
 }
 
 

@@ -38,14 +38,16 @@ from ideogram_app.kernels.fused.kernels import fused_kernels
 from ideogram_app.model import layers
 from ideogram_app.model.assemble import Placement, assemble
 from ideogram_app.model.autoencoder import Autoencoder, autoencoder
+from ideogram_app.model.carrier import Direct
 from ideogram_app.model.encoder import encoder_from_file
 from ideogram_app.model.loader import Loaded
-from ideogram_app.model.residency import DTYPES
+from ideogram_app.model.residency import DTYPES, SLOTS, Residences
 from ideogram_app.model.text import features
 from ideogram_app.pipeline import decode, denoise, preview, schedule, times
 from ideogram_app.quantization import k_quants
 from ideogram_app.recipes import Recipe
 from ideogram_app.text_encoder import PUBLISHED, TextEncoder, block_type
+from ideogram_app.travel import spread
 from ideogram_app.velocity import Velocity
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -61,6 +63,7 @@ class Case:
         arithmetic: of Q4_K, as for `Placement`.
         tile: side of the decoder's tiles in pixels; None decodes at once.
         decodes: whether latents become pictures, a small one between two steps and the last one.
+        travelling: how many blocks of each transformer come to the device in every step, through so many `slots`.
     """
 
     question: Question
@@ -69,6 +72,8 @@ class Case:
     capability: tuple[int, int] = AMPERE
     tile: int | None = None
     decodes: bool = True
+    travelling: tuple[int, int] = (0, 0)
+    slots: int = SLOTS
 
     @property
     def dtype(self) -> torch.dtype:
@@ -243,17 +248,26 @@ def _on_device(module: nn.Module) -> None:
 
 
 def _loaded(case: Case) -> Loaded:
-    """Both transformers of a case on the device, as `model.loader` loads them."""
+    """Both transformers of a case on the device, as `model.loader` loads them.
+
+    Blocks travel as they do to any device, but for streams: a copy is over when it returns, which takes no memory.
+    """
     kernels = fused_kernels(choose(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
-    placement = Placement(case.dtype, DEVICE, CPU, kernels, case.arithmetic)
-    backbones = []
+    residences = Residences(case.slots, {DEVICE: Direct(DEVICE)})
+    residence, backbones = residences.on(DEVICE), []
     for number, branch in enumerate(case.question.model.branches):
         weights = FakeBranch(branch, case.recipe, case.dtype)
+        away = spread(case.travelling[number], branch.num_layers)
+        placement = Placement(
+            case.dtype, DEVICE, CPU, kernels, case.arithmetic, away, lambda index, block: residence.add(block)
+        )
         backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0)
         backbone.trunk.order = backends(case.capability)
         backbones.append(backbone)
     first, second = backbones
-    return Loaded(first, second, 0, case.recipe.name, (DEVICE, DEVICE), case.arithmetic, kernels.name)
+    residences.start()
+    names = case.recipe.name, (DEVICE, DEVICE), case.arithmetic, kernels.name
+    return Loaded(first, second, 0, *names, case.travelling, residences)
 
 
 def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: int) -> None:

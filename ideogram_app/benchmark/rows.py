@@ -128,12 +128,21 @@ def row_bytes(row: Row, question: Question) -> Bytes:
     them at every step: masked, squared in float32, normed and masked again.
     """
     size, dense = (question.width, question.height), question.dense_bytes
-    counted = footprint(question.model, effective(row.recipe), size, dense)
+    text = question.text_tokens if row.kind == "ours" or row.trimmed else question.padding
+    counted = footprint(
+        question.model,
+        effective(row.recipe),
+        size,
+        dense,
+        text_tokens=text,
+        steps=question.steps,
+        arithmetic=row.arithmetic,
+    )
     if row.kind == "ours":
         return Bytes(counted.weights + counted.once, counted.workspace)
     weights = sum(weight_bytes(branch, effective(row.recipe), dense) for branch in question.model.branches)
     branch = question.model.conditional
-    tokens = (question.text_tokens if row.trimmed else question.padding) + question.image_tokens
+    tokens = text + question.image_tokens
     features = (tokens + question.image_tokens) * branch.llm_features_dim * dense
     passed = tokens * branch.llm_features_dim * (2 * dense + 8)
     return Bytes(

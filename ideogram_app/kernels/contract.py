@@ -37,6 +37,10 @@ class Rows:
 Operand = Tensor | Rows
 
 
+def _nothing() -> None:
+    """There is no scratch."""
+
+
 @dataclass(frozen=True)
 class Kernels:
     """One implementation of everything between two matrices, and of the packed products themselves.
@@ -61,6 +65,7 @@ class Kernels:
         decode_int8: (packed Q4_K (N, bytes), scale (N,), rotated) -> int8 (N, K): weights, rotated if asked for,
             divided by the scale of their row and rounded. The result may be scratch that the next call overwrites.
         decode: (packed Q4_K (N, bytes), dtype) -> (N, K). The result may be scratch that the next call overwrites.
+        rest: gives such scratch back; the next call takes it again.
     """
 
     name: str
@@ -74,3 +79,4 @@ class Kernels:
     matmul: Callable[[Rows, Any, Tensor, Tensor | None, torch.dtype], Tensor]
     decode_int8: Callable[[Tensor, Tensor, bool], Tensor]
     decode: Callable[[Tensor, torch.dtype], Tensor]
+    rest: Callable[[], None] = _nothing

@@ -12,7 +12,7 @@ Left out: encoding, other activations and stages, slicing of batches; pictures a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -25,6 +25,10 @@ from ideogram_app.errors import CheckpointError
 EPSILON = 1e-6  # of every group norm, fixed in diffusers' Decoder
 OVERLAP = 0.25  # of a tile, diffusers' tile_overlap_factor
 STAGE = "UpDecoderBlock2D"
+# Attention's one head of 512 is too wide for the fast kernels of AMD cards and of MPS, where torch then holds every
+# score: 34 GB of them for 2048 x 2048 pixels. So queries come in runs of so many scores, 128 MB in float32. NVIDIA's
+# memory-efficient kernels take any width and see all of them at once.
+SCORES = 2**25
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(1, inside, h, w) -> (1, outside, h, w)."""
         hidden = self.conv1(nn.functional.silu(self.norm1(x)))
-        hidden = self.conv2(nn.functional.silu(self.norm2(hidden)))
+        hidden = nn.functional.silu(self.norm2(hidden))  # no other name, so that the sum before it goes
+        hidden = self.conv2(hidden)
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + hidden
 
 
@@ -112,8 +117,17 @@ class Attention(nn.Module):
         """(1, width, h, w) -> the same."""
         places = self.group_norm(x.flatten(2)).transpose(1, 2)  # (1, h x w, width)
         q, k, v = (part(places).unsqueeze(1) for part in (self.to_q, self.to_k, self.to_v))
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1)
+        runs = [nn.functional.scaled_dot_product_attention(run, k, v) for run in q.split(_queries(q), 2)]
+        mixed = (runs[0] if len(runs) == 1 else torch.cat(runs, 2)).squeeze(1)
         return self.to_out[0](mixed).transpose(1, 2).reshape(x.shape) + x
+
+
+def _queries(q: Tensor) -> int:
+    """How many of the queries (1, 1, places, width) attend at once."""
+    places = q.shape[2]
+    if q.device.type == "cuda" and not torch.version.hip:
+        return places
+    return max(1, SCORES // places)
 
 
 class Middle(nn.Module):
@@ -133,15 +147,11 @@ class Middle(nn.Module):
 
 
 class Enlarged(nn.Module):
-    """Every place becomes four, then a convolution."""
+    """Every place becomes four (`doubled`), then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(1, width, h, w) -> (1, width, 2h, 2w)."""
-        return self.conv(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Stage(nn.Module):
@@ -152,11 +162,20 @@ class Stage(nn.Module):
         self.resnets = nn.ModuleList(Residual(width if index else inside, width, groups) for index in range(count))
         self.upsamplers = nn.ModuleList([Enlarged(width)] if enlarges else [])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(1, inside, h, w) -> (1, width, h or 2h, w or 2w)."""
-        for part in (*self.resnets, *self.upsamplers):
-            x = part(x)
-        return x
+    def parts(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """What makes (1, width, h or 2h, w or 2w) of (1, inside, h, w), one after another.
+
+        Whoever calls them keeps nothing but the last result: a function that is given x holds it to its end.
+        """
+        yield from self.resnets
+        for enlarged in self.upsamplers:
+            yield doubled
+            yield enlarged.conv
+
+
+def doubled(x: Tensor) -> Tensor:
+    """(1, width, h, w) -> (1, width, 2h, 2w), every place four times."""
+    return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Decoder(nn.Module):
@@ -177,8 +196,8 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(1, latent channels, h, w) -> (1, 3, scale x h, scale x w)."""
         x = self.mid_block(self.conv_in(latents))
-        for stage in self.up_blocks:
-            x = stage(x)
+        for part in (part for stage in self.up_blocks for part in stage.parts()):
+            x = part(x)
         return self.conv_out(nn.functional.silu(self.conv_norm_out(x)))
 
 

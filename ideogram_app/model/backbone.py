@@ -72,6 +72,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Operand]:
         """Everything between two norms that read the residual.
 
+        What no later line reads has no name here: of a large picture each is a tenth of a gigabyte and more.
+
         Args:
             hidden: (M, hidden), the residual; x: what `qkv` reads of it.
             vectors: (4, hidden) of this block.
@@ -80,19 +82,31 @@ class Block(nn.Module):
         Returns:
             The residual after this block, and what the next block reads of it (the residual itself behind the last).
         """
-        query, key, value = kernels.heads(
-            self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, NORM_EPSILON
-        )
-        mixed = kernels.rows(attend(query, key, value, order), self.o.reads)
+        update = self._attended(x, prepared, kernels, order)
         hidden, x = kernels.add_norm(
-            hidden, self.o(mixed), vectors[GATE_ATTENTION], vectors[READ_FEED_FORWARD], NORM_EPSILON, self.arms.reads
+            hidden, update, vectors[GATE_ATTENTION], vectors[READ_FEED_FORWARD], NORM_EPSILON, self.arms.reads
         )
-        update = self.down(kernels.swiglu(self.arms(x), self.down.reads))
+        del update
+        arms = self.arms(x)
+        del x
+        inner = kernels.swiglu(arms, self.down.reads)
+        del arms
+        update = self.down(inner)
+        del inner
         gate = vectors[GATE_FEED_FORWARD]
         if following is None:
             hidden = kernels.add(hidden, update, gate, NORM_EPSILON)
             return hidden, hidden
         return kernels.add_norm(hidden, update, gate, following, NORM_EPSILON, reads)
+
+    def _attended(
+        self, x: Operand, prepared: Prepared, kernels: Kernels, order: tuple[SDPBackend, ...]
+    ) -> Tensor:
+        """What attention adds to the residual, (M, hidden), neither normed nor gated yet."""
+        heads = kernels.heads(self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, NORM_EPSILON)
+        mixed = attend(*heads, order)
+        del heads
+        return self.o(kernels.rows(mixed, self.o.reads))
 
 
 class Trunk(nn.Module):
@@ -168,18 +182,21 @@ class Backbone(nn.Module):
         return self.trunk.image_indicator.dtype
 
     @torch.inference_mode()
-    def prepare(self, features: Tensor, times: Tensor, rows: int, columns: int) -> Prepared:
-        """Everything of a picture that no step changes, where the conditioner is.
+    def prepare(
+        self, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device | None = None
+    ) -> Prepared:
+        """Everything of a picture that no step changes.
 
         Args:
-            features: text features (n, taps x encoder); the branch that sees no text ignores them.
+            features: text features (n, taps x encoder), on any device; the branch that sees no text ignores them.
             times: (steps,), 0 is noise and 1 is data.
             rows, columns: of image tokens.
+            device: which computes, and holds the result; where the conditioner rests if None.
         """
-        home = self.conditioner.norms.device
-        text = self.conditioner.project_text(features)
+        device = device or self.conditioner.norms.device
+        text = self.conditioner.project_text(features, device)
         angles = rotary(text.shape[0], rows, columns, self.head, self.theta, self.sections)
-        return Prepared(text, *self.conditioner.vectors(times), *(angle.to(home) for angle in angles))
+        return Prepared(text, *self.conditioner.vectors(times, device), *(angle.to(device) for angle in angles))
 
     def forward(self, latents: Tensor, prepared: Prepared, step: int) -> Tensor:
         """latents: (tokens, 128) -> velocity (tokens, 128), in the computing type."""

@@ -15,7 +15,9 @@ then correct and slower, and `notes` says so.
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from ideogram_app.errors import DeviceError
 
 Mark = torch.Event | None  # None: nothing to wait for
+PORTABLE = 1  # cudaHostRegisterPortable: locked for every device, whichever is the current one
 
 
 class Carrier(Protocol):
@@ -31,11 +34,13 @@ class Carrier(Protocol):
 
     Attributes:
         direct: whether places are host memory, which can be read into.
+        threads: whether another thread than the one that computes may copy.
         notes: what did not go as it should, a sentence each.
     """
 
     device: torch.device
     direct: bool
+    threads: bool
     notes: list[str]
 
     def room(self, size: int) -> Tensor:
@@ -61,11 +66,12 @@ class Carrier(Protocol):
 
 
 class Direct:
-    """Copies that are over when they return."""
+    """Copies that are over when they return; all by one thread, for Metal's one stream is not made for two."""
 
     def __init__(self, device: torch.device, make: Callable[[int, torch.device], Tensor] | None = None) -> None:
         """make: uint8 (size,) on a device, in place of torch's own allocation."""
         self.device, self.direct = device, device.type == "cpu"
+        self.threads = self.direct
         self.notes: list[str] = []
         self._make = make or (lambda size, where: torch.empty(size, dtype=torch.uint8, device=where))
 
@@ -95,10 +101,11 @@ class Direct:
 class Streamed:
     """Copies on a stream beside the one that computes."""
 
-    direct = False
+    direct, threads = False, True
 
     def __init__(self, device: torch.device) -> None:
         self.device, self._stream = device, torch.Stream(device)
+        self._entering = threading.Lock()  # a stream keeps what it took the place of in itself, not in the thread
         self.notes: list[str] = []
         self._locked: list[tuple[Tensor, mmap.mmap]] = []
 
@@ -113,14 +120,19 @@ class Streamed:
         private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
         pages = mmap.mmap(-1, size, **private)  # else Unix counts it as shared memory
         memory = torch.frombuffer(pages, dtype=torch.uint8, count=size)
-        if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)) == 0:
+        with torch.cuda.device(self.device):  # else the driver takes room for itself on the first one
+            code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, PORTABLE))
+        if code == 0:
             self._locked.append((memory, pages))
-        elif not self.notes:
+            return memory
+        with suppress(RuntimeError):  # CUDA tells of the refusal once more, whoever computes next
+            _compute_something(self.device)
+        if not self.notes:
             self.notes.append("The driver did not lock all of the RAM that weights travel from, so copies are slower.")
         return memory
 
     def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
-        with self._stream:
+        with self._entering, self._stream:
             if after is not None:
                 self._stream.wait_event(after)
             place.copy_(source, non_blocking=True)
@@ -140,13 +152,16 @@ class Streamed:
     def close(self) -> None:
         self._stream.synchronize()
         torch.accelerator.current_stream(self.device).synchronize()
-        for memory, _ in self._locked:
-            code = int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr()))
-            if code:
-                raise DeviceError("The driver did not give locked RAM back", got=f"error {code}", do="Start again")
-        self._locked.clear()
+        locked, self._locked = self._locked, []
+        codes = [int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())) for memory, _ in locked]
+        if any(codes):
+            raise DeviceError("The driver did not give locked RAM back", got=f"error {max(codes)}", do="Start again")
 
 
 def carrier_to(device: torch.device) -> Carrier:
     """The carrier to a device."""
     return Streamed(device) if device.type in ("cuda", "xpu") else Direct(device)
+
+
+def _compute_something(device: torch.device) -> None:
+    torch.zeros(1, device=device).add_(1)

@@ -6,8 +6,9 @@
 
 diffusers' transformer computes the first in every step and over image tokens too, where zeros come out, and the second
 block by block; here none of it is left to a step. Its weights, 1.2 GB of the published conditional transformer in bf16,
-therefore live in host memory and visit the device once a picture. The unconditional transformer sees no text, so its
-projection (0.5 GB) is never loaded.
+therefore live in host memory and visit the device once a picture, one layer after another, so that the device has room
+for the largest (0.5 GB, the projection of text) and not for all. The unconditional transformer sees no text, so its
+projection is never loaded.
 
 Every norm of a block is followed by a product with a vector that does not depend on tokens (its weight, and adaLN's
 scale or gate), so these are multiplied here, in float32.
@@ -88,29 +89,49 @@ class Conditioner(nn.Module):
         for name, tensor in (("norms", norms), ("text_norm", text_norm), ("text_indicator", text_indicator)):
             self.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
 
-    def project_text(self, features: Tensor) -> Tensor:
+    def project_text(self, features: Tensor, device: torch.device) -> Tensor:
         """Text features (n, taps x encoder) -> (n, hidden), in the computing type; (0, hidden) in a branch without."""
+        indicator = self.text_indicator.to(device)
         if self.text_project is None:
-            return self.text_indicator.new_zeros(0, self.text_indicator.shape[0])
-        features = features.to(self.text_indicator)
-        normed = functional.rms_norm(features, features.shape[-1:], self.text_norm, TEXT_NORM_EPSILON)
-        projected: Tensor = self.text_project(normed)
-        return projected + self.text_indicator
+            return indicator.new_zeros(0, indicator.shape[0])
+        return _visiting(self.text_project, self._normed(features.to(indicator))) + indicator
 
-    def vectors(self, times: Tensor) -> tuple[Tensor, Tensor]:
+    def vectors(self, times: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Times (steps,), 0 is noise and 1 is data -> the `vectors` and `final` of `Prepared`.
 
         Times are rounded to the computing type first, as diffusers' pipeline does.
         """
-        dtype = self.norms.dtype
-        waves = sinusoids(times.to(self.norms.device, dtype), self.norms.shape[-1]).to(dtype)
-        embedded = self.embed_out(functional.silu(self.embed_in(waves)))
-        condition = functional.silu(self.project(embedded))  # (steps, adaln)
-        made = torch.stack([layer(condition).float() for layer in self.modulations], 1)  # (steps, blocks, 4 hidden)
-        made = made.unflatten(-1, (4, -1))
-        made[:, :, (READ_ATTENTION, READ_FEED_FORWARD)] += 1.0
-        made[:, :, (GATE_ATTENTION, GATE_FEED_FORWARD)] = made[:, :, (GATE_ATTENTION, GATE_FEED_FORWARD)].tanh()
-        return made * self.norms.float(), 1.0 + self.final(functional.silu(condition)).float()
+        norms = self.norms.to(device)  # (blocks, 4, hidden)
+        waves = sinusoids(times.to(device, norms.dtype), norms.shape[-1]).to(norms.dtype)
+        embedded = _visiting(self.embed_out, functional.silu(_visiting(self.embed_in, waves)))
+        condition = functional.silu(_visiting(self.project, embedded))  # (steps, adaln)
+        made = torch.empty(len(times), *norms.shape, dtype=torch.float32, device=device)
+        for index, layer in enumerate(self.modulations):
+            vectors = _visiting(layer, condition).float().unflatten(-1, (4, -1))  # (steps, 4, hidden)
+            for place in (READ_ATTENTION, READ_FEED_FORWARD):
+                vectors[:, place] += 1.0
+            for place in (GATE_ATTENTION, GATE_FEED_FORWARD):
+                vectors[:, place] = vectors[:, place].tanh()
+            made[:, index] = vectors * norms[index].float()
+        return made, 1.0 + _visiting(self.final, functional.silu(condition)).float()
+
+    def _normed(self, features: Tensor) -> Tensor:
+        """(n, taps x encoder) -> the same, before the projection comes: features need not be there beside it."""
+        weight = None if self.text_norm is None else self.text_norm.to(features.device)
+        return functional.rms_norm(features, features.shape[-1:], weight, TEXT_NORM_EPSILON)
+
+
+def _visiting(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer makes of x (m, columns), on the device of x; the layer is back where it rests afterwards."""
+    home = next(layer.buffers(), None)
+    home = next(layer.parameters()) if home is None else home
+    rests = home.device
+    layer.to(x.device)
+    try:
+        made: Tensor = layer(x)
+        return made
+    finally:
+        layer.to(rests)
 
 
 def sinusoids(times: Tensor, size: int) -> Tensor:

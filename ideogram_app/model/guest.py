@@ -48,11 +48,15 @@ def guest(
     if way not in WAYS[1:]:
         raise RequestError("The text encoder cannot visit like that", expected=" or ".join(WAYS[1:]), got=way)
     residence = Residence(device, SLOTS, carrier) if way == "streamed" else None
+    encoder: CaptionEncoder | None = None
     try:
-        yield _travelling(where, dtype, residence) if residence else where.text_encoder(device, dtype)
+        encoder = _travelling(where, dtype, residence) if residence else where.text_encoder(device, dtype)
+        yield encoder
     finally:
         if residence:
             residence.close()
+        if encoder is not None:
+            encoder.to("meta")  # gone now, though whoever was given it still has a name for it
         release(device)
 
 

@@ -86,13 +86,16 @@ class Kept:
 
     def drop_transformers(self) -> None:
         """Give back what the transformers hold, on devices and on the host."""
-        if self._loaded is None:
+        loaded, self._loaded, self._key = self._loaded, None, None  # whatever happens: closed once, drawn with no more
+        if loaded is None:
             return
-        devices = set(self._loaded.devices)
-        self._loaded.close()
-        self._loaded = self._key = None
-        for device in devices:
-            release(device)
+        devices = set(loaded.devices)
+        try:
+            loaded.close()
+        finally:
+            del loaded
+            for device in devices:
+                release(device)
 
     def drop_encoder(self) -> None:
         """Give back what the text encoder holds."""
@@ -104,8 +107,10 @@ class Kept:
 
     def unload(self) -> None:
         """Give everything back."""
-        self.drop_encoder()
-        self.drop_transformers()
+        try:
+            self.drop_encoder()
+        finally:
+            self.drop_transformers()
 
 
 def host_bytes(module: nn.Module) -> int:

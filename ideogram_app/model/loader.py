@@ -72,6 +72,11 @@ class Loaded:
     def modules(self) -> tuple[Backbone, Backbone]:
         return self.conditional, self.unconditional
 
+    def rest(self) -> None:
+        """Give back the room that weights are decoded in; whoever draws next takes it again."""
+        for module in self.modules:
+            module.trunk.kernels.rest()
+
     def close(self) -> None:
         """Give back what travels, and the memory that it travels from. Nothing can be drawn with this any more."""
         self.residences.close()

@@ -18,7 +18,7 @@ plan was made before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -81,17 +81,18 @@ class Residence:
                 self.ring = Ring(self.carrier, self.slots, self._freights)
 
     def close(self) -> None:
-        """Give the ring and all locked memory back. What travelled cannot be computed with any more."""
+        """Give the ring and all locked memory back, all of it even where some of that fails. What travelled cannot be
+        computed with any more."""
         for hook in self._hooks:
             hook.remove()
-        if self.ring:
-            self.ring.close()
-        for freight in self._freights:
-            freight.vanish()
+        ring, freights, self.ring, self._freights = self.ring, self._freights, None, []
         self._hooks.clear()
-        self._freights.clear()
-        self.ring = None
-        self.carrier.close()
+        with ExitStack() as stack:  # the last one first
+            stack.callback(self.carrier.close)
+            for freight in freights:
+                stack.callback(freight.vanish)
+            if ring:
+                stack.callback(ring.close)
 
     def _open(self) -> Ring:
         self.start()
@@ -122,9 +123,10 @@ class Residences:
             residence.start()
 
     def close(self) -> None:
-        for residence in self._on.values():
-            residence.close()
-        self._on.clear()
+        closing, self._on = self._on, {}
+        with ExitStack() as stack:
+            for residence in closing.values():
+                stack.callback(residence.close)
 
 
 def reside(module: nn.Module, blocks: Sequence[nn.Module], travelling: frozenset[int], residence: Residence) -> None:
@@ -173,13 +175,13 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 def prepare(
     backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device
 ) -> Prepared:
-    """`Backbone.prepare` on a device, where the conditioner is a guest.
+    """`Backbone.prepare` on a device, where layers of the conditioner are guests, whose room is given back.
 
     Args:
         features: (n, taps x encoder) on any device; only a branch that sees text takes them there, in its own type.
     """
-    home = backbone.conditioner.norms.device
-    if backbone.conditioner.text_project is None:
-        features = features[:0]
-    with current(device), staged(backbone.conditioner, device, home):
-        return backbone.prepare(features.to(device, backbone.dtype), times, rows, columns)
+    with current(device):
+        prepared = backbone.prepare(features, times, rows, columns, device)
+    if device != backbone.conditioner.norms.device:
+        release(device)
+    return prepared

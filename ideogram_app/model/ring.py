@@ -8,7 +8,8 @@
 A place is filled again as soon as the block in it has been used, so with two places one block arrives while another
 one computes, and copying is hidden wherever it takes no longer than computing. The order is an advice: what is taken
 out of turn is brought at once, what is never taken gives its place up. Blocks that lie in a file are read by a thread,
-towards a processor into the place itself, towards a device through two buffers in locked memory.
+towards a processor into the place itself, towards a device through two buffers in locked memory; where no thread but
+the one that computes may copy, by that one.
 
 Left out: deciding who travels (the plan does), and sharing a place between small blocks.
 """
@@ -32,7 +33,7 @@ class Place:
     Attributes:
         holds: whose bytes are here, or coming.
         reading: set while they are read from a file; then `arrived` is behind their copy.
-        used: behind the last computation with what is here.
+        used: behind the last computation with what is here; at first behind that with whatever had this memory before.
         taken: whether that may still be going on.
     """
 
@@ -65,8 +66,10 @@ class Ring:
         self._carrier, self._order = carrier, list(order)
         self._turn = {freight: turn for turn, freight in enumerate(self._order)}
         self._places = [Place(carrier.room(size)) for _ in range(min(slots, len(self._order)))]
+        for place in self._places:
+            place.used = carrier.mark()
         reads = any(not freight.in_memory for freight in self._order)
-        self._reader = ThreadPoolExecutor(1, "weights") if reads else None
+        self._reader = ThreadPoolExecutor(1, "weights") if reads and carrier.threads else None
         through = 2 if reads and not carrier.direct else 0
         self._buffers = [Buffer(carrier.shelf(size)) for _ in range(through)]
         self._copies = 0
@@ -158,8 +161,12 @@ class Ring:
             place.arrived = self._carrier.send(freight.kept, place.memory[: freight.size], place.used)
         elif self._reader:
             place.reading = self._reader.submit(self._read, freight, place, self._copies)
+        else:
+            place.holds = None  # until all of it is there
+            self._read(freight, place, self._copies)
+            place.holds = freight
 
-    # Runs in the thread.
+    # Runs in the thread, where there is one.
 
     def _read(self, freight: Freight, place: Place, turn: int) -> None:
         if self._carrier.direct:

@@ -121,9 +121,10 @@ def _numbers(result: Result) -> str:
     expected = result.predicted_host_bytes if result.peak_device_bytes is None else result.predicted_device_bytes
     beside = f"expected {size(expected)}" if expected else ""
     peak = "Peak of the device, or of the process where there is no device; beside it what the plan expected"
+    warm = "weights were loaded" if result.warm else ""
     rows = [
         ("A step", "Median of the steps after the first", duration(result.seconds_per_step), ""),
-        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total), ""),
+        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total), warm),
         ("Memory", peak, memory, beside),
         ("Weights", "Of both transformers, as held while drawing", size(result.weight_bytes), ""),
         ("PSNR", "To the reference's picture; higher is closer", decibels(result.psnr), ""),

@@ -36,4 +36,5 @@ def fused_kernels(products: str) -> Kernels:
         matmul=product,
         decode_int8=scratch.decode_int8,
         decode=scratch.decode,
+        rest=scratch.release,
     )

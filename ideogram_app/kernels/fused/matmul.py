@@ -180,6 +180,7 @@ def int_mm(x: Rows, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: t
             epilogue(sums, row_scale, scale, bias, dtype, part)
         else:
             part.copy_(plain.epilogue(sums, row_scale, scale, bias, dtype))
+        del sums  # 201 MB of 2048 rows by 24576: never beside those of the next rows
     return out
 
 
