@@ -25,6 +25,7 @@ RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 # The default index serves Windows a torch without CUDA; this one is PyTorch's own, for drivers from R580 on.
 WINDOWS_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 CHECKS = (("ruff", "check", "."), ("mypy", "ideogram_app"))
+TESTS = ("pytest", "--numprocesses", "auto", "--dist", "loadfile")  # a file's tests share what they have prepared
 
 
 class LaunchError(Exception):
@@ -175,7 +176,7 @@ def test(environment: Environment, arguments: Sequence[str]) -> int:
     """All checks, then the tests; the exit code of the first that failed."""
     environment.prepare(DEVELOPMENT)
     failed: list[tuple[str, int]] = []
-    for check in (*CHECKS, ("pytest", *arguments)):
+    for check in (*CHECKS, (*TESTS, *arguments)):
         say(f"== {' '.join(check)}")
         code = run([str(environment.python), "-m", *check], cwd=environment.root)
         if code:

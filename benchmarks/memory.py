@@ -220,9 +220,10 @@ def draw(
             step = next(steps)
             synchronize(device)
             spent.append(time.perf_counter() - start)
-        latents = step.latents
+        latents = step.latents.cpu()
         del velocity, steps, step  # as pipeline.draw does
         loaded.rest()
+        release(device)
         decode(vae, latents, question.rows, question.columns)
         return statistics.median(spent[1:])
     finally:

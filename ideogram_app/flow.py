@@ -90,8 +90,8 @@ class Result:
         seconds_per_step: median over the steps after the first.
         peak_memory_bytes: on a device with its own memory `peak_device_bytes`, else `peak_host_bytes`.
         peak_host_bytes: resident memory of the process above what it is without a model, at its highest.
-        predicted_device_bytes, predicted_host_bytes: what the plan of this picture expected of `peak_device_bytes` and of
-            `peak_host_bytes`.
+        predicted_device_bytes, predicted_host_bytes: what the plan of this picture expected `peak_device_bytes` and
+            `peak_host_bytes` to be.
         residency: where both transformers lived: resident, streamed or disk; planned_residency: where the first plan
             wanted them.
         given_up: what was done with less for want of memory, a sentence each; empty where nothing was.

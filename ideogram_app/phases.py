@@ -82,8 +82,7 @@ def peaks(job: Job, option: Option) -> Peaks:
         share(0, encoding),
         *(share(option.held(seat), size.workspace, size.standing) for seat in others),
     )
-    buffers = min(2, sum(option.streamed_blocks)) * size.block
-    locked = {"streamed": option.streamed, "disk": buffers}.get(option.residency or "", 0)
+    locked = {"streamed": option.streamed, "disk": option.buffers}.get(option.residency or "", 0)
     loading = READ_AHEAD_BYTES + (size.block if locked else 0)  # a block is built before it is copied to locked RAM
     reading = size.encoder_table if home == "streamed" else 0
     host = size.once + locked + job.feature_bytes + max(loading, reading)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
 from ideogram_app.flow import Event, Request, Result, Seconds
-from ideogram_app.measure import Meter, Peaks
+from ideogram_app.measure import Meter, Peaks, release
 from ideogram_app.model.loader import Loaded
 from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.velocity import Velocity
@@ -158,12 +158,12 @@ def denoise(velocity: Guided, noise: Tensor, sigmas: Tensor, guidance: tuple[flo
 
 @torch.inference_mode()
 def decode(vae: Any, latents: Tensor, rows: int, columns: int) -> Image.Image:
-    """Latents (1, rows x columns, 128) to a picture of 16 pixels a token."""
+    """Latents (1, rows x columns, 128), on any device, to a picture of 16 pixels a token."""
     deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().to(latents)
     packed = latents * deviation + vae.bn.running_mean.to(latents)
     patches = packed.view(1, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)  # patch row, patch column, channel
     grid = patches.reshape(1, -1, rows * 2, columns * 2)
-    decoded = vae.decode(grid.to(vae.dtype), return_dict=False)[0]
+    decoded = vae.decode(grid.to(vae.bn.running_mean.device, vae.dtype), return_dict=False)[0]
     pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy(), "RGB")
 
@@ -205,21 +205,25 @@ def draw(
             velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas), request.savings)
         steps = denoise(velocity, shared.noise, sigmas, guidance)
         step_seconds: list[float] = []
-        latents = shared.noise
         last_preview = time.monotonic()
         yield Event("denoise", recipe, 0, preset.steps)
         while len(step_seconds) < preset.steps:
             with meter.phase(f"step {len(step_seconds)}"):
                 step = next(steps)
-            latents = step.latents
             step_seconds.append(meter.seconds[f"step {step.index}"])
             picture = None
             if time.monotonic() - last_preview > PREVIEW_SECONDS and step.index + 1 < preset.steps:
                 picture, last_preview = preview(shared.vae, step.clean, rows, columns), time.monotonic()
             yield _progress(recipe, step_seconds, preset.steps, picture)
         yield Event("decode", recipe)
-        del velocity, steps, step  # nothing of the transformers' work is there any more when the decoder wants room
-        loaded.rest()
+        with meter.phase("let go"):
+            # Nothing of the transformers' work is there when the decoder wants room, and latents come back once it is
+            # given back: as a small part of an allocator's large segment they would keep all of that.
+            latents = step.latents.cpu()
+            del velocity, steps, step
+            loaded.rest()
+            if shared.noise.device.type != "cpu":
+                release(shared.noise.device)
         with meter.phase("decode"):
             image = decode(shared.vae, latents, rows, columns)
     encode_seconds = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text
@@ -259,7 +263,8 @@ def _result(
     encode_seconds: float,
     terms: Terms,
 ) -> Result:
-    load, finish, steps = meter.seconds["load"], meter.seconds["decode"], sum(step_seconds)
+    load, steps = meter.seconds["load"], sum(step_seconds)
+    finish = meter.seconds["let go"] + meter.seconds["decode"]
     return Result(
         recipe=recipe,
         engaged=loaded.engaged,

@@ -157,7 +157,7 @@ def _from_disk(job: Job, option: Option) -> Option | Passed:
     moved = _moved(job, option, [min(disk / len(option.seats), _link(job, seat)) for seat in option.seats])
     if isinstance(moved, Passed):
         return replace(moved, residency="disk")
-    short = job.host_lacks(size.once + size.staging, STREAM_BUFFERS * size.block)
+    short = job.host_lacks(size.once + size.staging, moved.buffers)
     if short:
         return Passed("disk", _no_ram(option, short), "ram", short)
     missing = job.host_lacks(size.once + size.staging, moved.streamed)

@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "assets" / "miniature"
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; said before torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may reach outside, and libraries that would ask a hub are told so before they are imported.
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", GRADIO_ANALYTICS_ENABLED="False")
 

@@ -46,6 +46,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
+@pytest.fixture(autouse=True)
+def no_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decode too, and on a busy machine there is time for one."""
+    monkeypatch.setattr(pipeline, "PREVIEW_SECONDS", 1e9)
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Let a phase run out of memory the first so many times; the list tells how often it was begun."""
@@ -239,3 +245,33 @@ def test_all_recipes_of_a_comparison_are_decoded_in_the_tiles_of_the_one_that_ne
     monkeypatch.setattr(pipeline, "decode", noted)
     drawn = results(REQUEST, store, tmp_path)
     assert all(result.error is None for result in drawn.values()) and set(sides) == {64}
+
+
+def test_a_picture_that_was_stopped_leaves_nothing_locked_for_who_brought_nothing_to_keep_it_in(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    closed: list[Loaded] = []
+    monkeypatch.setattr(Loaded, "close", lambda loaded: closed.append(loaded))
+    events = run(REQUEST, store, tmp_path)
+    next(event for event in events if event.phase == "denoise")
+    events.close()
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("planned", "loaded", "adapt", "ways"),
+    [
+        ("resident", False, False, ["resident"]),
+        ("resident", True, False, ["resident", "resident"]),  # beside others than those that the plan is for
+        ("staged", True, False, ["streamed", "staged"]),
+        ("staged", True, True, ["streamed", "staged", "streamed"]),
+        ("streamed", True, True, ["streamed", "streamed"]),
+    ],
+)
+def test_the_encoder_tries_beside_what_is_loaded_and_then_without_it(
+    planned: str, loaded: bool, adapt: bool, ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(plan(HOST, "miniature"), encoder=planned, device="cuda:0")
+    kept = Kept()
+    monkeypatch.setattr(Kept, "key", property(lambda _: "something" if loaded else None))
+    assert reading._ways(replace(REQUEST, adapt=adapt), chosen, kept) == ways

@@ -63,3 +63,10 @@ def test_matrices_of_a_prepared_encoder_are_not_kept_on_the_host_while_it_passes
 def test_a_way_that_does_not_exist_is_refused() -> None:
     with pytest.raises(RequestError, match="staged or streamed"):
         read(find_parts("miniature"), "by post")
+
+
+@pytest.mark.parametrize("way", ["staged", "streamed"])
+def test_a_guest_is_gone_even_though_somebody_still_has_a_name_for_it(way: str) -> None:
+    with guest(find_parts("miniature"), way, CPU, torch.float32) as encoder:
+        assert not encoder.get_submodule("language_model.embed_tokens").weight.is_meta
+    assert all(tensor.is_meta for tensor in (*encoder.parameters(), *encoder.buffers()))

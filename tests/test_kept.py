@@ -17,6 +17,7 @@ from torch import nn
 from ideogram_app.backend import real_backend
 from ideogram_app.captions import understand
 from ideogram_app.checkpoints.store import Store
+from ideogram_app.errors import DeviceError
 from ideogram_app.flow import Request
 from ideogram_app.measure import trim
 from ideogram_app.model.kept import Kept, LoadedKey, host_bytes
@@ -146,3 +147,21 @@ def test_an_encoder_stays_until_another_is_asked_for() -> None:
     assert ghost() is None and kept.host_bytes == 120
     kept.unload()
     assert kept.host_bytes == 0
+
+
+def test_what_could_not_be_given_back_is_not_kept_for_another_try(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, encoder = Kept(), nn.Linear(3, 3)
+    ghost = weakref.ref(take(kept, store, "fp8").conditional)
+    kept.encoder("a", lambda: encoder)
+
+    def fail(loaded: Loaded) -> None:
+        raise DeviceError("The driver did not give locked RAM back")
+
+    monkeypatch.setattr(Loaded, "close", fail)
+    with pytest.raises(DeviceError):
+        kept.unload()
+    gc.collect()
+    assert (kept.key, kept.host_bytes, ghost()) == (None, 0, None)
+    kept.unload()

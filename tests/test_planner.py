@@ -172,7 +172,7 @@ TABLE = [
         "INT8 W8A8 rotated needs # GB of device memory even when all of its blocks travel; # GB are free.",
     ),
     (apple(16), Q4_K, "disk", "bfloat16", APPLE),
-    (apple(24), Q4_K, "resident", "bfloat16", APPLE),
+    (apple(32), Q4_K, "resident", "bfloat16", APPLE),
     (apple(36), Q4_K, "resident", "bfloat16", APPLE),
     (apple(128), Q4_K, "resident", "bfloat16", APPLE),
     (PROCESSOR, None, None, "float32", NO_GPU),
@@ -238,6 +238,14 @@ def test_the_miniature_fits_everywhere_and_shows_int8(hardware: Hardware) -> Non
     assert (decided.recipe, decided.residency, decided.fits) == (INT8, "resident", True)
     assert decided.predicted.download_bytes == 0
     assert decided.predicted.seconds_per_step is None  # too small to fill a card: no peak says how long it takes
+
+
+def test_a_mac_of_24_gb_keeps_everything_for_a_usual_caption() -> None:
+    """Metal's attention holds its scores, which grow with the square of the caption: the longest takes 2 GB more."""
+    usual, long = (plan(apple(24), "ideogram-4", text_tokens=tokens) for tokens in (300, 2048))
+    assert (usual.recipe, usual.residency) == (Q4_K, "resident") and long.recipe == Q4_K
+    assert usual.predicted.device and long.predicted.device
+    assert long.predicted.device.activations > usual.predicted.device.activations + 10**9
 
 
 # Free memory counts.
@@ -322,13 +330,23 @@ def test_copies_that_hide_cost_no_more_than_the_overhead() -> None:
 
 
 def test_a_third_place_is_taken_where_it_makes_a_step_faster() -> None:
-    """Where copies take about as long as computing, now and then one is late, unless another block is ready."""
-    known = Remembered(Measured(link=12e9))
-    job = Job(RTX_4090, MODELS["ideogram-4"], (1024, 1024), "bfloat16", limit_bytes=8 * GB, known=known)
-    placed = place(job, RECIPES[INT8])
-    two = with_slots(job, replace(placed, streamed_blocks=(0, 0), slots=0), [12e9], 2)
-    assert placed.slots == 3 and two and two.seconds and placed.seconds and placed.seconds < two.seconds
-    assert sum(placed.streamed_blocks) == sum(two.streamed_blocks) + 1
+    """Where copies take about as long as computing, now and then one is late, unless another block is ready.
+
+    At 8 GB that is so somewhere between 6 and 16 GB/s; where exactly depends on how many blocks must travel.
+    """
+    slots = set()
+    for link in range(6, 17):
+        known = Remembered(Measured(link=link * 1e9))
+        job = Job(RTX_4090, MODELS["ideogram-4"], (1024, 1024), "bfloat16", limit_bytes=8 * GB, known=known)
+        placed = place(job, RECIPES[INT8])
+        slots.add(placed.slots)
+        two, three = (
+            with_slots(job, replace(placed, streamed_blocks=(0, 0), slots=0), [link * 1e9], count) for count in (2, 3)
+        )
+        assert two and three and two.seconds and three.seconds
+        assert sum(three.streamed_blocks) == sum(two.streamed_blocks) + 1
+        assert placed.slots == (3 if three.seconds < two.seconds else 2)
+    assert slots == {2, 3}
 
 
 def test_a_slow_link_is_waited_for_and_said_so() -> None:
@@ -451,6 +469,16 @@ def test_little_ram_leaves_the_disk_and_too_little_leaves_nothing() -> None:
     assert none.recipe is None and "RAM" in none.suggestion
 
 
+def test_each_device_that_blocks_come_to_from_disk_has_two_buffers_in_ram() -> None:
+    few = replace(RTX_4060, host_free_bytes=7 * GB)
+    one, two = (
+        plan(replace(few, device_count=count), "ideogram-4", recipe=Q4_K, limit_bytes=5 * GB) for count in (1, 2)
+    )
+    assert one.residency == two.residency == "disk" and all(two.streamed_blocks)
+    assert two.branch_devices == ("cuda:0", "cuda:1")
+    assert two.predicted.locked_host_bytes == 2 * one.predicted.locked_host_bytes > 0
+
+
 # Disk space.
 
 
@@ -524,15 +552,15 @@ def test_two_cards_take_one_transformer_each_also_where_one_would_do() -> None:
 
 
 def test_the_conditional_transformer_has_the_freer_card_and_each_its_own_part_on_the_road() -> None:
-    decided = plan(replace(RTX_3060, device_count=2, devices_free_bytes=(5 * GB, 12 * GB)), "ideogram-4")
+    decided = plan(replace(RTX_4060_TI, device_count=2, devices_free_bytes=(5 * GB, 14 * GB)), "ideogram-4")
     assert (decided.recipe, decided.residency) == (INT8, "streamed")
     assert decided.branch_devices == ("cuda:1", "cuda:0") and decided.device == "cuda:1"
     assert decided.streamed_blocks[0] == 0 < decided.streamed_blocks[1]
-    assert decided.predicted.peak_device_bytes <= 12 * GB
+    assert decided.predicted.peak_device_bytes <= 14 * GB
 
 
 def test_the_peak_is_that_of_the_fuller_of_two_devices() -> None:
-    two = replace(RTX_3060, device_count=2, devices_free_bytes=(12 * GB, 12 * GB))
+    two = replace(RTX_4060_TI, device_count=2, devices_free_bytes=(14 * GB, 14 * GB))
     decided = plan(two, "ideogram-4")
     size = footprint(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2)
     assert decided.predicted.peak_device_bytes >= device_bytes(max(size.branches), size.workspace)

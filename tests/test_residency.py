@@ -10,9 +10,11 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -22,8 +24,10 @@ from torch import Tensor, nn
 from ideogram_app.architecture import MODELS, Branch
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.store import Store
-from ideogram_app.errors import CheckpointError
-from ideogram_app.model.carrier import Direct, Mark, carrier_to
+from ideogram_app.errors import CheckpointError, DeviceError
+from ideogram_app.model import carrier as carrier_module
+from ideogram_app.model import loader
+from ideogram_app.model.carrier import PORTABLE, Direct, Mark, Streamed, carrier_to
 from ideogram_app.model.freight import Freight
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
 from ideogram_app.model.residency import Residence, reside
@@ -37,17 +41,18 @@ from ideogram_app.velocity import Velocity
 
 CPU = torch.device("cpu")
 DEEP = Branch(34, 64, 4, 256, 256, 13 * 64)  # as deep as the published model
+BESIDE = replace(DEEP, num_layers=8)  # the transformer without text, shorter to be made sooner
 STORAGES = ("reference", "fp8", "int8-w8a8-rotated", "gguf-q8_0", "gguf-q4_k")
 
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A replica of 34 + 34 layers in a recipe of each storage."""
+    """A replica of 34 and 8 layers in a recipe of each storage."""
     folder = tmp_path_factory.mktemp("deep")
-    for number, name in enumerate(BRANCHES):
-        write_branch(folder / "source" / name, DEEP, random_tensors(DEEP, number))
+    for number, (name, branch) in enumerate(zip(BRANCHES, (DEEP, BESIDE), strict=True)):
+        write_branch(folder / "source" / name, branch, random_tensors(branch, number))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, NAME, replace(MODELS[NAME], conditional=DEEP, unconditional=DEEP))
+        patch.setitem(MODELS, NAME, replace(MODELS[NAME], conditional=DEEP, unconditional=BESIDE))
         store = Store(folder / "data")
         for recipe in STORAGES:
             list(prepare(store, NAME, recipe, folder / "source"))
@@ -143,7 +148,7 @@ def test_34_layers_under_a_budget_of_3_blocks_draw_the_same_latents(
     expected, plain = latents(resident(recipe)), load(deep, recipe, kernels="plain")
     weights, size = plain.weight_bytes, block_bytes(plain)
     budget = Budget(3 * size)
-    homes = Homes((CPU, CPU), (34, 34), from_disk, slots=3, carriers={CPU: budget})
+    homes = Homes((CPU, CPU), (34, 8), from_disk, slots=3, carriers={CPU: budget})
     travelling = load(deep, recipe, homes)
     assert torch.equal(latents(travelling), expected)
     assert budget.most == 3 * size, "both transformers share three places"
@@ -159,13 +164,13 @@ def test_copies_as_late_as_can_be_are_waited_for_whatever_is_left_out(
     deep: Store, resident: Resident, from_disk: bool, savings: tuple[str, ...]
 ) -> None:
     expected = latents(resident("gguf-q8_0"), 5, savings)
-    homes = Homes((CPU, CPU), (34, 20), from_disk, carriers={CPU: Late()})
+    homes = Homes((CPU, CPU), (34, 5), from_disk, carriers={CPU: Late()})
     travelling = load(deep, "gguf-q8_0", homes)
     assert torch.equal(latents(travelling, 5, savings), expected)
     travelling.close()
 
 
-@pytest.mark.parametrize("travelling", [(0, 0), (1, 0), (0, 34), (8, 9), (17, 17), (33, 34)], ids=str)
+@pytest.mark.parametrize("travelling", [(0, 0), (1, 0), (0, 8), (8, 3), (17, 4), (33, 8)], ids=str)
 def test_any_split_draws_the_same(deep: Store, resident: Resident, travelling: tuple[int, int]) -> None:
     expected = latents(resident("int8-w8a8-rotated"))
     split = load(deep, "int8-w8a8-rotated", Homes((CPU, CPU), travelling))
@@ -175,7 +180,7 @@ def test_any_split_draws_the_same(deep: Store, resident: Resident, travelling: t
 def test_w4a8_travels_with_the_scales_that_were_computed_when_it_was_loaded(deep: Store) -> None:
     expected = latents(load(deep, "gguf-q4_k", arithmetic="w4a8"))
     for from_disk in (False, True):
-        homes = Homes((CPU, CPU), (34, 34), from_disk)
+        homes = Homes((CPU, CPU), (34, 8), from_disk)
         assert torch.equal(latents(load(deep, "gguf-q4_k", homes, arithmetic="w4a8")), expected)
 
 
@@ -184,15 +189,15 @@ def test_two_devices_have_a_ring_each_and_draw_the_same(deep: Store, resident: R
     first, second = torch.device("cpu", 0), torch.device("cpu", 1)
     expected, size = latents(resident("gguf-q8_0")), block_bytes(load(deep, "gguf-q8_0"))
     budgets = {first: Budget(2 * size, first), second: Budget(2 * size, second)}
-    loaded = load(deep, "gguf-q8_0", Homes((first, second), (34, 34), carriers=budgets))
+    loaded = load(deep, "gguf-q8_0", Homes((first, second), (34, 8), carriers=budgets))
     assert loaded.devices == (first, second)
     assert torch.equal(latents(loaded), expected)
     assert [budget.most for budget in budgets.values()] == [2 * size, 2 * size]
 
 
 def test_weights_read_from_disk_are_not_kept_in_memory(deep: Store) -> None:
-    from_memory = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 34)))
-    from_disk = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 34), from_disk=True))
+    from_memory = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8)))
+    from_disk = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), from_disk=True))
     kept = [
         sum(freight.kept.nbytes for residence in loaded.residences._on.values() for freight in residence._freights)
         for loaded in (from_memory, from_disk)
@@ -201,7 +206,7 @@ def test_weights_read_from_disk_are_not_kept_in_memory(deep: Store) -> None:
 
 
 def test_a_file_cut_short_while_it_is_drawn_from_is_named(deep: Store, tmp_path: Path) -> None:
-    loaded = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 34), from_disk=True))
+    loaded = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), from_disk=True))
     for freight in loaded.residences.on(CPU)._freights:
         moved = [tuple(replace(span, start=10**9) for span in item.spans) for item in freight.items]
         freight.items = [replace(item, spans=spans) for item, spans in zip(freight.items, moved, strict=True)]
@@ -268,7 +273,7 @@ def test_a_place_is_overwritten_only_behind_the_last_use_of_it() -> None:
 def test_the_reader_of_a_file_does_not_overwrite_what_is_still_being_sent(deep: Store, resident: Resident) -> None:
     """`Late` sends from the two buffers only when it is waited for; a third block would overwrite the first."""
     expected = latents(resident("reference"))
-    loaded = load(deep, "reference", Homes((CPU, CPU), (34, 34), True, slots=4, carriers={CPU: Late()}))
+    loaded = load(deep, "reference", Homes((CPU, CPU), (34, 8), True, slots=4, carriers={CPU: Late()}))
     assert torch.equal(latents(loaded), expected)
 
 
@@ -281,7 +286,7 @@ def test_a_block_away_has_shapes_and_no_numbers_where_it_lies_in_a_file(deep: St
 
 
 def test_a_failure_inside_a_block_leaves_the_ring_usable(deep: Store, resident: Resident) -> None:
-    loaded = load(deep, "gguf-q8_0", Homes((CPU, CPU), (34, 34)))
+    loaded = load(deep, "gguf-q8_0", Homes((CPU, CPU), (34, 8)))
     expected = latents(resident("gguf-q8_0"))
 
     def fail(*_: object) -> None:
@@ -329,7 +334,7 @@ def test_a_gpu_draws_the_same_latents_streamed_as_resident(deep: Store, recipe: 
         return answer
 
     expected = drawn(Homes.on(device))
-    for travelling in ((34, 34), (17, 17), (5, 0)):
+    for travelling in ((34, 8), (17, 4), (5, 0)):
         assert torch.equal(drawn(Homes((device, device), travelling, from_disk)), expected)
 
 
@@ -344,3 +349,137 @@ def test_locked_memory_is_locked_and_given_back() -> None:
     assert bool((place == 7).all())
     carrier.close()
     assert not memory.is_pinned()
+
+
+def test_the_first_copies_wait_for_whatever_had_the_memory_of_a_place_before() -> None:
+    """Memory that was freed may still be read or written by what the device was given before."""
+    told: list[Mark] = []
+
+    class Noting(Direct):
+        def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
+            told.append(after)
+            return super().send(source, place, after)
+
+        def mark(self) -> Mark:
+            return "a point in its work"  # type: ignore[return-value]
+
+    carrier = Noting(CPU)
+    Ring(carrier, 2, [Freight(nn.Linear(4, 4), carrier.shelf) for _ in range(3)])
+    assert told == ["a point in its work"] * 2
+
+
+def test_where_one_thread_may_copy_no_other_does(deep: Store, resident: Resident) -> None:
+    """Two threads that use Metal's stream end the process."""
+    threads: set[int] = set()
+
+    class Alone(Direct):
+        def __init__(self) -> None:
+            super().__init__(CPU)
+            self.direct = self.threads = False
+
+        def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
+            threads.add(threading.get_ident())
+            return super().send(source, place, after)
+
+    loaded = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), True, carriers={CPU: Alone()}))
+    assert torch.equal(latents(loaded), latents(resident("gguf-q4_k")))
+    assert threads == {threading.get_ident()}
+    assert not Direct(torch.device("mps")).threads and Direct(CPU).threads
+
+
+def test_all_is_given_back_even_where_some_of_it_fails(deep: Store) -> None:
+    class Broken(Direct):
+        closed = 0
+
+        def close(self) -> None:
+            Broken.closed += 1
+            raise DeviceError("The driver did not give locked RAM back")
+
+    first, second = torch.device("cpu", 0), torch.device("cpu", 1)
+    loaded = load(deep, "gguf-q8_0", Homes((first, second), (3, 3), carriers={first: Broken(CPU), second: Broken(CPU)}))
+    with pytest.raises(DeviceError):
+        loaded.close()
+    assert Broken.closed == 2
+    assert all(tensor.is_meta for module in loaded.modules for tensor in module.trunk.blocks[-1].buffers())
+
+
+class Driver:
+    """What `torch.cuda.cudart()` gives: it locks memory, or refuses with an error's number."""
+
+    def __init__(self, answer: int = 0) -> None:
+        self.answer, self.locked = answer, list[tuple[int, int, int]]()
+
+    def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
+        self.locked += [(pointer, size, flags)] if not self.answer else []
+        return self.answer
+
+    def cudaHostUnregister(self, pointer: int) -> int:
+        self.locked = [row for row in self.locked if row[0] != pointer]
+        return 0
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """CUDA as far as a `Streamed` touches it to lock memory; streams do nothing."""
+    made = Driver()
+    monkeypatch.setattr(torch, "Stream", MagicMock())
+    monkeypatch.setattr(torch.accelerator, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: made)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    return made
+
+
+def test_locked_memory_is_locked_for_every_device_and_unlocked_once(driver: Driver) -> None:
+    streamed = Streamed(torch.device("cuda", 1))
+    shelves = [streamed.shelf(size) for size in (5000, 1, 0)]
+    assert [(size, flags) for _, size, flags in driver.locked] == [(5000, PORTABLE), (1, PORTABLE)]
+    assert [len(shelf) for shelf in shelves] == [5000, 1, 0] and not streamed.notes
+    streamed.close()
+    streamed.close()
+    assert driver.locked == []
+
+
+def test_a_refusal_to_lock_is_noted_once_and_its_error_is_not_left_for_whoever_computes_next(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[torch.device] = []
+
+    def computed(device: torch.device) -> None:
+        left.append(device)
+        raise RuntimeError("CUDA error: out of memory")  # of the refusal, told late
+
+    monkeypatch.setattr(carrier_module, "_compute_something", computed)
+    driver.answer = 2
+    device = torch.device("cuda", 0)
+    streamed = Streamed(device)
+    for _ in range(3):
+        streamed.shelf(100).fill_(7)
+    assert left == [device] * 3 and len(streamed.notes) == 1
+    streamed.close()
+
+
+def test_what_stopped_loading_is_told_and_not_what_closing_came_to(
+    deep: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Direct):
+        def close(self) -> None:
+            raise DeviceError("The driver did not give locked RAM back")
+
+    monkeypatch.setattr(Residence, "start", _out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="too small"):
+        load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3), carriers={CPU: Broken(CPU)}))
+
+
+def _out_of_memory(residence: Residence) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory: the device is too small")
+
+
+def test_memory_that_only_loading_could_use_is_given_back_before_places_are_made(
+    deep: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    start = Residence.start
+    monkeypatch.setattr(loader, "release", lambda device: order.append(f"released {device}"))
+    monkeypatch.setattr(Residence, "start", lambda residence: (order.append("places"), start(residence))[1])
+    load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3))).close()
+    assert order == ["released cpu", "places"]

@@ -380,3 +380,21 @@ def test_memory_is_given_back_before_something_is_packed(fake: Fake, tmp_path: P
     studio.wait(studio.submit_prepare("miniature", ("fp8",)), 10)
     assert staying.unloads == before + 1
     studio.close()
+
+
+def test_a_worker_outlives_what_it_cannot_let_go_of(
+    fake: Fake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    staying = Staying(fake)
+    studio = studio_that_keeps(staying, tmp_path, -1)
+    until(studio, lambda state: state.machine)
+
+    def fail() -> None:
+        raise DeviceError("The driver did not give locked RAM back")
+
+    object.__setattr__(staying.backend, "unload", fail)
+    studio.unload()
+    until(studio, lambda _: "letting go of what was loaded failed" in caplog.text)
+    object.__setattr__(staying.backend, "unload", staying.unload)
+    assert finish(studio).state == "done"
+    studio.close()

@@ -39,7 +39,8 @@ from ideogram_app.model import layers
 from ideogram_app.model.assemble import Placement, assemble
 from ideogram_app.model.autoencoder import Autoencoder, autoencoder
 from ideogram_app.model.carrier import Direct
-from ideogram_app.model.encoder import encoder_from_file
+from ideogram_app.model.encoder import CaptionEncoder, encoder_from_file
+from ideogram_app.model.guest import guest
 from ideogram_app.model.loader import Loaded
 from ideogram_app.model.residency import DTYPES, SLOTS, Residences
 from ideogram_app.model.text import features
@@ -220,6 +221,8 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
         with ledger.phase("preview"):
             _pictured(preview, vae, step.clean, question.rows, question.columns)
         latents = step.latents
+        del velocity, steps, step  # as `pipeline.draw` lets go of them
+        loaded.rest()
         with ledger.phase("decode"):
             _pictured(decode, vae, latents, question.rows, question.columns)
     return prepared
@@ -326,6 +329,35 @@ def count_encode(recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = 
         ids = torch.zeros(1, tokens, dtype=torch.long)
         with ledger.phase("encode"):
             features(encoder, ids)
+    return _counted(ledger, kept, 0)
+
+
+@dataclass(frozen=True)
+class FakeParts:
+    """What `model.guest` asks of a `PartsFolder` whose encoder is all in host memory."""
+
+    recipe: Recipe
+    shape: TextEncoder
+
+    def encoder_file(self) -> None:
+        """None is read from again."""
+
+    def text_encoder(self, device: torch.device | str, dtype: torch.dtype, away: frozenset[str]) -> CaptionEncoder:
+        """The encoder; nothing of it is away."""
+        file: Any = FakeEncoderFile(self.shape, self.recipe, dtype)
+        return encoder_from_file(file, self.shape, {"text_config": vars(self.shape)}, device, dtype)
+
+
+def count_streamed_encode(
+    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED.num_hidden_layers
+) -> Counted:
+    """The same of an encoder whose layers pass through the device: its places are kept."""
+    ledger = Ledger(attention_on(AMPERE))
+    parts: Any = FakeParts(recipe, replace(PUBLISHED, num_hidden_layers=layers))
+    visit = guest(parts, "streamed", DEVICE, dtype, Direct(DEVICE))
+    with pretended(ledger), torch.inference_mode(), visit as encoder, ledger.phase("encode"):
+        kept = ledger.live[DEVICE]
+        features(encoder, torch.zeros(1, tokens, dtype=torch.long))
     return _counted(ledger, kept, 0)
 
 

@@ -157,6 +157,8 @@ class Enlarged(nn.Module):
 class Stage(nn.Module):
     """Residual blocks of one width, and what doubles the side behind all stages but the last."""
 
+    upsamplers: Any  # an nn.ModuleList of `Enlarged`, whose items PyTorch types as bare modules
+
     def __init__(self, inside: int, width: int, count: int, groups: int, enlarges: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Residual(width if index else inside, width, groups) for index in range(count))
@@ -180,6 +182,8 @@ def doubled(x: Tensor) -> Tensor:
 
 class Decoder(nn.Module):
     """Latents to pixels."""
+
+    up_blocks: Any  # of `Stage`, likewise
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ get to their device (residency.py), diffusers' own transformer (stock.py), what 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,13 +23,14 @@ from ideogram_app.checkpoints.formats import PackedBranch, branch_file
 from ideogram_app.checkpoints.readers import SourceBranch, read_config
 from ideogram_app.checkpoints.sources import BRANCHES
 from ideogram_app.checkpoints.store import Store
-from ideogram_app.errors import CheckpointError
+from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.hardware import compute_capability
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
+from ideogram_app.measure import release
 from ideogram_app.model.assemble import Placement, assemble, in_block, in_every_step, linears_of
 from ideogram_app.model.backbone import Backbone, Block
 from ideogram_app.model.carrier import Carrier
@@ -151,9 +152,12 @@ def load_transformers(
                 modules.append(assemble(weights, branch, config, placement, sees_text=number == 0))
             modules[-1].trunk.order = backends(compute_capability(residence.device))
         held = sum(map(weight_bytes, modules))
+        for device in set(homes.devices):  # pieces that were merged lie in memory which only their own stream may use
+            release(device)
         residences.start()
     except BaseException:
-        residences.close()
+        with suppress(DeviceError, RuntimeError):  # what happened first is what is told
+            residences.close()
         raise
     used = arithmetic or find_recipe(recipe_name).arithmetic
     made, travelling = (modules[0], modules[1]), homes.travelling
