@@ -6,9 +6,11 @@
     without one     what the same code asks for, counted on tensors without numbers (benchmark/counted.py), and what
                     CUDA's allocator would make of it (benchmark/allocator.py); rows are marked `counted`
 
-Every row has the prediction beside it. `allocated` is of tensors, to be held against `max_memory_allocated`; `total`
-must be free before, with gaps and the driver's context. **No measured row was ever made by us**: there was no card.
-Left out: two devices, and blocks from disk, which take the device what blocks from RAM take.
+Without one, a plan for a card of each size decides how many blocks travel, through how many places, and in which tiles
+the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against
+`max_memory_allocated`; `total` must be free before, with gaps and the driver's context. **No measured row was ever
+made by us**: there was no card. Left out: two devices, and blocks from disk, which take the device what blocks from RAM
+take.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from ideogram_app.benchmark.rows import effective  # noqa: E402
 from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
 from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
 from ideogram_app.footprint import STREAM_BUFFERS, device_bytes, footprint, gb, share  # noqa: E402
-from ideogram_app.hardware import compute_capability, detect  # noqa: E402
+from ideogram_app.hardware import Hardware, compute_capability, detect  # noqa: E402
 from ideogram_app.kernels.attention import backends  # noqa: E402
 from ideogram_app.kernels.choice import choose  # noqa: E402
 from ideogram_app.kernels.choice import kernels as find_kernels  # noqa: E402
@@ -48,6 +50,7 @@ from ideogram_app.model.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.loader import Loaded  # noqa: E402
 from ideogram_app.model.residency import Residence, Residences  # noqa: E402
 from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.planner import plan  # noqa: E402
 from ideogram_app.recipes import find_recipe  # noqa: E402
 from ideogram_app.travel import spread  # noqa: E402
 from ideogram_app.velocity import Velocity  # noqa: E402
@@ -61,6 +64,14 @@ CAPS = (8, 12, 16, 24)
 TILE = 512  # of the decoder, where the whole picture would not fit
 TIMED = 3  # steps, after one that compiles
 CPU = torch.device("cpu")
+CARD = Hardware(
+    kind="cuda",
+    name="NVIDIA GeForce RTX 3090",
+    compute_capability=(8, 6),
+    device_memory_bytes=24 * GB,
+    host_memory_bytes=64 * GB,
+    host_free_bytes=60 * GB,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +95,8 @@ class Row:
     phases: dict[str, int] | None = None
     step_seconds: float | None = None
     problem: str = ""
+    blocks: tuple[int, int] = (0, 0)
+    slots: int = 0
 
 
 def main(
@@ -117,20 +130,49 @@ def main(
 
 
 def counted(questions: list[Question]) -> Iterator[Row]:
-    """Without a card: transformers that stay, as whole pictures and in tiles."""
-    for name, arithmetic in RECIPES:
+    """Without a card: what a plan within each cap asks for."""
+    for name, _ in RECIPES:
         for question in questions:
-            for tile in (None, TILE):
-                found = count_picture(Case(question, effective(find_recipe(name)), arithmetic, tile=tile))
-                row = predicted(name, arithmetic, question, "resident", tile, None)
-                yield replace(
-                    row,
-                    source="counted",
-                    allocated=found.peak,
-                    reserved=found.reserved,
-                    least=found.least,
-                    phases=found.phases,
-                )
+            for cap in CAPS:
+                yield _count(question, name, cap * GB)
+
+
+def _count(question: Question, name: str, cap: int) -> Row:
+    """The picture of a plan; its encoder is a guest that is gone before, so that plans with a resident one are not."""
+    size = {"width": question.width, "height": question.height}
+    card = replace(CARD, device_free_bytes=cap)
+    chosen = plan(card, "ideogram-4", recipe=name, ready=(name,), text_tokens=question.text_tokens, **size)
+    homes = {"travelling": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
+    found = count_picture(Case(question, effective(find_recipe(name)), chosen.arithmetic, **homes))
+    made = footprint(
+        question.model,
+        effective(find_recipe(name)),
+        (question.width, question.height),
+        question.dense_bytes,
+        text_tokens=question.text_tokens,
+        arithmetic=chosen.arithmetic,
+    )
+    kept = made.weights - (sum(chosen.streamed_blocks) - chosen.slots) * made.block
+    decoding = decode_bytes(question.model, *size.values(), question.dense_bytes, chosen.decode_tile or None)
+    busy = max(made.workspace, made.standing + decoding)
+    return Row(
+        "counted",
+        name,
+        chosen.arithmetic,
+        chosen.residency or "",
+        question.width,
+        question.text_tokens,
+        chosen.decode_tile or None,
+        cap,
+        share(kept, busy).allocated,
+        device_bytes(kept, busy),
+        found.peak,
+        found.reserved,
+        found.least,
+        found.phases,
+        blocks=chosen.streamed_blocks,
+        slots=chosen.slots,
+    )
 
 
 def predicted(

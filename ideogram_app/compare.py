@@ -23,7 +23,7 @@ from ideogram_app.checks import check_request, failed_result
 from ideogram_app.flow import REFERENCE, Event, Request, Result
 from ideogram_app.hardware import Hardware, usable_cores
 from ideogram_app.kernels.processor import threads
-from ideogram_app.measure import release
+from ideogram_app.measure import give_back
 from ideogram_app.metrics import psnr, ssim
 from ideogram_app.model.kept import Kept
 from ideogram_app.model.text import LONGEST_TEXT, FeatureCache
@@ -77,7 +77,7 @@ def compare(
     finally:  # stopped or failed too: RAM that was locked for nobody could never be locked again
         if kept is None:
             desk.kept.unload()
-        release(device)
+        give_back(device)
     yield Event("done")
 
 

@@ -84,7 +84,7 @@ def peaks(job: Job, option: Option) -> Peaks:
     )
     locked = {"streamed": option.streamed, "disk": option.buffers}.get(option.residency or "", 0)
     loading = READ_AHEAD_BYTES + (size.block if locked else 0)  # a block is built before it is copied to locked RAM
-    reading = size.encoder_table if home == "streamed" else 0
+    reading = size.encoder_table + 2 * size.encoder_layer if home == "streamed" else 0  # and two locked buffers
     host = size.once + locked + job.feature_bytes + max(loading, reading)
     return Peaks(max(phases, key=lambda phase: phase.total), host, locked)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ideogram_app.architecture import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
 from ideogram_app.flow import Event, Request, Result, Seconds
-from ideogram_app.measure import Meter, Peaks, release
+from ideogram_app.measure import Meter, Peaks, give_back
 from ideogram_app.model.loader import Loaded
 from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.velocity import Velocity
@@ -223,7 +223,7 @@ def draw(
             del velocity, steps, step
             loaded.rest()
             if shared.noise.device.type != "cpu":
-                release(shared.noise.device)
+                give_back(shared.noise.device)
         with meter.phase("decode"):
             image = decode(shared.vae, latents, rows, columns)
     encode_seconds = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text

@@ -479,7 +479,7 @@ def test_memory_that_only_loading_could_use_is_given_back_before_places_are_made
 ) -> None:
     order: list[str] = []
     start = Residence.start
-    monkeypatch.setattr(loader, "release", lambda device: order.append(f"released {device}"))
+    monkeypatch.setattr(loader, "give_back", lambda device: order.append(f"released {device}"))
     monkeypatch.setattr(Residence, "start", lambda residence: (order.append("places"), start(residence))[1])
     load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3))).close()
     assert order == ["released cpu", "places"]

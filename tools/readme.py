@@ -312,7 +312,8 @@ def memory_table() -> str:
         [
             f"`{' '.join(filter(None, (row['recipe'], row['arithmetic'])))}`",
             f"{row['side']}²",
-            row["home"],
+            f"{row['cap'] / 1e9:.0f} GB",
+            f"{sum(row['blocks'])} of 68" if sum(row["blocks"]) else "none",
             f"tiles of {row['tile']}" if row["tile"] else "whole",
             f"{row['predicted_allocated'] / 1e9:.2f}",
             f"{row['allocated'] / 1e9:.2f}",
@@ -320,10 +321,10 @@ def memory_table() -> str:
             f"{row['predicted_total'] / 1e9:.1f}",
         ]
         for row in results("memory-counted")["rows"]
-        if row["tile"] is None or row["tile"] < row["side"]
     ]
     tensors = ["tensors, predicted", "counted", "difference"]
-    return table(["recipe", "picture", "transformers", "decoded", *tensors, "with gaps and the driver"], rows)
+    header = ["recipe", "picture", "free", "blocks that travel", "decoded", *tensors, "with gaps and the driver"]
+    return table(header, rows)
 
 
 def results(name: str) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from ideogram_app.checkpoints.formats import PackedWeight, packed_layers
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.fused.kernels import fused_kernels
+from ideogram_app.measure import give_back
 from ideogram_app.model import layers
 from ideogram_app.model.assemble import Placement, assemble
 from ideogram_app.model.autoencoder import Autoencoder, autoencoder
@@ -220,9 +221,10 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
     if case.decodes:
         with ledger.phase("preview"):
             _pictured(preview, vae, step.clean, question.rows, question.columns)
-        latents = step.latents
+        latents = step.latents.cpu()
         del velocity, steps, step  # as `pipeline.draw` lets go of them
         loaded.rest()
+        give_back(DEVICE)
         with ledger.phase("decode"):
             _pictured(decode, vae, latents, question.rows, question.columns)
     return prepared

@@ -1,8 +1,8 @@
 """Tensors by their names -> a backbone: which layer is made of which, in the order in which they are used.
 
     conditioner    the text projection, the time embedding, adaLN of every block          host memory
-    trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws,
-                   or host memory for those blocks that travel there (residency.py)
+    trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws
+                   (a block that travels is taken from there as soon as it was built, see residency.py)
 
 Nothing that is needless is read: a branch without text loads neither `llm_cond_norm` nor `llm_cond_proj`. Left out:
 where names come from (checkpoints/) and which recipe is which (loader.py).
@@ -50,8 +50,9 @@ class Placement:
         conditioner: where what runs once a picture rests.
         kernels: of the device that computes.
         arithmetic: of Q4_K, see `layers.linear`.
-        travelling: blocks that are built in host memory, their weights as they come: an order of the processor's own
-            (`Kernels.weight`) is no run of bytes.
+        travelling: blocks whose weights stay as they come: an order of the processor's own (`Kernels.weight`) is no run
+            of bytes. They are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for
+            the published pair) take no time.
         built: called with each of those, before the next one is built.
     """
 
@@ -97,25 +98,15 @@ def assemble(
     return backbone.eval().requires_grad_(False)
 
 
-def in_every_step(branch: Branch, without: frozenset[int] = frozenset()) -> Iterator[str]:
-    """Names of tensors and Linears that the trunk is made of, in the order in which `assemble` asks for them.
-
-    Args:
-        without: blocks to leave out.
-    """
+def in_every_step(branch: Branch) -> Iterator[str]:
+    """Names of tensors and Linears that the trunk is made of, in the order in which `assemble` asks for them."""
     yield from ("input_proj.bias", "input_proj")
     for index in range(branch.num_layers):
-        if index not in without:
-            yield from in_block(index)
+        names, attention = linears_of(index), f"layers.{index}.attention."
+        yield from names["qkv"]
+        yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight")
+        yield from (*names["o"], *names["arms"], *names["down"])
     yield from ("final_layer.linear.bias", "final_layer.linear")
-
-
-def in_block(index: int) -> Iterator[str]:
-    """The same of one block."""
-    names, attention = linears_of(index), f"layers.{index}.attention."
-    yield from names["qkv"]
-    yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight")
-    yield from (*names["o"], *names["arms"], *names["down"])
 
 
 def linears_of(index: int) -> dict[str, tuple[str, ...]]:
@@ -134,7 +125,7 @@ def _block(index: int, weights: BranchWeights, placement: Placement, always: _Ma
     if index not in placement.travelling:
         return always.block(index)
     as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
-    made = _Maker(weights, as_it_comes, CPU).block(index)
+    made = _Maker(weights, as_it_comes, placement.trunk).block(index)
     if placement.built:
         placement.built(index, made)
     return made

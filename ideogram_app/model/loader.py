@@ -11,7 +11,7 @@ get to their device (residency.py), diffusers' own transformer (stock.py), what 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,8 +30,8 @@ from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
-from ideogram_app.measure import release
-from ideogram_app.model.assemble import Placement, assemble, in_block, in_every_step, linears_of
+from ideogram_app.measure import give_back
+from ideogram_app.model.assemble import Placement, assemble, in_every_step, linears_of
 from ideogram_app.model.backbone import Backbone, Block
 from ideogram_app.model.carrier import Carrier
 from ideogram_app.model.layers import weight_bytes
@@ -153,7 +153,7 @@ def load_transformers(
             modules[-1].trunk.order = backends(compute_capability(residence.device))
         held = sum(map(weight_bytes, modules))
         for device in set(homes.devices):  # pieces that were merged lie in memory which only their own stream may use
-            release(device)
+            give_back(device)
         residences.start()
     except BaseException:
         with suppress(DeviceError, RuntimeError):  # what happened first is what is told
@@ -170,25 +170,20 @@ def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
     return compiled_kernels(found, device) if compiled else found
 
 
-@contextmanager
-def _read_ahead(weights: SourceBranch | PackedBranch, branch: Branch, placement: Placement) -> Iterator[None]:
-    """Weights arrive where they stay, in the order in which `assemble` asks for them; those that travel on the host.
+def _read_ahead(
+    weights: SourceBranch | PackedBranch, branch: Branch, placement: Placement
+) -> AbstractContextManager[None]:
+    """Weights arrive on the device in the order in which `assemble` asks for them.
 
     What ships with the program is 27 MB, and is read when it is asked for.
     """
-    if not isinstance(weights, PackedBranch):
-        yield
-        return
-    away = [name for index in sorted(placement.travelling) for name in in_block(index)]
-    with ExitStack() as stack:
-        stack.enter_context(weights.ahead(in_every_step(branch, placement.travelling), placement.trunk))
-        if away:
-            stack.enter_context(weights.ahead(away, placement.conditioner))
-        yield
+    if isinstance(weights, PackedBranch):
+        return weights.ahead(in_every_step(branch), placement.trunk)
+    return nullcontext()
 
 
 def _let_travel(residence: Residence, weights: SourceBranch | PackedBranch | None, index: int, block: Block) -> None:
-    """A block that was built in host memory travels from now on; from its file, where that is one of the program's."""
+    """A block that was built travels from now on; from its file, where that is one of the program's."""
     residence.add(block, located(weights, block, linears_of(index)) if isinstance(weights, PackedBranch) else None)
 
 
