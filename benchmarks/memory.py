@@ -31,7 +31,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.activations import decode_bytes  # noqa: E402
+from ideogram_app.activations import decode_bytes, tile_gaps  # noqa: E402
 from ideogram_app.benchmark.counted import Case, count_picture  # noqa: E402
 from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly  # noqa: E402
 from ideogram_app.benchmark.rows import effective  # noqa: E402
@@ -153,8 +153,9 @@ def _count(question: Question, name: str, cap: int) -> Row:
         arithmetic=chosen.arithmetic,
     )
     kept = made.weights - (sum(chosen.streamed_blocks) - chosen.slots) * made.block
-    decoding = decode_bytes(question.model, *size.values(), question.dense_bytes, chosen.decode_tile or None)
-    busy = max(made.workspace, made.standing + decoding)
+    drawn = question.model, *size.values(), question.dense_bytes, chosen.decode_tile or None
+    decoding = made.standing + decode_bytes(*drawn)
+    busy, with_gaps = max(made.workspace, decoding), max(made.workspace, decoding + tile_gaps(*drawn))
     return Row(
         "counted",
         name,
@@ -165,7 +166,7 @@ def _count(question: Question, name: str, cap: int) -> Row:
         chosen.decode_tile or None,
         cap,
         share(kept, busy).allocated,
-        device_bytes(kept, busy),
+        device_bytes(kept, with_gaps),
         found.peak,
         found.reserved,
         found.least,

@@ -41,6 +41,9 @@ CONVOLVES_IN_COPIES = True
 # A whole picture's decoder asks for a few tensors of gigabytes, larger than the gaps that those before them left: 6 %
 # beyond footprint.py's share (the smallest device for 2048 x 2048 in benchmarks/results/memory-counted.json).
 DECODER_SHARE = 1.06
+# Tiles of 1024 pixels and more leave gaps to the next row of tiles: 0.4 GB beside Q4_K at 2048 x 2048, a fifth of what
+# a tile takes. Smaller ones fit into what steps leave behind (the same file).
+LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
 ROUNDED = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
 PREVIEW_TOKENS = 16  # a side of a preview, at most (pipeline.py)
 ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
@@ -172,6 +175,14 @@ def decode_bytes(model: Model, width: int, height: int, dense_bytes: int, tile: 
     one = _decoder_bytes(model, min(tile, width) * min(tile, height), dense_bytes)
     latents = 8 * pixels  # scaled, put in order, and in the computing type
     return max(one + rows_of_tiles + bands + latents, 2 * bands + finished)
+
+
+def tile_gaps(model: Model, width: int, height: int, dense_bytes: int, tile: int | None) -> int:
+    """What large tiles leave unused between them, beyond the share of footprint.py; in no counter of tensors."""
+    inside = min(tile or 0, width) * min(tile or 0, height)
+    if not tile or max(width, height) <= tile or inside < LARGE_TILE:
+        return 0
+    return round(_decoder_bytes(model, inside, dense_bytes) * LARGE_TILE_GAPS)
 
 
 def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ideogram_app.activations import TEXT_TOKENS, decode_bytes
+from ideogram_app.activations import TEXT_TOKENS, decode_bytes, tile_gaps
 from ideogram_app.architecture import Model
 from ideogram_app.footprint import HOST_PROCESS_BYTES, Footprint, footprint
 from ideogram_app.hardware import Hardware
@@ -141,7 +141,8 @@ class Job:
 
     def decoding(self, size: Footprint, side: int = 0) -> int:
         """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""
-        return size.standing + decode_bytes(self.model, *self.size, self.dense_bytes, side or None)
+        drawn = self.model, *self.size, self.dense_bytes, side or None
+        return size.standing + decode_bytes(*drawn) + tile_gaps(*drawn)
 
     def rates(self, device: int = 0) -> Rates | None:
         """Peaks of a device, measured or published; None where there are neither."""
