@@ -69,6 +69,7 @@ class Desk:
             reserve_bytes=self.reserve_bytes,
             limit_bytes=request.device_limit_bytes,
             known=self.known,
+            savings=request.savings,
         )
 
     def rungs(

@@ -10,7 +10,7 @@ Left out: answers.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ideogram_app.activations import TEXT_TOKENS, decode_bytes, tile_gaps
 from ideogram_app.architecture import Model
@@ -20,6 +20,7 @@ from ideogram_app.rates import TEXT_TOKENS as USUAL_TOKENS
 from ideogram_app.rates import Rates, branch_work, find_rates, ideal_seconds, published_share
 from ideogram_app.recipes import Recipe
 from ideogram_app.remembered import UNIT, Remembered, known_rates
+from ideogram_app.savings import remembered_bytes
 from ideogram_app.verdicts import arithmetic, products
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
@@ -52,6 +53,7 @@ class Job:
         reserve_bytes: free memory of every device that is left to others.
         limit_bytes: the most memory of a device to plan with; None without a limit.
         known: what this machine has shown of itself.
+        savings: names of rows of `SAVINGS`, some of which remember tensors.
     """
 
     hardware: Hardware
@@ -64,6 +66,7 @@ class Job:
     reserve_bytes: int = 0
     limit_bytes: int | None = None
     known: Remembered | None = None
+    savings: tuple[str, ...] = ()
 
     @property
     def published(self) -> bool:
@@ -123,6 +126,11 @@ class Job:
 
     def measure(self, recipe: Recipe) -> Footprint:
         """What a recipe takes here."""
+        kept = remembered_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
+        counted = self._measured(recipe)
+        return replace(counted, workspace=counted.workspace + kept) if kept else counted
+
+    def _measured(self, recipe: Recipe) -> Footprint:
         return _counted(
             self.model,
             recipe,

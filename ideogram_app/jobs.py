@@ -113,6 +113,7 @@ class State:
             limit_bytes=request.device_limit_bytes if request else None,
             reserve_bytes=reserve_bytes,
             known=known,
+            savings=request.savings if request else (),
         )
 
     def at_hand(self, model: str) -> tuple[tuple[str, ...], int]:

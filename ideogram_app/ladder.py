@@ -171,6 +171,7 @@ class _Failed:
             text_tokens=self.wishes.text_tokens,
             reserve_bytes=self.wishes.reserve_bytes,
             known=self.wishes.known,
+            savings=self.request.savings,
         )
         return _Found(made, device, host)
 

@@ -128,6 +128,7 @@ def plan(
     reserve_bytes: int = 0,
     limit_bytes: int | None = None,
     known: Remembered | None = None,
+    savings: tuple[str, ...] = (),
 ) -> Plan:
     """Decide.
 
@@ -141,6 +142,7 @@ def plan(
         reserve_bytes: free memory of each device that is left to other programs.
         limit_bytes: the most memory of a device to plan with, where that is less than what is free.
         known: what this machine has shown of itself (remembered.py); it counts before published numbers.
+        savings: what may be left out of the picture; some of it is remembered from step to step, which takes memory.
 
     Raises:
         RequestError: the model, recipe or size does not exist.
@@ -150,7 +152,7 @@ def plan(
     check_size(*size)
     machine, moved = _usable(hardware, shape.source_bytes == 0)
     dtype, dtype_reason = compute_type(machine)
-    wishes = (text_tokens, reserve_bytes, limit_bytes, known)
+    wishes = (text_tokens, reserve_bytes, limit_bytes, known, savings)
     job = Job(machine, shape, size, dtype, stored_bytes, frozenset(ready), *wishes)
     rows = [find_recipe(name).protecting() for name in ((recipe,) if recipe else LADDER)]
     blocked = obstacle(machine, step_work(shape, *size)) if shape.source_bytes else None

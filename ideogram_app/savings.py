@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ideogram_app.architecture import PIXELS_PER_TOKEN, Model
 from ideogram_app.errors import RequestError, choose
 
 # The miniature, 20 steps, 8 captions: blocks that still run, PSNR to the whole picture in the median and at worst.
@@ -108,6 +109,21 @@ def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
         if row.every == 0 or (step - first) % row.every:
             return REUSE if row.keeps_guidance else LEAVE
     return RUN
+
+
+def remembered_bytes(
+    names: tuple[str, ...], model: Model, size: tuple[int, int], text_tokens: int, dense_bytes: int
+) -> int:
+    """What savings keep on a device from one step to the next, and compare it with (velocity.py); bytes.
+
+    A first-block cache keeps two tensors of the residual's size (tokens, hidden) for each transformer; while the
+    conditional one runs there is one more of its own.
+    """
+    if all(find_saving(name).threshold is None for name in names):
+        return 0
+    image = (size[0] // PIXELS_PER_TOKEN) * (size[1] // PIXELS_PER_TOKEN)
+    tokens = 3 * (image + text_tokens) + 2 * image
+    return tokens * model.conditional.hidden_size * dense_bytes
 
 
 def threshold(names: tuple[str, ...], step: int, steps: int) -> float | None:

@@ -104,7 +104,8 @@ class _Branch:
         if first is not None and self.rest is not None and _change(first, self.first) < reusable:
             self.first = first  # drift is measured from the last step that ran
             return trunk.leave(hidden + self.rest, prepared, step)
-        before = hidden.clone()
+        del first
+        self.rest, before = None, hidden.clone()
         for index in range(1, len(trunk.blocks)):
             hidden, x = trunk.block(index, hidden, x, prepared, step)
         self.rest = hidden - before

@@ -10,12 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from ideogram_app.architecture import MODELS
+from ideogram_app.benchmark.ledger import Ledger
 from ideogram_app.checkpoints.store import Store
 from ideogram_app.errors import RequestError
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.pipeline import denoise, make_noise, schedule, times
 from ideogram_app.presets import PRESETS
-from ideogram_app.savings import LEAVE, REUSE, RUN, SAVINGS, check_savings, threshold, unconditional
+from ideogram_app.savings import (
+    LEAVE,
+    REUSE,
+    RUN,
+    SAVINGS,
+    check_savings,
+    remembered_bytes,
+    threshold,
+    unconditional,
+)
 from ideogram_app.velocity import Velocity
 
 PRESET, GUIDANCE = PRESETS["default-20"], 1.5
@@ -143,3 +154,24 @@ def test_each_transformer_computes_on_its_own_device(loaded: Loaded, features: T
     with torch.inference_mode(), pytest.raises(NotImplementedError, match="meta"):  # its answer has no data to bring
         Velocity(split, features, 8, 8, times(SIGMAS))(make_noise(4, 128, 128), 0, GUIDANCE)
     assert seen == [meta, meta]
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_what_a_first_block_cache_remembers_is_what_a_plan_counts(loaded: Loaded, side: int) -> None:
+    """Peaks of the same steps with and without it, counted storage by storage."""
+
+    def peak(savings: tuple[str, ...]) -> int:
+        sigmas = schedule(PRESETS["turbo-12"], side, side, 1.0)
+        features = torch.zeros(1, 40, loaded.conditional.conditioner.text_norm.shape[0])
+        with Ledger() as ledger:
+            velocity = Velocity(loaded, features, side // 16, side // 16, times(sigmas)[:4], savings)
+            noise = make_noise(0, side, side)
+            with ledger.phase("steps"), torch.inference_mode():
+                for step in range(4):
+                    velocity(noise, step, 3.0)
+        return ledger.peaks["steps"][torch.device("cpu")]
+
+    counted = peak(("first-block-cache",)) - peak(())
+    expected = remembered_bytes(("first-block-cache",), MODELS["miniature"], (side, side), 40, 4)
+    assert 0.6 * expected < counted <= expected
+    assert remembered_bytes(("reuse-guidance",), MODELS["miniature"], (side, side), 40, 4) == 0
