@@ -37,7 +37,7 @@ from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly  # noqa: E402
 from ideogram_app.benchmark.rows import effective  # noqa: E402
 from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
 from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
-from ideogram_app.footprint import STREAM_BUFFERS, device_bytes, footprint, gb, share  # noqa: E402
+from ideogram_app.footprint import device_bytes, footprint, gb, share  # noqa: E402
 from ideogram_app.hardware import Hardware, compute_capability, detect  # noqa: E402
 from ideogram_app.kernels.attention import backends  # noqa: E402
 from ideogram_app.kernels.choice import choose  # noqa: E402
@@ -52,7 +52,7 @@ from ideogram_app.model.residency import Residence, Residences  # noqa: E402
 from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.planner import plan  # noqa: E402
 from ideogram_app.recipes import find_recipe  # noqa: E402
-from ideogram_app.travel import spread  # noqa: E402
+from ideogram_app.travel import FEWEST_SLOTS, spread  # noqa: E402
 from ideogram_app.velocity import Velocity  # noqa: E402
 from ideogram_app.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
@@ -197,7 +197,7 @@ def predicted(
         kernels=kernels,
     )
     travelling = sum(travellers(question, home))
-    kept = made.weights + (STREAM_BUFFERS - travelling if travelling else 0) * made.block
+    kept = made.weights + (FEWEST_SLOTS - travelling if travelling else 0) * made.block
     busy = max(made.workspace, made.standing + decode_bytes(question.model, *size, question.dense_bytes, tile))
     allocated = share(kept, busy).allocated
     tokens, side = question.text_tokens, question.width
@@ -245,7 +245,7 @@ def draw(
     question: Question, name: str, arithmetic: str, travelling: tuple[int, int], tile: int | None, device: torch.device
 ) -> float:
     """A few steps and the decoder, on random weights; the median seconds of a step."""
-    residences = Residences(STREAM_BUFFERS)
+    residences = Residences()
     tiles = Tiles(device, getattr(torch, question.dtype))
     try:
         loaded = _loaded(question, name, arithmetic, travelling, residences, tiles)
@@ -292,7 +292,7 @@ def _loaded(
     residences.start()
     first, second = made
     held = weight_bytes(first) + weight_bytes(second)
-    return Loaded(first, second, held, name, (device, device), arithmetic, kernels.name, travelling, residences)
+    return Loaded(first, second, held, name, (device, device), arithmetic, kernels.name, residences)
 
 
 def _let_travel(residence: Residence, index: int, block: Block) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 
@@ -29,13 +30,14 @@ from ideogram_app.ladder import rungs, taken, within
 from ideogram_app.measure import release
 from ideogram_app.memory import MemoryNow, memory_now
 from ideogram_app.model.kept import Kept, LoadedKey
-from ideogram_app.model.loader import Homes, Loaded, load_transformers
-from ideogram_app.model.residency import DTYPES, SLOTS
+from ideogram_app.model.loader import Homes, load_transformers
+from ideogram_app.model.residency import DTYPES
 from ideogram_app.pipeline import Shared, Terms, draw, make_noise
 from ideogram_app.planner import Plan, plan
 from ideogram_app.recipes import RECIPES
 from ideogram_app.remembered import Observed, Remembered
 from ideogram_app.shortage import Shortage, understand
+from ideogram_app.travel import FEWEST_SLOTS
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def homes_of(planned: Plan) -> Homes:
     """Where a plan wants both transformers."""
     first, second = (torch.device(device) for device in planned.branch_devices)
     from_disk = planned.residency == "disk"
-    return Homes((first, second), planned.streamed_blocks, from_disk, planned.slots or SLOTS)
+    return Homes((first, second), planned.streamed_blocks, from_disk, planned.slots or FEWEST_SLOTS)
 
 
 def smaller_tile(*sides: int) -> int:
@@ -207,16 +209,10 @@ def _draw(
     if desk.kept.key == key:
         terms = replace(terms, warm_bytes=desk.kept.transformers_host_bytes)
 
-    def load() -> Loaded:
-        return desk.kept.transformers(key, lambda: _load(request, engaged, planned, desk))
+    what = desk.store, request.model, engaged, homes, dtype
+    load_anew = partial(load_transformers, *what, arithmetic=arithmetic, compiled=request.compiled)
 
     device = torch.device(planned.device)  # where the plan counts latents and decoder, once the text encoder has left
     shared.vae.to(device).enable_tiling(smaller_tile(shared.tile, planned.decode_tile))
+    load = partial(desk.kept.transformers, key, load_anew)
     yield from draw(request, asked, load, replace(shared, noise=shared.noise.to(device)), desk.output, terms)
-
-
-def _load(request: Request, recipe: str, planned: Plan, desk: Desk) -> Loaded:
-    homes, dtype = homes_of(planned), DTYPES[planned.compute_dtype]
-    return load_transformers(
-        desk.store, request.model, recipe, homes, dtype, arithmetic=planned.arithmetic, compiled=request.compiled
-    )

@@ -34,7 +34,7 @@ from ideogram_app.hardware import Hardware
 from ideogram_app.measure import release
 from ideogram_app.model.layers import Fp8Linear
 from ideogram_app.model.parts import load_pipeline_parts
-from ideogram_app.model.residency import DTYPES, SLOTS, Residence, reside, staged
+from ideogram_app.model.residency import DTYPES, Residence, reside, staged
 from ideogram_app.model.stock import Stock, StockVelocity, load_stock
 from ideogram_app.model.text import encode
 from ideogram_app.pipeline import Step, denoise, make_noise, schedule, times
@@ -43,7 +43,7 @@ from ideogram_app.presets import Preset, find_preset, guidance_for
 from ideogram_app.quantization import fp8
 from ideogram_app.quantization.calibration import Calibration, read_calibration
 from ideogram_app.quantization.statistics import Recorder
-from ideogram_app.travel import spread
+from ideogram_app.travel import FEWEST_SLOTS, spread
 
 CAPTIONS = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "calibration.jsonl"
 OF_MINIATURE = CAPTIONS.with_name("calibration-miniature.jsonl")  # scenes like those it was trained on
@@ -117,7 +117,7 @@ def calibrate(
             for caption in captions[calibration.captions :]
         ]
     loaded = load_stock(store, request.model, recipe, torch.device("cpu"), dtype)
-    residence = Residence(device, chosen.slots or SLOTS)
+    residence = Residence(device, chosen.slots or FEWEST_SLOTS)
     for transformer, count in zip(loaded.modules, chosen.streamed_blocks, strict=True):
         blocks: list[torch.nn.Module] = [*transformer.get_submodule("layers").children()]
         reside(transformer, blocks, spread(count, len(blocks)), residence)

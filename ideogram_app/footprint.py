@@ -29,6 +29,7 @@ from ideogram_app.activations import (
 from ideogram_app.architecture import LATENT_CHANNELS, Branch, Linear, Model, held_bytes, weight_bytes
 from ideogram_app.recipes import Recipe
 from ideogram_app.text_encoder import DEFAULT, PUBLISHED, TABLE, find_encoder_recipe
+from ideogram_app.travel import FEWEST_SLOTS
 
 # Gaps that PyTorch's allocator leaves, computed by replaying every tensor of a picture in a model of it and looking for
 # the smallest device on which all of them find room (benchmarks/results/memory-counted.json). A segment is a whole
@@ -42,7 +43,6 @@ DEVICE_CONTEXT_BYTES = 600_000_000
 LIBRARY_BYTES = 2**25  # cuBLAS's workspace, from PyTorch's own allocator: 8.1 MiB, 32 on Hopper (CublasHandlePool.cpp)
 HOST_PROCESS_BYTES = 2_000_000_000  # Python, torch and Gradio: 0.5 GB measured without CUDA, the rest is CUDA's own
 TILE = 512  # side in pixels of the tiles of `decode_tiled`
-STREAM_BUFFERS = 2  # one block is computed while the next arrives
 DISK_MARGIN = 1.1  # free disk asked for, per byte that will be written
 STAGING_BYTES = 2**26  # locked buffers through which weights reach a device (checkpoints/transit.py)
 
@@ -154,7 +154,7 @@ def footprint(
         workspace=round(max(phase_bytes(drawing).values()) * STEP_SHARE),
         standing=standing,
         encoder=encoder + reading,
-        encoder_layer=STREAM_BUFFERS * layer + reading,
+        encoder_layer=FEWEST_SLOTS * layer + reading,
         encoder_table=table,
         decode_whole=standing + decode_bytes(model, *size, dense_bytes),
         decode_tiled=standing + decode_bytes(model, *size, dense_bytes, TILE),

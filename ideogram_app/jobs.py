@@ -89,9 +89,13 @@ class State:
 
     def preparing(self, model: str, recipe: str | None = None) -> Job | None:
         """The job that prepares this recipe, or any of the model where None, now or soon, if one does."""
-        running = [self.job] if self.job and not self.job.is_over else []
-        jobs = (job for job in (*running, *self.waiting) if job.kind == "prepare" and job.model == model)
+        jobs = self.at_work(model, "prepare")
         return next((job for job in jobs if recipe is None or recipe in job.recipes), None)
+
+    def at_work(self, model: str, *kinds: str) -> tuple[Job, ...]:
+        """Jobs of these kinds that work on a model, or wait for their turn to, in order."""
+        running = [self.job] if self.job and not self.job.is_over else []
+        return tuple(job for job in (*running, *self.waiting) if job.kind in kinds and job.model == model)
 
     def planned(
         self,

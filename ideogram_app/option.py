@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ideogram_app.footprint import STREAM_BUFFERS, Footprint, room_for_weights
+from ideogram_app.footprint import Footprint, room_for_weights
 from ideogram_app.job import TILE_SIDES, Job, Seat
 from ideogram_app.recipes import Recipe
-from ideogram_app.travel import Pass, apportion, fewest, step_seconds
+from ideogram_app.travel import FILE_BUFFERS, Pass, apportion, fewest, step_seconds
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Option:
     def buffers(self) -> int:
         """Bytes of locked RAM that blocks are read into on their way from disk: two for each device they go to."""
         reached = sum(any(self.streamed_blocks[branch] for branch in seat.branches) for seat in self.seats)
-        return reached * STREAM_BUFFERS * self.size.block
+        return reached * FILE_BUFFERS * self.size.block
 
     def held(self, seat: Seat) -> int:
         """Bytes of weights, and of places for those that travel, on one device while a step runs."""

@@ -91,9 +91,7 @@ class View:
     @cached_property
     def job(self) -> Job | None:
         """The job that works on this model, or waits for its turn to."""
-        running = [self.state.job] if self.state.job and not self.state.job.is_over else []
-        jobs = (job for job in (*running, *self.state.waiting) if job.kind in ("prepare", "compare"))
-        return next((job for job in jobs if job.model == self.model), None)
+        return next(iter(self.state.at_work(self.model, "prepare", "compare")), None)
 
     @property
     def last(self) -> Job | None:

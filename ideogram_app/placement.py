@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ideogram_app.footprint import DISK_MARGIN, HOST_PROCESS_BYTES, STREAM_BUFFERS, Footprint, device_bytes, gb
+from ideogram_app.footprint import DISK_MARGIN, HOST_PROCESS_BYTES, Footprint, device_bytes, gb
 from ideogram_app.job import Job, Seat
 from ideogram_app.option import Option, Passed, least_busy, resident_seconds, with_slots
 from ideogram_app.rates import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from ideogram_app.recipes import Recipe
-from ideogram_app.travel import SLOTS, STREAMING_OVERHEAD
+from ideogram_app.travel import FEWEST_SLOTS, SLOTS, STREAMING_OVERHEAD
 
 HOMES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
 STALLED_SHARE = 0.02  # of a step: less waiting than this is called none
@@ -55,7 +55,7 @@ def _seatings(job: Job, size: Footprint) -> tuple[tuple[Seat, ...], ...]:
     free = job.hardware.host_free_bytes
     if job.hardware.kind != "mps" or free is None:
         return job.seatings()
-    ours = HOST_PROCESS_BYTES + size.once + size.staging + STREAM_BUFFERS * size.block
+    ours = HOST_PROCESS_BYTES + size.once + size.staging + FEWEST_SLOTS * size.block
     shared = max(0, free - ours)
     return tuple(tuple(replace(seat, free=min(seat.free, shared)) for seat in seats) for seats in job.seatings())
 
@@ -181,7 +181,7 @@ def _moved(job: Job, option: Option, bytes_per_second: Sequence[float]) -> Optio
     size = option.size
     for seat in option.seats:
         blocks = sum(job.model.branches[branch].num_layers for branch in seat.branches)
-        fixed = sum(size.branches[branch] for branch in seat.branches) - (blocks - SLOTS[0]) * size.block
+        fixed = sum(size.branches[branch] for branch in seat.branches) - (blocks - FEWEST_SLOTS) * size.block
         needed = device_bytes(fixed, least_busy(job, size, seat))
         if needed > seat.free:
             break

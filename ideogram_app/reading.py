@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from traceback import clear_frames
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,27 +40,34 @@ def read(request: Request, chosen: Plan, desk: Desk, features: FeatureCache) -> 
         AppError: the request or the model's parts cannot be used.
     """
     first, *others = _ways(request, chosen, desk.kept)
-    outcome = _read(request, chosen, desk, features, first)
+    where = find_parts(request.model, store=desk.store)
+    parts = where, where.vae("cpu", DTYPES[chosen.compute_dtype]), where.scheduler().config.shift
+    outcome = _read(request, chosen, desk, features, parts, first)
     for way in others:
         if not isinstance(outcome, Shortage):
             return outcome
         given_up = (outcome.account("the text encoder passed through layer by layer"),)
-        outcome = _read(request, chosen, desk, features, way, given_up if way != chosen.encoder else ())
+        outcome = _read(request, chosen, desk, features, parts, way)
+        if not isinstance(outcome, Shortage) and way != chosen.encoder:
+            return replace(outcome, given_up=given_up)
     return outcome
 
 
 def _read(
-    request: Request, chosen: Plan, desk: Desk, features: FeatureCache, way: str, given_up: tuple[str, ...] = ()
+    request: Request,
+    chosen: Plan,
+    desk: Desk,
+    features: FeatureCache,
+    parts: tuple[PartsFolder, Any, float],
+    way: str,
 ) -> Shared | Shortage:
     """One try, with the encoder visiting in one way."""
     device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
-    where = find_parts(request.model, store=desk.store)
+    where, vae, shift = parts
     key = FeatureKey(request.model, where.identity, dtype, request.caption)
-    vae, shift = where.vae("cpu", dtype), where.scheduler().config.shift
     reader = _reader(where, way, device, dtype, request.caption, desk.kept)
     try:
-        shared = share(request, device, lambda: features.features(key, reader), vae, shift)
-        return replace(shared, given_up=given_up)
+        return share(request, device, lambda: features.features(key, reader), vae, shift)
     except Exception as problem:
         shortage = understand(problem, "encode", desk.now())
         if shortage is None:

@@ -25,7 +25,9 @@ STREAMING_OVERHEAD = 1.07
 # Places that blocks take in turn. With two, one block computes while the next arrives. A third holds another block
 # ready where travelling blocks follow one another closely and now and then a copy is late; it costs the room of a
 # block, so one block more travels. The faster of both is taken, two where they are equal or no time is known.
-SLOTS = (2, 3)
+FEWEST_SLOTS = 2
+SLOTS = (FEWEST_SLOTS, 3)
+FILE_BUFFERS = 2  # of locked RAM, a block each, between a file and a device: one is filled, one is copied
 STEPS_PLAYED = 8  # the first two fill the places; the others are averaged, for odd counts repeat after several steps
 
 

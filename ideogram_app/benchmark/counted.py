@@ -43,13 +43,13 @@ from ideogram_app.model.carrier import Direct
 from ideogram_app.model.encoder import CaptionEncoder, encoder_from_file
 from ideogram_app.model.guest import guest
 from ideogram_app.model.loader import Loaded
-from ideogram_app.model.residency import DTYPES, SLOTS, Residences
+from ideogram_app.model.residency import DTYPES, Residences
 from ideogram_app.model.text import features
 from ideogram_app.pipeline import decode, denoise, preview, schedule, times
 from ideogram_app.quantization import k_quants
 from ideogram_app.recipes import Recipe
 from ideogram_app.text_encoder import PUBLISHED, TextEncoder, block_type
-from ideogram_app.travel import spread
+from ideogram_app.travel import FEWEST_SLOTS, spread
 from ideogram_app.velocity import Velocity
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -75,7 +75,7 @@ class Case:
     tile: int | None = None
     decodes: bool = True
     travelling: tuple[int, int] = (0, 0)
-    slots: int = SLOTS
+    slots: int = FEWEST_SLOTS
 
     @property
     def dtype(self) -> torch.dtype:
@@ -272,7 +272,7 @@ def _loaded(case: Case) -> Loaded:
     first, second = backbones
     residences.start()
     names = case.recipe.name, (DEVICE, DEVICE), case.arithmetic, kernels.name
-    return Loaded(first, second, 0, *names, case.travelling, residences)
+    return Loaded(first, second, 0, *names, residences)
 
 
 def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: int) -> None:

@@ -8,6 +8,7 @@ each on top of that.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -80,3 +81,18 @@ class Span:
     def shaped(self, raw: Tensor) -> Tensor:
         """The bytes, uint8 (size,) on any device, as the tensor that they are; nothing is copied."""
         return raw.view(self.dtype).view(self.shape)
+
+
+def open_in_order(path: Path) -> FileIO:
+    """A file to be read span by span, the next one behind the last, which the system is told where it listens.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    try:
+        file = path.open("rb", buffering=0)
+    except OSError as problem:
+        raise CheckpointError(f"{path} cannot be opened", got=str(problem), do="Fetch or prepare it again") from problem
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return file

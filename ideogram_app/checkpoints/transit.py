@@ -20,7 +20,6 @@ out: reading past the cache of the operating system.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,8 +33,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.spans import Span
-from ideogram_app.errors import AppError, CheckpointError
+from ideogram_app.checkpoints.spans import Span, open_in_order
+from ideogram_app.errors import AppError
 
 CHUNK = 2**24  # bytes read at once, and the size of a buffer
 BUFFERS = 4  # one is filled, one is copied, two wait: 64 MB of pinned memory
@@ -209,7 +208,7 @@ class Transit:
             while span := self._next():
                 try:
                     if span.path not in files:
-                        files[span.path] = stack.enter_context(_open(span.path))
+                        files[span.path] = stack.enter_context(open_in_order(span.path))
                     there = self._carry(span, files[span.path])
                 except (AppError, OSError, RuntimeError, MemoryError) as problem:  # raised again where it is taken
                     with self._changed:
@@ -258,14 +257,3 @@ class Transit:
             sent = self._lane.send(buffer[: len(part)], part)
             self._ring.append((buffer, sent))
         return room, sent
-
-
-def _open(path: Path) -> FileIO:
-    """A file to be read from its beginning to its end, which the system is told where it listens."""
-    try:
-        file = path.open("rb", buffering=0)
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be opened", got=str(problem), do="Fetch or prepare it again") from problem
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    return file

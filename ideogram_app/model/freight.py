@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.checkpoints.spans import Span
+from ideogram_app.checkpoints.spans import Span, open_in_order
 from ideogram_app.errors import CheckpointError
 
 ALIGNMENT = 256  # bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16
@@ -131,7 +131,7 @@ class Freight:
 
             def files(path: Path) -> FileIO:
                 if path not in opened:
-                    opened[path] = stack.enter_context(_open(path))
+                    opened[path] = stack.enter_context(open_in_order(path))
                 return opened[path]
 
             for item in self.items:
@@ -188,10 +188,3 @@ def _expect(name: str, tensor: Tensor, spans: tuple[Span, ...]) -> None:
             expected=f"{tensor.numel():,} numbers",
             got=f"{count:,}",
         )
-
-
-def _open(path: Path) -> FileIO:
-    try:
-        return path.open("rb", buffering=0)
-    except OSError as problem:
-        raise CheckpointError(f"{path} cannot be opened", got=str(problem), do="Fetch or prepare it again") from problem

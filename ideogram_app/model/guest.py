@@ -25,7 +25,7 @@ from ideogram_app.model.carrier import Carrier
 from ideogram_app.model.encoder import CaptionEncoder
 from ideogram_app.model.located import located
 from ideogram_app.model.parts import PartsFolder
-from ideogram_app.model.residency import SLOTS, Residence
+from ideogram_app.model.residency import Residence
 from ideogram_app.text_encoder import LAYER
 
 WAYS = ("resident", "staged", "streamed")
@@ -47,7 +47,7 @@ def guest(
     """
     if way not in WAYS[1:]:
         raise RequestError("The text encoder cannot visit like that", expected=" or ".join(WAYS[1:]), got=way)
-    residence = Residence(device, SLOTS, carrier) if way == "streamed" else None
+    residence = Residence(device, carrier=carrier) if way == "streamed" else None
     encoder: CaptionEncoder | None = None
     try:
         encoder = _travelling(where, dtype, residence) if residence else where.text_encoder(device, dtype)

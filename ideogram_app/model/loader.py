@@ -36,9 +36,9 @@ from ideogram_app.model.backbone import Backbone, Block
 from ideogram_app.model.carrier import Carrier
 from ideogram_app.model.layers import weight_bytes
 from ideogram_app.model.located import located
-from ideogram_app.model.residency import SLOTS, Residence, Residences
+from ideogram_app.model.residency import Residence, Residences
 from ideogram_app.recipes import find_recipe
-from ideogram_app.travel import spread
+from ideogram_app.travel import FEWEST_SLOTS, spread
 
 # Files up to this size are hashed whenever they are loaded (0.07 s with SHA instructions); larger ones are compared by
 # size, and by hash when `Store.verify` is asked for.
@@ -55,8 +55,7 @@ class Loaded:
         devices: which compute, one for each transformer.
         arithmetic: bits of weights and activations in a product.
         kernels: what ran between the products, for reports.
-        travelling: how many blocks of each come to the device in every step.
-        residences: what brings them.
+        residences: what brings blocks that travel.
     """
 
     conditional: Backbone
@@ -66,7 +65,6 @@ class Loaded:
     devices: tuple[torch.device, torch.device]
     arithmetic: str
     kernels: str
-    travelling: tuple[int, int] = (0, 0)
     residences: Residences = field(default_factory=Residences)
 
     @property
@@ -98,7 +96,7 @@ class Homes:
     devices: tuple[torch.device, torch.device]
     travelling: tuple[int, int] = (0, 0)
     from_disk: bool = False
-    slots: int = SLOTS
+    slots: int = FEWEST_SLOTS
     carriers: Mapping[torch.device, Carrier] = field(default_factory=dict)
 
     @classmethod
@@ -160,8 +158,8 @@ def load_transformers(
             residences.close()
         raise
     used = arithmetic or find_recipe(recipe_name).arithmetic
-    made, travelling = (modules[0], modules[1]), homes.travelling
-    return Loaded(*made, held, recipe_name, homes.devices, used, found.name, travelling, residences)
+    first, second = modules
+    return Loaded(first, second, held, recipe_name, homes.devices, used, found.name, residences)
 
 
 def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:

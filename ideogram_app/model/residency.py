@@ -31,9 +31,9 @@ from ideogram_app.model.carrier import Carrier, carrier_to
 from ideogram_app.model.conditioner import Prepared
 from ideogram_app.model.freight import Freight
 from ideogram_app.model.ring import Ring
+from ideogram_app.travel import FEWEST_SLOTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SLOTS = 2  # places of a ring: one computes, one arrives
 
 
 class Residence:
@@ -44,7 +44,7 @@ class Residence:
         carrier: of the device; that of its kind where None.
     """
 
-    def __init__(self, device: torch.device, slots: int = SLOTS, carrier: Carrier | None = None) -> None:
+    def __init__(self, device: torch.device, slots: int = FEWEST_SLOTS, carrier: Carrier | None = None) -> None:
         self.device, self.slots = device, slots
         self.carrier = carrier or carrier_to(device)
         self._freights: list[Freight] = []
@@ -68,11 +68,6 @@ class Residence:
 
         self._hooks.append(block.register_forward_pre_hook(before))
         self._hooks.append(block.register_forward_hook(behind, always_call=True))
-
-    @property
-    def bytes(self) -> int:
-        """Device memory of the ring."""
-        return self.ring.bytes if self.ring else 0
 
     def start(self) -> None:
         """Make the ring and bring the first blocks, if any travel."""
@@ -103,7 +98,7 @@ class Residence:
 class Residences:
     """One residence for each device in use."""
 
-    def __init__(self, slots: int = SLOTS, carriers: Mapping[torch.device, Carrier] | None = None) -> None:
+    def __init__(self, slots: int = FEWEST_SLOTS, carriers: Mapping[torch.device, Carrier] | None = None) -> None:
         self._slots, self._carriers = slots, carriers or {}
         self._on: dict[torch.device, Residence] = {}
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ideogram_app.model.carrier import Carrier, Mark
 from ideogram_app.model.freight import Freight
+from ideogram_app.travel import FILE_BUFFERS
 
 
 @dataclass(eq=False)
@@ -70,15 +71,10 @@ class Ring:
             place.used = carrier.mark()
         reads = any(not freight.in_memory for freight in self._order)
         self._reader = ThreadPoolExecutor(1, "weights") if reads and carrier.threads else None
-        through = 2 if reads and not carrier.direct else 0
+        through = FILE_BUFFERS if reads and not carrier.direct else 0
         self._buffers = [Buffer(carrier.shelf(size)) for _ in range(through)]
         self._copies = 0
         self._bring_ahead(len(self._order) - 1)
-
-    @property
-    def bytes(self) -> int:
-        """Device memory of all places."""
-        return sum(len(place.memory) for place in self._places)
 
     @property
     def copies(self) -> int:
