@@ -155,9 +155,9 @@ def serve(flags: argparse.Namespace) -> None:
     """Build and serve until interrupted."""
     host, in_space = choose_host(flags.listen), "SPACE_ID" in os.environ
     port, auth = choose_port(host, flags.port), credentials(flags.auth)
-    from ideogram_app.architecture import find_model
-    from ideogram_app.backend import real_backend
-    from ideogram_app.studio import Studio
+    from ideogram_app.catalog.models import find_model
+    from ideogram_app.studio.backend import real_backend
+    from ideogram_app.studio.studio import Studio
 
     model, output, data = find_model(flags.model), Path(flags.output_dir).absolute(), Path(flags.data_dir).absolute()
     if (flags.share or host != LOCAL) and auth is None and not in_space:

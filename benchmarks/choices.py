@@ -3,8 +3,8 @@
 Savings, presets and the arithmetic of Q4_K, on held-out captions of the miniature, every second one vague, each with a
 seed of its own. For each caption all rows are drawn one after another, in an order that turns from caption to caption,
 so that a drift of the machine's speed meets all of them alike. Told are the time of a picture's steps, how many blocks
-ran, the distance to the whole picture of the reference at the same preset, and what `score.py` says of the pictures.
-Prints a table, writes one JSON file.
+ran, the distance to the whole picture of the reference at the same preset, and what `training/miniature/score.py` says
+of the pictures. Prints a table, writes one JSON file.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.architecture import MODELS  # noqa: E402
-from ideogram_app.checkpoints.store import Store  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
-from ideogram_app.metrics import psnr  # noqa: E402
-from ideogram_app.miniature import scenes  # noqa: E402
-from ideogram_app.miniature.evaluate import held_out_scenes  # noqa: E402
-from ideogram_app.miniature.score import Tally, score  # noqa: E402
+from ideogram_app.catalog.models import MODELS  # noqa: E402
+from ideogram_app.catalog.presets import PRESETS, find_preset, guidance_for  # noqa: E402
+from ideogram_app.catalog.speedups import SAVINGS  # noqa: E402
+from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
+from ideogram_app.comparison.metrics import psnr  # noqa: E402
+from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.generation.guidance import Velocity  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
+from ideogram_app.model.components import Parts, load_pipeline_parts  # noqa: E402
 from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
-from ideogram_app.model.parts import Parts, load_pipeline_parts  # noqa: E402
-from ideogram_app.model.text import encode  # noqa: E402
-from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.presets import PRESETS, find_preset, guidance_for  # noqa: E402
-from ideogram_app.quantization.writer import prepare  # noqa: E402
-from ideogram_app.savings import SAVINGS  # noqa: E402
-from ideogram_app.velocity import Velocity  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.model.text_encoder.features import encode  # noqa: E402
+from ideogram_app.prepare.transformers import prepare  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
+from training.miniature import scenes  # noqa: E402
+from training.miniature.evaluate import held_out_scenes  # noqa: E402
+from training.miniature.score import Tally, score  # noqa: E402
 
 MODEL, CELLS, CPU = MODELS["miniature"], scenes.SIDE // 16, torch.device("cpu")
 

@@ -18,14 +18,14 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.backend import real_backend  # noqa: E402
-from ideogram_app.captions import understand  # noqa: E402
-from ideogram_app.console import describe_result  # noqa: E402
-from ideogram_app.flow import Request, Result  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
-from ideogram_app.planner import plan  # noqa: E402
-from ideogram_app.recipes import RECIPES  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.catalog.recipes import RECIPES  # noqa: E402
+from ideogram_app.cli.output import describe_result  # noqa: E402
+from ideogram_app.generation.captions import understand  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
+from ideogram_app.planning.planner import plan  # noqa: E402
+from ideogram_app.records import Request, Result  # noqa: E402
+from ideogram_app.studio.backend import real_backend  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 PROMPT = "a large red circle at the top left and the word HELLO in black letters on a yellow background"

@@ -29,26 +29,26 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.architecture import find_model  # noqa: E402
-from ideogram_app.checkpoints.encoder_source import SourceEncoder  # noqa: E402
-from ideogram_app.checkpoints.sources import local_folder  # noqa: E402
-from ideogram_app.checkpoints.store import Store  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
-from ideogram_app.metrics import psnr  # noqa: E402
-from ideogram_app.miniature.evaluate import held_out_scenes  # noqa: E402
-from ideogram_app.miniature.scenes import to_json  # noqa: E402
-from ideogram_app.model.encoder import CaptionEncoder, EncoderWeights, encoder_error, encoder_from_source  # noqa: E402
-from ideogram_app.model.layers import weight_bytes  # noqa: E402
+from ideogram_app.catalog.models import find_model  # noqa: E402
+from ideogram_app.catalog.presets import find_preset, guidance_for  # noqa: E402
+from ideogram_app.catalog.recipes import Recipe  # noqa: E402
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED, TABLE, TextEncoder, encoder_bytes  # noqa: E402
+from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
+from ideogram_app.checkpoints.published.local import local_folder  # noqa: E402
+from ideogram_app.checkpoints.published.text_encoder import SourceEncoder  # noqa: E402
+from ideogram_app.comparison.metrics import psnr  # noqa: E402
+from ideogram_app.generation.draw import Velocity, decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
+from ideogram_app.model.components import Parts, load_pipeline_parts  # noqa: E402
 from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
-from ideogram_app.model.parts import Parts, load_pipeline_parts  # noqa: E402
-from ideogram_app.model.text import features, tokenize  # noqa: E402
-from ideogram_app.pipeline import Velocity, decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.presets import find_preset, guidance_for  # noqa: E402
+from ideogram_app.model.text_encoder.encoder import CaptionEncoder, EncoderWeights, encoder_error, encoder_from_source  # noqa: E402
+from ideogram_app.model.text_encoder.features import features, tokenize  # noqa: E402
+from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.quantization import k_quants  # noqa: E402
-from ideogram_app.recipes import Recipe  # noqa: E402
-from ideogram_app.text_encoder import ENCODER_RECIPES, PUBLISHED, TABLE, TextEncoder, encoder_bytes  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
+from training.miniature.evaluate import held_out_scenes  # noqa: E402
+from training.miniature.scenes import to_json  # noqa: E402
 
 CPU = torch.device("cpu")
 DENSE = ENCODER_RECIPES["encoder-dense"]

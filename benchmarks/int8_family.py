@@ -31,22 +31,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-from ideogram_app.architecture import MODELS, Branch, weight_bytes  # noqa: E402
-from ideogram_app.checkpoints.store import Store  # noqa: E402
-from ideogram_app.metrics import psnr, ssim  # noqa: E402
-from ideogram_app.miniature import scenes  # noqa: E402
-from ideogram_app.model.layers import Int8Linear  # noqa: E402
-from ideogram_app.model.parts import Parts, load_pipeline_parts  # noqa: E402
-from ideogram_app.model.stock import Stock, StockVelocity, load_stock  # noqa: E402
-from ideogram_app.model.text import encode  # noqa: E402
-from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.presets import find_preset, guidance_for  # noqa: E402
+from ideogram_app.catalog.models import MODELS, Branch, weight_bytes  # noqa: E402
+from ideogram_app.catalog.presets import find_preset, guidance_for  # noqa: E402
+from ideogram_app.catalog.recipes import ONE_ROW_LAYERS, RECIPES, Recipe  # noqa: E402
+from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
+from ideogram_app.comparison.metrics import psnr, ssim  # noqa: E402
+from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
+from ideogram_app.model.components import Parts, load_pipeline_parts  # noqa: E402
+from ideogram_app.model.reference_model import Stock, StockVelocity, load_stock  # noqa: E402
+from ideogram_app.model.text_encoder.features import encode  # noqa: E402
+from ideogram_app.model.transformer.layers import Int8Linear  # noqa: E402
+from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration  # noqa: E402
+from ideogram_app.prepare.calibration.smoothing import exponents, input_of  # noqa: E402
 from ideogram_app.quantization import int8  # noqa: E402
-from ideogram_app.quantization.calibration import Calibration, read_calibration  # noqa: E402
 from ideogram_app.quantization.rotation import GROUP, rotate  # noqa: E402
-from ideogram_app.quantization.smoothing import exponents, input_of  # noqa: E402
-from ideogram_app.recipes import ONE_ROW_LAYERS, RECIPES, Recipe  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from training.miniature import scenes  # noqa: E402
 
 MODEL = MODELS["miniature"]
 SIDE, CELLS = 128, 8  # pixels and tokens a side

@@ -33,11 +33,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.llama_search import requantize  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.quantization import k_quants  # noqa: E402
 from ideogram_app.quantization.k_fast import NUMBA  # noqa: E402
 from ideogram_app.quantization.k_search import TORCH, Search  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0")

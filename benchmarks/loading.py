@@ -33,12 +33,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.architecture import find_model  # noqa: E402
-from ideogram_app.checkpoints.safetensors_file import SafetensorsFile, TensorInfo, layout  # noqa: E402
-from ideogram_app.checkpoints.spans import Span  # noqa: E402
-from ideogram_app.checkpoints.transit import BUFFERS, CHUNK, Sent, Transit, lane_to  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.catalog.models import find_model  # noqa: E402
+from ideogram_app.checkpoints.prefetch import BUFFERS, CHUNK, Sent, Transit, lane_to  # noqa: E402
+from ideogram_app.checkpoints.safetensors import SafetensorsFile, TensorInfo, layout  # noqa: E402
+from ideogram_app.checkpoints.span import Span  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 LEAST_SHARE = 0.7  # of the disk's rate

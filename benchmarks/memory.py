@@ -3,8 +3,8 @@
     with a card     {INT8, Q4_K} x {resident, half streamed, streamed} x {512², 1024², 2048²}, memory capped to 8, 12,
                     16 and 24 GB by `torch.cuda.set_per_process_memory_fraction`: PyTorch's own counters, and seconds
                     of a step; random weights, whose bytes are those of real ones
-    without one     what the same code asks for, counted on tensors without numbers (benchmark/counted.py), and what
-                    CUDA's allocator would make of it (benchmark/allocator.py); rows are marked `counted`
+    without one     what the same code asks for, counted on tensors without numbers (benchmark/memory/counted.py), and what
+                    CUDA's allocator would make of it (benchmark/memory/allocator.py); rows are marked `counted`
 
 Without one, a plan for a card of each size decides how many blocks travel, through how many places, and in which tiles
 the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against
@@ -31,30 +31,30 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.activations import decode_bytes, tile_gaps  # noqa: E402
-from ideogram_app.benchmark.counted import Case, count_picture  # noqa: E402
+from ideogram_app.benchmark.memory.counted import Case, count_picture  # noqa: E402
 from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly  # noqa: E402
 from ideogram_app.benchmark.rows import effective  # noqa: E402
 from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
 from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
-from ideogram_app.footprint import device_bytes, footprint, gb, share  # noqa: E402
-from ideogram_app.hardware import Hardware, compute_capability, detect  # noqa: E402
+from ideogram_app.catalog.recipes import find_recipe  # noqa: E402
+from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.generation.guidance import Velocity  # noqa: E402
 from ideogram_app.kernels.attention import backends  # noqa: E402
 from ideogram_app.kernels.choice import choose  # noqa: E402
 from ideogram_app.kernels.choice import kernels as find_kernels  # noqa: E402
-from ideogram_app.measure import release, synchronize  # noqa: E402
-from ideogram_app.model.assemble import Placement, assemble  # noqa: E402
-from ideogram_app.model.autoencoder import Autoencoder, autoencoder  # noqa: E402
-from ideogram_app.model.backbone import Block  # noqa: E402
-from ideogram_app.model.layers import weight_bytes  # noqa: E402
+from ideogram_app.machine.hardware import Hardware, compute_capability, detect  # noqa: E402
+from ideogram_app.machine.meter import release, synchronize  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.loader import Loaded  # noqa: E402
-from ideogram_app.model.residency import Residence, Residences  # noqa: E402
-from ideogram_app.pipeline import decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.planner import plan  # noqa: E402
-from ideogram_app.recipes import find_recipe  # noqa: E402
-from ideogram_app.travel import FEWEST_SLOTS, spread  # noqa: E402
-from ideogram_app.velocity import Velocity  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.model.offload.offload import Residence, Residences  # noqa: E402
+from ideogram_app.model.transformer.assemble import Placement, assemble  # noqa: E402
+from ideogram_app.model.transformer.backbone import Block  # noqa: E402
+from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
+from ideogram_app.model.vae import Autoencoder, autoencoder  # noqa: E402
+from ideogram_app.planning.activations import decode_bytes, tile_gaps  # noqa: E402
+from ideogram_app.planning.footprint import device_bytes, footprint, gb, share  # noqa: E402
+from ideogram_app.planning.planner import plan  # noqa: E402
+from ideogram_app.planning.streaming import FEWEST_SLOTS, spread  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 GB = 10**9

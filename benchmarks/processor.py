@@ -41,16 +41,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.checkpoints.formats import PackedWeight  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
+from ideogram_app.checkpoints.prepared.storage import PackedWeight  # noqa: E402
 from ideogram_app.kernels import plain, processor  # noqa: E402
 from ideogram_app.kernels.contract import Kernels, Reads, Rows  # noqa: E402
 from ideogram_app.kernels.plain import PLAIN  # noqa: E402
-from ideogram_app.model.backbone import Block  # noqa: E402
-from ideogram_app.model.layers import W4A8, merged  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
+from ideogram_app.model.transformer.backbone import Block  # noqa: E402
+from ideogram_app.model.transformer.layers import W4A8, merged  # noqa: E402
 from ideogram_app.quantization import int8, k_quants  # noqa: E402
 from ideogram_app.quantization.rotation import rotate  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 F32, BF16 = torch.float32, torch.bfloat16

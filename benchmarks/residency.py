@@ -33,17 +33,17 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.architecture import MODELS, Branch  # noqa: E402
 from ideogram_app.benchmark.weights import Tiles  # noqa: E402
-from ideogram_app.checkpoints.sources import BRANCHES  # noqa: E402
-from ideogram_app.checkpoints.store import Store  # noqa: E402
-from ideogram_app.hardware import detect  # noqa: E402
+from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
+from ideogram_app.catalog.presets import PRESETS  # noqa: E402
+from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
+from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
+from ideogram_app.generation.draw import denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.generation.guidance import Velocity  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.loader import Homes, load_transformers  # noqa: E402
-from ideogram_app.pipeline import denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.presets import PRESETS  # noqa: E402
-from ideogram_app.quantization.writer import prepare  # noqa: E402
-from ideogram_app.velocity import Velocity  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.prepare.transformers import prepare  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 NAME, CPU = "ideogram-4", torch.device("cpu")

@@ -32,8 +32,8 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.hardware import detect  # noqa: E402
-from ideogram_app.versions import commit, versions  # noqa: E402
+from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 LIMIT = 1.5  # times the empty page's time to answer

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from ideogram_app.kernels.contract import Rows  # noqa: E402
 from ideogram_app.kernels.fused import matmul  # noqa: E402
 from ideogram_app.kernels.fused.tiles import Tile, choices_of, multiplies_int8, tile_for  # noqa: E402
-from ideogram_app.versions import commit  # noqa: E402
+from ideogram_app.machine.versions import commit  # noqa: E402
 
 # Matrices of a block, (N, K), and tokens: 300 words and none beside 48 x 48, 64 x 64 and 128 x 128 of the picture.
 MATRICES = {"qkv": (13824, 4608), "o": (4608, 4608), "w1, w3": (24576, 4608), "w2": (4608, 12288)}

@@ -18,26 +18,26 @@ from typing import Annotated, Any
 
 import typer
 
-from ideogram_app.architecture import MODELS, find_model
-from ideogram_app.backend import hush, real_backend
 from ideogram_app.benchmark.command import benchmark
-from ideogram_app.captions import understand
-from ideogram_app.console import describe_hardware, describe_plan, describe_result, drain, finish, follow
+from ideogram_app.catalog.models import MODELS, find_model
+from ideogram_app.catalog.presets import PRESETS
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.speedups import SAVINGS
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, find_encoder_recipe
+from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, follow
+from ideogram_app.cli.prepare import draw_command, prepare_by_stages
+from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import AppError, RequestError
-from ideogram_app.flow import Request
 from ideogram_app.folders import data_folder, output_folder
-from ideogram_app.footprint import gb
-from ideogram_app.hardware import Hardware, detect
-from ideogram_app.history import SHEET_FILE, find_entry
-from ideogram_app.jobs import Job
-from ideogram_app.ladder import within
-from ideogram_app.planner import plan
-from ideogram_app.prepare_command import draw_command, prepare_by_stages
-from ideogram_app.presets import PRESETS
-from ideogram_app.recipes import RECIPES
-from ideogram_app.savings import SAVINGS
-from ideogram_app.studio import Studio
-from ideogram_app.text_encoder import ENCODER_RECIPES, find_encoder_recipe
+from ideogram_app.generation.captions import understand
+from ideogram_app.machine.hardware import Hardware, detect
+from ideogram_app.planning.fallbacks import within
+from ideogram_app.planning.footprint import gb
+from ideogram_app.planning.planner import plan
+from ideogram_app.records import Request
+from ideogram_app.studio.backend import hush, real_backend
+from ideogram_app.studio.state import Job
+from ideogram_app.studio.studio import Studio
 from ideogram_app.wire import from_json, to_json, to_plain
 
 app = typer.Typer(
@@ -156,11 +156,11 @@ def quantize(
     as_json: JsonFlag = False,
 ) -> None:
     """Pack weights you have into a folder of your choice; stopped or killed, the same command continues."""
-    from ideogram_app.checkpoints.readers import open_source
-    from ideogram_app.measure import HostPeak
-    from ideogram_app.quantization.tuning import tuning_for
-    from ideogram_app.quantization.writer import model_of
-    from ideogram_app.quantization.writer import quantize as write
+    from ideogram_app.checkpoints.published.transformer import open_source
+    from ideogram_app.machine.meter import HostPeak
+    from ideogram_app.prepare.calibration.tuning import tuning_for
+    from ideogram_app.prepare.transformers import model_of
+    from ideogram_app.prepare.transformers import quantize as write
 
     hush()
     with HostPeak() as memory:
@@ -190,9 +190,9 @@ def calibrate_command(
     data: DataFlag = DATA,
 ) -> None:
     """Watch the model draw a few captions: smoothing, protection and GGUF's search go by what its layers read."""
-    from ideogram_app.calibrate import CAPTIONS, OF_MINIATURE, calibrate, read_captions
-    from ideogram_app.checkpoints.store import Store
-    from ideogram_app.quantization.tuning import calibration_file
+    from ideogram_app.checkpoints.prepared.store import Store
+    from ideogram_app.prepare.calibration.collect import CAPTIONS, OF_MINIATURE, calibrate, read_captions
+    from ideogram_app.prepare.calibration.tuning import calibration_file
 
     hush()
     shipped = OF_MINIATURE if model == "miniature" else CAPTIONS

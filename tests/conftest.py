@@ -26,9 +26,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def prepared_miniature(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A store that holds the shipped miniature in every recipe, made once. Not to be changed: others read it too."""
-    from ideogram_app.checkpoints.store import Store
-    from ideogram_app.quantization.writer import prepare
-    from ideogram_app.recipes import RECIPES
+    from ideogram_app.catalog.recipes import RECIPES
+    from ideogram_app.checkpoints.prepared.store import Store
+    from ideogram_app.prepare.transformers import prepare
 
     store = Store(tmp_path_factory.mktemp("prepared"))
     for recipe in RECIPES:

@@ -15,20 +15,20 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ideogram_app.architecture import find_model, weight_bytes
-from ideogram_app.backend import Backend, SourceState
-from ideogram_app.checkpoints.access import Access
-from ideogram_app.checkpoints.sources import find_source
-from ideogram_app.checkpoints.store import Status
+from ideogram_app.catalog.models import find_model, weight_bytes
+from ideogram_app.catalog.presets import find_preset
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.checkpoints.prepared.store import Status
+from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.comparison.contact_sheet import write_sheet
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError
-from ideogram_app.flow import REFERENCE, Event, Request, Result, Rung, Seconds
-from ideogram_app.hardware import Hardware
-from ideogram_app.memory import MemoryNow
-from ideogram_app.planner import Plan
-from ideogram_app.presets import find_preset
-from ideogram_app.recipes import RECIPES
-from ideogram_app.sheet import write_sheet
-from ideogram_app.shortage import Shortage
+from ideogram_app.hub.access import Access
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.machine.memory import MemoryNow
+from ideogram_app.planning.oom import Shortage
+from ideogram_app.planning.planner import Plan
+from ideogram_app.records import REFERENCE, Event, Request, Result, Rung, Seconds
+from ideogram_app.studio.backend import Backend, SourceState
 
 MACHINE = Hardware(
     kind="cpu",

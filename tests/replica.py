@@ -12,9 +12,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from ideogram_app.checkpoints import fetch as fetching
-from ideogram_app.checkpoints import transfer as transferring
-from ideogram_app.checkpoints.sources import find_source
+from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.hub import download as fetching
+from ideogram_app.hub import resume as transferring
 from tools.hub import Faults, Hub
 
 PATTERNS = ("model_index.json", "*/*.json", "*/*.safetensors", "tokenizer/*")

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ideogram_app.architecture import MODELS, Branch
-from ideogram_app.checkpoints.sources import BRANCHES
+from ideogram_app.catalog.models import MODELS, Branch
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.quantization import fp8
-from ideogram_app.recipes import RECIPES
 
 SMALL = (Branch(2, 64, 4, 256, 256, 13 * 64), Branch(1, 64, 4, 256, 256, 13 * 64))
 NAME = "ideogram-4"

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from ideogram_app.comparison import Comparison
+from ideogram_app.comparison.record import Comparison
 from ideogram_app.errors import AppError, RequestError
-from ideogram_app.flow import Event, Request, Result, Seconds
-from ideogram_app.hardware import Hardware
-from ideogram_app.planner import plan
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.planner import plan
+from ideogram_app.records import Event, Request, Result, Seconds
 from ideogram_app.wire import from_json, to_json
 
 HARDWARE = Hardware(

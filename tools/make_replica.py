@@ -28,10 +28,10 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.architecture import MODELS, Branch  # noqa: E402
-from ideogram_app.checkpoints.names import fused  # noqa: E402
-from ideogram_app.checkpoints.readers import SourceBranch  # noqa: E402
-from ideogram_app.checkpoints.sources import BRANCHES  # noqa: E402
+from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
+from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
+from ideogram_app.checkpoints.published.tensor_names import fused  # noqa: E402
+from ideogram_app.checkpoints.published.transformer import SourceBranch  # noqa: E402
 from ideogram_app.errors import AppError, RequestError, choose  # noqa: E402
 from tools.replica_components import write_components  # noqa: E402
 from tools.replica_layouts import REPLICAS, Replica  # noqa: E402

@@ -15,14 +15,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.architecture import MODELS, Model, weight_bytes  # noqa: E402
-from ideogram_app.checkpoints.layouts import find_layout  # noqa: E402
-from ideogram_app.checkpoints.sources import SOURCES  # noqa: E402
-from ideogram_app.hardware import Hardware  # noqa: E402
-from ideogram_app.planner import Plan, plan  # noqa: E402
-from ideogram_app.presets import PRESETS  # noqa: E402
-from ideogram_app.recipes import RECIPES, Recipe  # noqa: E402
-from ideogram_app.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes  # noqa: E402
+from ideogram_app.catalog.models import MODELS, Model, weight_bytes  # noqa: E402
+from ideogram_app.catalog.presets import PRESETS  # noqa: E402
+from ideogram_app.catalog.recipes import RECIPES, Recipe  # noqa: E402
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes  # noqa: E402
+from ideogram_app.checkpoints.published.layouts import find_layout  # noqa: E402
+from ideogram_app.checkpoints.published.local import SOURCES  # noqa: E402
+from ideogram_app.machine.hardware import Hardware  # noqa: E402
+from ideogram_app.planning.planner import Plan, plan  # noqa: E402
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -55,7 +55,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def recipe_table() -> str:
-    """Every row of recipes.py with the size of both transformers."""
+    """Every row of catalog/recipes.py with the size of both transformers."""
     header = ["recipe", "Ideogram 4", "miniature", "computes in", "what it is"]
     rows = [
         [f"`{r.name}`", _size(r, MODELS["ideogram-4"]), _size(r, MODELS["miniature"]), r.compute, r.summary]
@@ -65,7 +65,7 @@ def recipe_table() -> str:
 
 
 def preset_table() -> str:
-    """Every row of presets.py."""
+    """Every row of catalog/presets.py."""
     header = ["preset", "steps", "guidance of Ideogram 4", "guidance of the miniature", "mu", "std"]
     miniature = MODELS["miniature"].guidance
     rows = [
@@ -149,7 +149,7 @@ def measured_table() -> str:
 
 
 def score_table() -> str:
-    """How often the miniature draws what a held-out caption asks for, as evaluate.py measured it."""
+    """How often the miniature draws what a held-out caption asks for, as training/miniature/evaluate.py measured it."""
     names = ["background", "colour", "shape", "place", "letters", "words", "captions"]
     rows = [
         [row["form"], *(f"{row['shares'][name]:.1f} %" if name in row["shares"] else "–" for name in names)]
@@ -159,7 +159,7 @@ def score_table() -> str:
 
 
 def source_table() -> str:
-    """Every row of sources.py that is published."""
+    """Every row of checkpoints/published/local.py that is published."""
     rows = [
         [
             f"[{row.repository}]({row.url})",

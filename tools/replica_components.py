@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.readers import read_config
-from ideogram_app.checkpoints.safetensors_file import NAMES, SafetensorsFile
+from ideogram_app.checkpoints.published.transformer import read_config
+from ideogram_app.checkpoints.safetensors import NAMES, SafetensorsFile
 from ideogram_app.folders import project_folder
 from tools import replica_parts
 from tools.replica_parts import PERIOD, Pack, Part, dense, write_safetensors

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.gguf_file import FLOATS
-from ideogram_app.checkpoints.gguf_file import TensorInfo as GgufInfo
-from ideogram_app.checkpoints.safetensors_file import DTYPES, NAMES, TensorInfo, layout
+from ideogram_app.checkpoints.gguf import FLOATS
+from ideogram_app.checkpoints.gguf import TensorInfo as GgufInfo
+from ideogram_app.checkpoints.safetensors import DTYPES, NAMES, TensorInfo, layout
 from ideogram_app.quantization import fp8 as fp8_rows
 from ideogram_app.quantization import int8 as int8_rows
 from ideogram_app.quantization import k_quants

@@ -24,9 +24,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.backend import real_backend  # noqa: E402
-from ideogram_app.recipes import RECIPES  # noqa: E402
-from ideogram_app.studio import Studio  # noqa: E402
+from ideogram_app.catalog.recipes import RECIPES  # noqa: E402
+from ideogram_app.studio.backend import real_backend  # noqa: E402
+from ideogram_app.studio.studio import Studio  # noqa: E402
 from ideogram_app.ui.form import request_of  # noqa: E402
 from ideogram_app.ui.page import build  # noqa: E402
 from ideogram_app.ui.style import launch_options  # noqa: E402

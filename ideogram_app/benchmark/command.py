@@ -18,9 +18,9 @@ import typer
 from ideogram_app.benchmark.report import Benchmark, file_name, table
 from ideogram_app.benchmark.rows import rows_for
 from ideogram_app.benchmark.shapes import DTYPES, ask, choose_dtype
+from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
-from ideogram_app.hardware import Hardware, detect
-from ideogram_app.recipes import RECIPES
+from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.wire import to_json, to_plain
 
 USUAL = ("int8-w8a8-rotated", "gguf-q4_k")

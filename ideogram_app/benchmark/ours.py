@@ -14,17 +14,17 @@ from torch import Tensor
 from ideogram_app.benchmark.rows import Row, effective
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
-from ideogram_app.hardware import compute_capability
+from ideogram_app.catalog.presets import PRESETS, Preset
+from ideogram_app.generation.draw import Step, denoise, make_noise, schedule, times
+from ideogram_app.generation.guidance import Velocity
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
-from ideogram_app.model.assemble import Placement, assemble
-from ideogram_app.model.layers import weight_bytes
+from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.model.loader import Loaded
-from ideogram_app.pipeline import Step, denoise, make_noise, schedule, times
-from ideogram_app.presets import PRESETS, Preset
-from ideogram_app.velocity import Velocity
+from ideogram_app.model.transformer.assemble import Placement, assemble
+from ideogram_app.model.transformer.layers import weight_bytes
 
 GUIDANCE = 7.0
 SHIFT = 1.0  # of the published scheduler

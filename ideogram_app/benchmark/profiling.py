@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from ideogram_app.benchmark.families import ATTENTION, family, shares
 from ideogram_app.benchmark.limits import TimeUp, time_limit
 from ideogram_app.benchmark.report import Families
-from ideogram_app.measure import synchronize
+from ideogram_app.machine.meter import synchronize
 
 ACTIVITIES = {"cpu": ProfilerActivity.CPU, "cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
 LOOK_SECONDS = 0.1

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ideogram_app.footprint import gb
-from ideogram_app.hardware import Hardware
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.footprint import gb
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from ideogram_app.architecture import Branch, weight_bytes
 from ideogram_app.benchmark.shapes import DTYPES, Question
+from ideogram_app.catalog.models import Branch, weight_bytes
+from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.errors import RequestError
-from ideogram_app.footprint import footprint
-from ideogram_app.hardware import Hardware
-from ideogram_app.recipes import RECIPES, Recipe, find_recipe
-from ideogram_app.verdicts import arithmetic as verdict
+from ideogram_app.machine.capabilities import arithmetic as verdict
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.footprint import footprint
 
 # Published NF4 files pack every Linear; 4 bits and a float32 for each 64 weights, as quantization/nf4.py draws them.
 NF4 = Recipe("nf4", "NF4", "nf4", 0.5 + 4 / 64, "decoded at every use", "bitsandbytes' 4 bits")

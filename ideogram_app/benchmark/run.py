@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ideogram_app.benchmark.ceiling import measure_ceiling
 from ideogram_app.benchmark.limits import (
     LONG_STEP_SECONDS,
     SETUP_STEPS,
@@ -37,11 +36,12 @@ from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.stock import build_stock, load_packages
 from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.errors import AppError
-from ideogram_app.footprint import gb
-from ideogram_app.hardware import Hardware
-from ideogram_app.measure import Meter, held_bytes, release, trim
-from ideogram_app.rates import Work, step_work
-from ideogram_app.versions import commit, versions
+from ideogram_app.machine.ceiling import measure_ceiling
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.machine.meter import Meter, held_bytes, release, trim
+from ideogram_app.machine.versions import commit, versions
+from ideogram_app.planning.footprint import gb
+from ideogram_app.planning.step_time import Work, step_work
 
 # What ends a row without anything being wrong, and what its packages, kernels and drivers raise when a version, a type
 # or a device does not suit them. Either way the other rows are timed all the same.

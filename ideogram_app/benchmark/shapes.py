@@ -1,6 +1,6 @@
 """What a benchmark builds: the shape of a model by its name, and the type it computes in.
 
-    ideogram-4, miniature     the models of architecture.py
+    ideogram-4, miniature     the models of catalog/models.py
     layers=N                  the published widths with N layers in both branches: a whole step in small, for a device
                               that cannot hold, or a processor that cannot finish, all 34
 
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ideogram_app.architecture import MODELS, PIXELS_PER_TOKEN, Model, check_size
+from ideogram_app.catalog.models import MODELS, PIXELS_PER_TOKEN, Model, check_size
 from ideogram_app.errors import RequestError
-from ideogram_app.hardware import Hardware
-from ideogram_app.verdicts import compute_type
+from ideogram_app.machine.capabilities import compute_type
+from ideogram_app.machine.hardware import Hardware
 
 LAYERS = "layers="
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # torch's name -> what rows are called by
-BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as hardware.py names them
+BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as machine/hardware.py names them
 
 
 @dataclass(frozen=True)

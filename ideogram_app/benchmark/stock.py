@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.architecture import LATENT_CHANNELS, Branch
 from ideogram_app.benchmark.ours import GUIDANCE, PUBLISHED
 from ideogram_app.benchmark.rows import Row
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.weights import Tiles
-from ideogram_app.checkpoints.formats import packed_layers
-from ideogram_app.model.layers import Fp8Linear, PackedLinear
+from ideogram_app.catalog.models import LATENT_CHANNELS, Branch
+from ideogram_app.catalog.text_encoder import block_type
+from ideogram_app.checkpoints.prepared.storage import packed_layers
+from ideogram_app.model.transformer.layers import Fp8Linear, PackedLinear
 from ideogram_app.quantization import nf4
-from ideogram_app.text_encoder import block_type
 
 MakeLinear = Callable[[int, int, Tensor | None], nn.Module]  # (rows, columns, bias) -> layer
 

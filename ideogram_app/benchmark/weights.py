@@ -16,12 +16,12 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from ideogram_app.architecture import Branch
-from ideogram_app.checkpoints.formats import PackedWeight, packed_layers
+from ideogram_app.catalog.models import Branch
+from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.catalog.text_encoder import block_type
+from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
 from ideogram_app.quantization import fp8, int8, k_quants, nf4
 from ideogram_app.quantization.rotation import rotate
-from ideogram_app.recipes import Recipe
-from ideogram_app.text_encoder import block_type
 
 TILE_ROWS = 64  # that are drawn and encoded; Q4_K's search does 53248 columns of them in under a second
 

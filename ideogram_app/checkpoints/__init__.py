@@ -1,10 +1,10 @@
 """Where weights come from and where they rest.
 
-sources.py           the published repositories, as rows
-readers.py           any layout this version reads -> a lazy stream of (official tensor name, tensor)
-formats.py           a recipe's files: what is written for each tensor, and how it is read back
-safetensors_file.py  safetensors bytes: headers checked, tensors read and placed one by one
-gguf_file.py         GGUF bytes
+local.py           the published repositories, as rows
+transformer.py           any layout this version reads -> a lazy stream of (official tensor name, tensor)
+storage.py           a recipe's files: what is written for each tensor, and how it is read back
+safetensors.py  safetensors bytes: headers checked, tensors read and placed one by one
+gguf.py         GGUF bytes
 manifest.py          what a folder says of itself: files, sizes, hashes
 journal.py           files filled in place, and what of them is done
 store.py             status, verification, publishing by rename, deletion

@@ -98,6 +98,4 @@ def _operand(x: Tensor, dtype: torch.dtype, reads: Reads) -> Operand:
     return Rows(*int8.quantize_tokens(rotate(x) if reads == "rotated" else x))
 
 
-PLAIN = Kernels(
-    "plain", norm, add_norm, add, swiglu, rows, heads, weight, matmul, decode_int8, decode
-)
+PLAIN = Kernels("plain", norm, add_norm, add, swiglu, rows, heads, weight, matmul, decode_int8, decode)

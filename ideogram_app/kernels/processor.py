@@ -284,9 +284,7 @@ def _best_seconds(product: Product, left: Tensor, right: Tensor) -> float:
     return best
 
 
-def _matmul(
-    product: Product, x: Rows, weight: Any, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _matmul(product: Product, x: Rows, weight: Any, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`plain.matmul`, up to the order of the two scales."""
     y = product.multiply(x.values, weight, scale).mul_(x.scale)
     return (y if bias is None else y.add_(bias)).to(dtype)

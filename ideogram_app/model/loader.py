@@ -5,7 +5,7 @@ not filled, and nothing is read that no picture needs. Nothing is read over the 
 files are read. What is missing, truncated or altered is an error that names the file.
 
 diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: how blocks that travel
-get to their device (residency.py), diffusers' own transformer (stock.py), what stands around both (parts.py).
+get to their device (offload.py), diffusers' own transformer (stock.py), what stands around both (components.py).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from typing import Any
 
 import torch
 
-from ideogram_app.architecture import Branch, find_model
-from ideogram_app.checkpoints.formats import PackedBranch, branch_file
-from ideogram_app.checkpoints.readers import SourceBranch, read_config
-from ideogram_app.checkpoints.sources import BRANCHES
-from ideogram_app.checkpoints.store import Store
+from ideogram_app.catalog.models import Branch, find_model
+from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.checkpoints.prepared.storage import PackedBranch, branch_file
+from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
 from ideogram_app.errors import CheckpointError, DeviceError
-from ideogram_app.hardware import compute_capability
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
-from ideogram_app.measure import give_back
-from ideogram_app.model.assemble import Placement, assemble, in_every_step, linears_of
-from ideogram_app.model.backbone import Backbone, Block
-from ideogram_app.model.carrier import Carrier
-from ideogram_app.model.layers import weight_bytes
-from ideogram_app.model.located import located
-from ideogram_app.model.residency import Residence, Residences
-from ideogram_app.recipes import find_recipe
-from ideogram_app.travel import FEWEST_SLOTS, spread
+from ideogram_app.machine.hardware import compute_capability
+from ideogram_app.machine.meter import give_back
+from ideogram_app.model.offload.carrier import Carrier
+from ideogram_app.model.offload.located import located
+from ideogram_app.model.offload.offload import Residence, Residences
+from ideogram_app.model.transformer.assemble import Placement, assemble, in_every_step, linears_of
+from ideogram_app.model.transformer.backbone import Backbone, Block
+from ideogram_app.model.transformer.layers import weight_bytes
+from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 
 # Files up to this size are hashed whenever they are loaded (0.07 s with SHA instructions); larger ones are compared by
 # size, and by hash when `Store.verify` is asked for.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ideogram_app.architecture import row_runs
+from ideogram_app.catalog.models import row_runs
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # keeps 1 / scale finite for rows of zeros

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ideogram_app.architecture import row_runs
+from ideogram_app.catalog.models import row_runs
 
 WEIGHT_LEVELS = 127.0
 ACTIVATION_LEVELS = 127.5  # (127 + 128) / 2: torchao's MappingType.SYMMETRIC for int8

@@ -12,11 +12,11 @@ from typing import Any
 
 from gradio.events import api
 
-from ideogram_app.architecture import find_model
-from ideogram_app.comparison import Comparison
+from ideogram_app.catalog.models import find_model
+from ideogram_app.comparison.record import Comparison
 from ideogram_app.errors import AppError, DeviceError
-from ideogram_app.jobs import Job
-from ideogram_app.studio import Studio
+from ideogram_app.studio.state import Job
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.form import request_of
 from ideogram_app.wire import to_plain
 

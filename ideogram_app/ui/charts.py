@@ -5,7 +5,7 @@ Left out: axes, a chart library, and anything fetched from elsewhere; a few bars
 
 from __future__ import annotations
 
-from ideogram_app.flow import REFERENCE, Result
+from ideogram_app.records import REFERENCE, Result
 from ideogram_app.ui.results import Shown
 from ideogram_app.ui.words import duration, esc, recipe_title, size
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import gradio as gr
 
-from ideogram_app.architecture import MODELS, find_model
-from ideogram_app.captions import understand
+from ideogram_app.catalog.models import MODELS, find_model
+from ideogram_app.catalog.presets import PRESETS, find_preset, guidance_for
+from ideogram_app.catalog.recipes import RECIPES, Recipe
+from ideogram_app.catalog.speedups import SAVINGS
 from ideogram_app.errors import CaptionError, RequestError
-from ideogram_app.flow import REFERENCE, Request
-from ideogram_app.jobs import Machine
-from ideogram_app.planner import plan
-from ideogram_app.presets import PRESETS, find_preset, guidance_for
-from ideogram_app.recipes import RECIPES, Recipe
-from ideogram_app.savings import SAVINGS
+from ideogram_app.generation.captions import understand
+from ideogram_app.planning.planner import plan
+from ideogram_app.records import REFERENCE, Request
+from ideogram_app.studio.state import Machine
 from ideogram_app.ui.words import esc, typed_of
 
 # Title -> prompt; the first is what an empty form begins with.

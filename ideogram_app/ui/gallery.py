@@ -5,7 +5,7 @@ Left out: search and deletion; each comparison is a folder, and folders can be s
 
 from __future__ import annotations
 
-from ideogram_app.history import Entry
+from ideogram_app.comparison.history import Entry
 from ideogram_app.ui.words import clock, esc, file_url, gist, recipe_title, settings
 
 

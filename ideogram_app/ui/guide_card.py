@@ -1,8 +1,8 @@
 """The first run as a card at the top of the page: seven stages, one of them open, with its facts and its one button.
 
 It is there while a model whose weights come from elsewhere has no picture yet, and gone afterwards. What stands in it
-is guide.py's; this file makes HTML of it. The card is replaced as a whole while a job runs, so guide.js keeps what a
-person at the keyboard had opened or focused.
+is studio/setup_stages.py's; this file makes HTML of it. The card is replaced as a whole while a job runs, so guide.js
+keeps what a person at the keyboard had opened or focused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import gradio as gr
 
-from ideogram_app.flow import Request
-from ideogram_app.guide import Action, Stage, current, guide, is_first_run
-from ideogram_app.jobs import State
-from ideogram_app.studio import Studio
+from ideogram_app.records import Request
+from ideogram_app.studio.setup_stages import Action, Stage, current, guide, is_first_run
+from ideogram_app.studio.state import State
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.form import first_example, request_of
 from ideogram_app.ui.words import act, bar, esc, link, linked, progress_words
 

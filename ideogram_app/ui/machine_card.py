@@ -5,10 +5,10 @@ Left out: live meters of memory and load; the numbers are those the plan was mad
 
 from __future__ import annotations
 
-from ideogram_app.architecture import find_model
-from ideogram_app.hardware import Hardware
-from ideogram_app.jobs import State
-from ideogram_app.planner import Plan, Rejected
+from ideogram_app.catalog.models import find_model
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.planner import Plan, Rejected
+from ideogram_app.studio.state import State
 from ideogram_app.ui.words import HOMES, duration, esc, recipe_title, size
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}

@@ -11,9 +11,9 @@ from typing import Any
 
 import gradio as gr
 
-from ideogram_app.jobs import State
-from ideogram_app.memory import MemoryNow
-from ideogram_app.studio import Studio
+from ideogram_app.machine.memory import MemoryNow
+from ideogram_app.studio.state import State
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.words import act, clock, esc, size
 
 MOVED = 0.01  # of the whole: less than a pixel on a phone, and not worth sending

@@ -1,13 +1,13 @@
 """When memory ran out: what can be tried, as buttons; and what a picture gave up that was drawn with less.
 
-Left out: deciding what helps, which is ladder.py; and trying it unasked, which is the request's `adapt`.
+Left out: deciding what helps, which is planning/fallbacks.py; and trying it unasked, which is the request's `adapt`.
 """
 
 from __future__ import annotations
 
 from ideogram_app.errors import RequestError
-from ideogram_app.flow import Request, Result, Rung
-from ideogram_app.ladder import taken
+from ideogram_app.planning.fallbacks import taken
+from ideogram_app.records import Request, Result, Rung
 from ideogram_app.ui.words import HOMES, act, esc, recipe_title
 
 

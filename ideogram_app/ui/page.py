@@ -14,11 +14,11 @@ from typing import Any
 
 import gradio as gr
 
-from ideogram_app.architecture import find_model
+from ideogram_app.catalog.models import find_model
+from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import AppError
-from ideogram_app.jobs import State
-from ideogram_app.recipes import RECIPES
-from ideogram_app.studio import Studio
+from ideogram_app.studio.state import State
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.api import add_endpoints
 from ideogram_app.ui.form import (
     Extras,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
+from ideogram_app.comparison.history import Entry
 from ideogram_app.errors import RequestError
-from ideogram_app.history import Entry
-from ideogram_app.jobs import State
-from ideogram_app.studio import Studio
+from ideogram_app.studio.state import State
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.charts import charts
 from ideogram_app.ui.gallery import gallery
 from ideogram_app.ui.guide_card import guide_card

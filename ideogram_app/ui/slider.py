@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ideogram_app.flow import Result
+from ideogram_app.records import Result
 from ideogram_app.ui.results import Shown
 from ideogram_app.ui.words import esc, file_url, recipe_title
 

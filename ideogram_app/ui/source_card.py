@@ -7,14 +7,14 @@ login of its own, so that this page never sees it.
 
 from __future__ import annotations
 
-from ideogram_app.backend import SourceState
-from ideogram_app.checkpoints.access import Access
-from ideogram_app.checkpoints.sources import Source, find_source
-from ideogram_app.guide import CLOSED, GATES, guide
-from ideogram_app.jobs import Job, State
-from ideogram_app.outlook import View, both, disk_short
-from ideogram_app.preference import LADDER
-from ideogram_app.recipes import RECIPES
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.checkpoints.published.local import Source, find_source
+from ideogram_app.hub.access import Access
+from ideogram_app.planning.policy import LADDER
+from ideogram_app.studio.backend import SourceState
+from ideogram_app.studio.setup_stages import CLOSED, GATES, guide
+from ideogram_app.studio.setup_status import View, both, disk_short
+from ideogram_app.studio.state import Job, State
 from ideogram_app.ui.guide_card import stage_list
 from ideogram_app.ui.words import act, esc, link, linked, recipe_title, size
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ideogram_app.architecture import find_model
-from ideogram_app.checkpoints.sources import find_source
-from ideogram_app.jobs import Job, State
-from ideogram_app.outlook import made_bytes
-from ideogram_app.recipes import Recipe
+from ideogram_app.catalog.models import find_model
+from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.studio.setup_status import made_bytes
+from ideogram_app.studio.state import Job, State
 from ideogram_app.ui.form import offered
 from ideogram_app.ui.source_card import can_make, source_card
 from ideogram_app.ui.words import act, bar, esc, linked, progress_words, size

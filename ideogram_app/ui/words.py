@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from ideogram_app.captions import wrap_plain
-from ideogram_app.flow import IN_BYTES, Event, Request
-from ideogram_app.recipes import RECIPES
-from ideogram_app.savings import find_saving
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.speedups import find_saving
+from ideogram_app.generation.captions import wrap_plain
+from ideogram_app.records import IN_BYTES, Event, Request
 
 HOMES = {"resident": "resident", "streamed": "streamed from RAM", "disk": "streamed from disk"}
 PHASES = {

@@ -18,7 +18,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from ideogram_app.studio import Studio
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build
 from ideogram_app.ui.style import launch_options
 from tests.fake_backend import Fake

@@ -16,13 +16,13 @@ import pytest
 from huggingface_hub import constants
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from ideogram_app.backend import real_backend
-from ideogram_app.checkpoints import fetch as fetching
-from ideogram_app.checkpoints import transfer as transferring
-from ideogram_app.checkpoints.access import TOKENS_PAGE
-from ideogram_app.checkpoints.fetched import fetched, source_folder
-from ideogram_app.checkpoints.sources import find_source
-from ideogram_app.studio import Studio
+from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.hub import download as fetching
+from ideogram_app.hub import resume as transferring
+from ideogram_app.hub.access import TOKENS_PAGE
+from ideogram_app.hub.record import fetched, source_folder
+from ideogram_app.studio.backend import real_backend
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build
 from ideogram_app.ui.style import launch_options
 from tests.browser.conftest import PATIENCE, Site, watched

@@ -19,16 +19,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from ideogram_app.checkpoints.access import TOKENS_PAGE
-from ideogram_app.checkpoints.sources import find_source
-from ideogram_app.outlook import NAMES
+from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.hub.access import TOKENS_PAGE
+from ideogram_app.studio.setup_status import NAMES
 from tests.browser.conftest import PATIENCE, Site, leaves, watched
 from tests.conftest import MINIATURE
 from tests.fake_backend import MACHINE
 from tests.replica import TOKEN
 from tests.serving import LOCAL, free_port, wait_until_it_answers
 from tests.small_disk import small_disk
-from tests.test_guide import CARD as GPU
+from tests.studio.test_setup_stages import CARD as GPU
 from tools.hub import Hub
 from tools.make_replica import make
 

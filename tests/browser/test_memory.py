@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from ideogram_app.memory import MemoryNow
+from ideogram_app.machine.memory import MemoryNow
 from tests.browser.conftest import PATIENCE, Site, watched
 from tests.fake_backend import LIMIT
 

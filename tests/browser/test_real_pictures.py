@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from ideogram_app.comparison import Comparison
-from ideogram_app.miniature.scenes import Scene, Thing
-from ideogram_app.miniature.score import score
-from ideogram_app.recipes import RECIPES
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.comparison.record import Comparison
 from ideogram_app.wire import from_plain
 from tests.browser.conftest import watched
 from tests.serving import free_port, wait_until_it_answers
+from training.miniature.scenes import Scene, Thing
+from training.miniature.score import score
 
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES_2 = 120_000  # milliseconds; a busy machine takes its time to import torch

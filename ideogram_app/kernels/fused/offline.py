@@ -35,7 +35,7 @@ from triton.errors import TritonError
 from ideogram_app.errors import RequestError, choose
 from ideogram_app.kernels.fused import heads, matmul, q4_k, q4_k_search, rows
 from ideogram_app.kernels.fused.signature import Compilable
-from ideogram_app.versions import commit, versions
+from ideogram_app.machine.versions import commit, versions
 
 # Compute capability without its dot -> the most shared memory of one program, in bytes (CUDA C++ Programming Guide,
 # table of technical specifications per compute capability).

@@ -1,0 +1,369 @@
+"""Device memory of a picture, counted by running the real code on tensors that hold nothing.
+
+    counted = count_picture(case)            one picture from loading to pixels, phase by phase
+    count_decode(...), count_encode(...)     what stands around the transformers, alone
+
+Modules, kernels' wrappers, the denoising loop and the decoder are the program's own, at the published shapes and on a
+CUDA device that need not exist: fake tensors have shapes, types and lifetimes, which is all that memory asks for.
+`pretended` keeps from it the calls that would reach a driver: launches of Triton kernels, the question for a card's
+capability, and making a device the current one. Which attention kernel runs is a rule read in PyTorch's source
+(`ledger.attention_on`).
+
+Left out: numbers, time, and what is no tensor (planning/footprint.py's constants); cuDNN's workspace is an assumption
+(`activations.CONVOLVES_IN_COPIES`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ideogram_app.benchmark.memory.allocator import fits, reserved_bytes
+from ideogram_app.benchmark.memory.ledger import Ledger, Unguarded, attention_on
+from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly
+from ideogram_app.benchmark.shapes import Question
+from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
+from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.catalog.text_encoder import PUBLISHED, TextEncoder, block_type
+from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
+from ideogram_app.generation.draw import decode, denoise, preview, schedule, times
+from ideogram_app.generation.guidance import Velocity
+from ideogram_app.kernels.attention import backends
+from ideogram_app.kernels.choice import choose
+from ideogram_app.kernels.fused.kernels import fused_kernels
+from ideogram_app.machine.meter import give_back
+from ideogram_app.model.loader import Loaded
+from ideogram_app.model.offload.carrier import Direct
+from ideogram_app.model.offload.offload import DTYPES, Residences
+from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file
+from ideogram_app.model.text_encoder.features import features
+from ideogram_app.model.text_encoder.on_device import guest
+from ideogram_app.model.transformer import layers
+from ideogram_app.model.transformer.assemble import Placement, assemble
+from ideogram_app.model.vae import Autoencoder, autoencoder
+from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
+from ideogram_app.quantization import k_quants
+
+CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
+AMPERE = (8, 6)  # the cards that matter most
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is drawn: a question (shapes.py), with which recipe, on which card.
+
+    Attributes:
+        question: `padding` and `shape` play no part.
+        arithmetic: of Q4_K, as for `Placement`.
+        tile: side of the decoder's tiles in pixels; None decodes at once.
+        decodes: whether latents become pictures, a small one between two steps and the last one.
+        travelling: how many blocks of each transformer come to the device in every step, through so many `slots`.
+    """
+
+    question: Question
+    recipe: Recipe
+    arithmetic: str = ""
+    capability: tuple[int, int] = AMPERE
+    tile: int | None = None
+    decodes: bool = True
+    travelling: tuple[int, int] = (0, 0)
+    slots: int = FEWEST_SLOTS
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.question.dtype]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Bytes on the device.
+
+    Attributes:
+        kept: weights of both transformers, between steps.
+        phases: the most that is there in load, prepare, step, preview and decode, everything included.
+        prepared: what no step changes (`conditioner.Prepared` of both branches), features, noise and latents.
+        events: of the allocator (allocator.py).
+    """
+
+    kept: int
+    prepared: int
+    phases: dict[str, int]
+    events: tuple[tuple[int, int], ...]
+
+    @property
+    def peak(self) -> int:
+        """Of tensors, over all phases."""
+        return max(self.phases.values())
+
+    @property
+    def reserved(self) -> int:
+        """What PyTorch's allocator takes from the driver where there is plenty."""
+        return reserved_bytes(self.events)
+
+    @property
+    def least(self) -> int:
+        """The smallest device on which the allocator finds room for all of it, to 8 MB."""
+        low, high = self.peak, self.reserved
+        while high - low > 2**23:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(self.events, middle) else (middle, high)
+        return high
+
+
+@contextmanager
+def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE) -> Iterator[None]:
+    """A CUDA device of a capability that computes nothing: tensors made inside are fake, and the ledger counts them."""
+    from triton.runtime.jit import KernelInterface
+
+    with (
+        patch.object(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None),
+        patch.object(torch.cuda, "get_device_capability", lambda device=None: capability),
+        patch.object(torch.cuda, "device", lambda device: nullcontext()),
+        patch.object(torch.cuda, "empty_cache", lambda: ledger.events.append((-1, DEVICE, 0))),
+        patch.object(torch.utils, "swap_tensors", _become),
+        patch.object(layers, "row_scales", _no_scales),
+        warnings.catch_warnings(),
+        FakeTensorMode(),
+        ledger,
+        Unguarded(),
+    ):
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+        yield
+
+
+def _become(old: Any, new: Any) -> None:
+    """What `Module.to` does to a parameter, if fake: torch would swap both, and refuses where a mode looks on."""
+    old.data, old.fake_device = new.data, new.fake_device
+
+
+def _no_scales(packed: Tensor, rotated: bool) -> Tensor:
+    """Room for what row_scales.py finds, without its thousands of small operations, 40 MB at most, while it loads."""
+    return torch.empty(packed.shape[0], dtype=torch.float32, device=packed.device)
+
+
+class FakeBranch:
+    """A branch of a recipe without numbers: a `model.assemble.BranchWeights` whose tensors lie in host memory."""
+
+    def __init__(self, branch: Branch, recipe: Recipe, dtype: torch.dtype) -> None:
+        self._recipe, self._dtype = recipe, dtype
+        self._shapes, self._packed = branch.shapes(), packed_layers(recipe, branch)
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor that is not packed; `rows` is never asked for."""
+        assert rows is None
+        return torch.empty(self._shapes[name], dtype=self._dtype)
+
+    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
+        """The weight of a Linear as it rests."""
+        if linear not in self._packed:
+            return self.tensor(f"{linear}.weight", rows)
+        height, columns = self._shapes[f"{linear}.weight"]
+        return fake_packed(self._recipe, linear, height, columns)
+
+
+def fake_packed(recipe: Recipe, name: str, rows: int, columns: int) -> PackedWeight:
+    """A matrix as it rests in a recipe, without numbers."""
+    if recipe.storage == "gguf":
+        kind = block_type(recipe, name, columns)
+        values = torch.empty(rows, k_quants.packed_columns(columns, kind), dtype=torch.uint8)
+        return PackedWeight("gguf", values, gguf_type=kind)
+    dtype = torch.float8_e4m3fn if recipe.storage == "fp8" else torch.int8
+    scale = torch.empty(rows, dtype=torch.float32)
+    return PackedWeight(
+        recipe.storage, torch.empty(rows, columns, dtype=dtype), scale, rotated=recipe.storage == "convrot"
+    )
+
+
+def count_picture(case: Case) -> Counted:
+    """Load, prepare, two steps, a preview, decode: both transformers stay on the device throughout."""
+    return next(count_pictures(case, (case.question,)))
+
+
+def count_pictures(case: Case, questions: Sequence[Question]) -> Iterator[Counted]:
+    """One picture after another with the transformers that `case.question` names, loaded once.
+
+    Args:
+        questions: sizes and texts; of the same model and type.
+    """
+    ledger, vae = Ledger(attention_on(case.capability)), _autoencoder(case.dtype, case.tile)
+    with pretended(ledger, case.capability), torch.inference_mode():
+        with ledger.phase("load"):
+            loaded = _loaded(case)
+        kept = ledger.live[DEVICE]
+        for question in questions:
+            prepared = _drawn(replace(case, question=question), loaded, vae, ledger)
+            yield _counted(ledger, kept, prepared)
+
+
+def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
+    """Draw a picture, each phase in the ledger; returns what was beside the weights between two steps."""
+    question, before = case.question, ledger.live[DEVICE]
+    sigmas = schedule(evenly(question.steps), question.width, question.height, SHIFT)
+    _on_device(vae)
+    read = torch.empty(1, question.text_tokens, question.model.conditional.llm_features_dim)  # on the host
+    noise = torch.empty(1, question.image_tokens, LATENT_CHANNELS, device=DEVICE)
+    with ledger.phase("prepare"):
+        velocity = Velocity(loaded, read, question.rows, question.columns, times(sigmas))
+    prepared = ledger.live[DEVICE] - before
+    levels: Any = [torch.tensor(1.0 - index / question.steps) for index in range(3)]  # fake tensors know constants
+    steps = denoise(velocity, noise, levels, (GUIDANCE,) * 2)
+    next(steps)
+    with ledger.phase("step"):  # the second, when latents of the first are there
+        step = next(steps)
+    if case.decodes:
+        with ledger.phase("preview"):
+            _pictured(preview, vae, step.clean, question.rows, question.columns)
+        latents = step.latents.cpu()
+        del velocity, steps, step  # as `pipeline.draw` lets go of them
+        loaded.rest()
+        give_back(DEVICE)
+        with ledger.phase("decode"):
+            _pictured(decode, vae, latents, question.rows, question.columns)
+    return prepared
+
+
+def _autoencoder(dtype: torch.dtype, tile: int | None) -> Autoencoder:
+    """The published decoder as shapes; for the outside of `pretended`."""
+    vae = autoencoder({}).to(dtype).eval()
+    vae.enable_tiling(tile or 0)
+    return vae
+
+
+def _on_device(module: nn.Module) -> None:
+    """Give a module of shapes fake memory on the device."""
+
+    def made(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(made(parameter), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = made(buffer)
+
+
+def _loaded(case: Case) -> Loaded:
+    """Both transformers of a case on the device, as `model.loader` loads them.
+
+    Blocks travel as they do to any device, but for streams: a copy is over when it returns, which takes no memory.
+    """
+    kernels = fused_kernels(choose(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
+    residences = Residences(case.slots, {DEVICE: Direct(DEVICE)})
+    residence, backbones = residences.on(DEVICE), []
+    for number, branch in enumerate(case.question.model.branches):
+        weights = FakeBranch(branch, case.recipe, case.dtype)
+        away = spread(case.travelling[number], branch.num_layers)
+        placement = Placement(
+            case.dtype, DEVICE, CPU, kernels, case.arithmetic, away, lambda index, block: residence.add(block)
+        )
+        backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0)
+        backbone.trunk.order = backends(case.capability)
+        backbones.append(backbone)
+    first, second = backbones
+    residences.start()
+    names = case.recipe.name, (DEVICE, DEVICE), case.arithmetic, kernels.name
+    return Loaded(first, second, 0, *names, residences)
+
+
+def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: int) -> None:
+    """Decode as far as a device is asked for; a picture has no numbers to be made of."""
+    with patch("ideogram_app.generation.draw.Image.fromarray"), patch.object(Tensor, "numpy"):
+        draw(vae, latents, rows, columns)
+
+
+class FakeEncoderFile:
+    """A prepared text encoder without numbers: what `encoder_from_file` asks of a `PackedBranch`."""
+
+    def __init__(self, encoder: TextEncoder, recipe: Recipe, dtype: torch.dtype) -> None:
+        self._recipe, self._dtype, self._shapes = recipe, dtype, encoder.shapes()
+        self.packed = packed_layers(recipe, encoder)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that is not packed."""
+        return torch.empty(self._shapes[name], dtype=self._dtype)
+
+    def weight(self, name: str) -> PackedWeight:
+        """A packed matrix."""
+        return fake_packed(self._recipe, name, *self._shapes[f"{name}.weight"])
+
+    def absent(self, names: frozenset[str]) -> AbstractContextManager[None]:
+        """Nothing is away."""
+        return nullcontext()
+
+    def ahead(self, names: Sequence[str], device: torch.device) -> AbstractContextManager[None]:
+        """Nothing is read."""
+        return nullcontext()
+
+
+def count_decode(
+    width: int, height: int, dtype: torch.dtype, tile: int | None = None, capability: tuple[int, int] = AMPERE
+) -> Counted:
+    """The published decoder alone: its weights are kept, `phases` has decode."""
+    ledger, vae = Ledger(attention_on(capability)), _autoencoder(dtype, tile)
+    with pretended(ledger, capability), torch.inference_mode():
+        _on_device(vae)
+        kept = ledger.live[DEVICE]
+        rows, columns = height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+        latents = torch.empty(1, rows * columns, LATENT_CHANNELS, device=DEVICE)
+        with ledger.phase("decode"):
+            _pictured(decode, vae, latents, rows, columns)
+    return _counted(ledger, kept, 0)
+
+
+def count_encode(recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED.num_hidden_layers) -> Counted:
+    """The published text encoder, or its first layers alone: its weights are kept, `phases` has encode."""
+    shape = replace(PUBLISHED, num_hidden_layers=layers)
+    ledger = Ledger(attention_on(AMPERE))
+    with pretended(ledger), torch.inference_mode():
+        file: Any = FakeEncoderFile(shape, recipe, dtype)
+        encoder = encoder_from_file(file, shape, {"text_config": vars(shape)}, DEVICE, dtype)
+        kept = ledger.live[DEVICE]
+        ids = torch.zeros(1, tokens, dtype=torch.long)
+        with ledger.phase("encode"):
+            features(encoder, ids)
+    return _counted(ledger, kept, 0)
+
+
+@dataclass(frozen=True)
+class FakeParts:
+    """What `model.guest` asks of a `PartsFolder` whose encoder is all in host memory."""
+
+    recipe: Recipe
+    shape: TextEncoder
+
+    def encoder_file(self) -> None:
+        """None is read from again."""
+
+    def text_encoder(self, device: torch.device | str, dtype: torch.dtype, away: frozenset[str]) -> CaptionEncoder:
+        """The encoder; nothing of it is away."""
+        file: Any = FakeEncoderFile(self.shape, self.recipe, dtype)
+        return encoder_from_file(file, self.shape, {"text_config": vars(self.shape)}, device, dtype)
+
+
+def count_streamed_encode(
+    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED.num_hidden_layers
+) -> Counted:
+    """The same of an encoder whose layers pass through the device: its places are kept."""
+    ledger = Ledger(attention_on(AMPERE))
+    parts: Any = FakeParts(recipe, replace(PUBLISHED, num_hidden_layers=layers))
+    visit = guest(parts, "streamed", DEVICE, dtype, Direct(DEVICE))
+    with pretended(ledger), torch.inference_mode(), visit as encoder, ledger.phase("encode"):
+        kept = ledger.live[DEVICE]
+        features(encoder, torch.zeros(1, tokens, dtype=torch.long))
+    return _counted(ledger, kept, 0)
+
+
+def _counted(ledger: Ledger, kept: int, prepared: int) -> Counted:
+    phases = {name: peak.get(DEVICE, 0) for name, peak in ledger.peaks.items()}
+    events = tuple((number, size) for number, where, size in ledger.events if where == DEVICE)
+    return Counted(kept, prepared, phases, events)

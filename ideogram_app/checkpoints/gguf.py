@@ -1,0 +1,310 @@
+"""GGUF files: tensors written one by one, tensors read where they lie.
+
+    [magic, version, counts][metadata][name, shape, type, offset of every tensor][their bytes, each aligned to 32]
+
+    with GgufWriter(path, infos) as file:            with GgufFile(path) as file:
+        for info in infos:                               for info, tensor in file:
+            file.write(info.name, tensor)                    ...
+
+The header stands first, so `GgufWriter` is told every name, shape and type before it sees a weight, and only one tensor
+need be in memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads
+every type that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
+
+gguf-py does the bytes of the header, and is imported once there is a file; this file adds types in torch, a check at
+every step, and errors that name the file. No `general.architecture` is written: published per-branch files of this
+model carry no metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files,
+publishing by rename (store.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ideogram_app.checkpoints.span import Span
+from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.quantization.k_quants import FORMATS, packed_columns
+
+if TYPE_CHECKING:
+    import gguf
+
+FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+KNOWN_TYPES = (*FLOATS, *FORMATS)
+# What `gguf.dequantize` of gguf-py 0.19 decodes beside these.
+OTHER_BLOCKS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"),
+    *("IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"),
+)
+READABLE_TYPES = (*KNOWN_TYPES, *OTHER_BLOCKS)
+LONGEST_NAME = 63  # bytes; GGML_MAX_NAME is 64 with its closing zero
+
+Metadata = Mapping[str, str | bool | int | float]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor.
+
+    Attributes:
+        shape: of the weights, (rows, columns) or (n,), whatever their packing.
+        gguf_type: one of `READABLE_TYPES`; one of `KNOWN_TYPES` where it is to be written.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    gguf_type: str
+
+    @property
+    def held_shape(self) -> tuple[int, ...]:
+        """Of the tensor in memory: that of the weights, or of their packed rows."""
+        if self.gguf_type in FLOATS:
+            return self.shape
+        if self.gguf_type in OTHER_BLOCKS:
+            import gguf
+
+            weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.gguf_type]]
+            return *self.shape[:-1], self.shape[-1] // weights * size
+        return *self.shape[:-1], packed_columns(self.shape[-1], self.gguf_type)
+
+    @property
+    def dtype(self) -> str:
+        """The type by the name that a safetensors header's rows have for theirs."""
+        return self.gguf_type
+
+    @property
+    def held_dtype(self) -> torch.dtype:
+        return FLOATS.get(self.gguf_type, torch.uint8)
+
+    @property
+    def byte_count(self) -> int:
+        return prod(self.held_shape) * self.held_dtype.itemsize
+
+
+class GgufWriter:
+    """Writes a file in the order in which its tensors were declared; closing checks that none is missing.
+
+    Raises:
+        RequestError: a type, shape or name that cannot be written.
+    """
+
+    def __init__(self, path: Path, infos: Sequence[TensorInfo], metadata: Metadata | None = None) -> None:
+        import gguf
+
+        self.path = path
+        self._waiting = list(reversed(infos))
+        for info in infos:
+            _check_writable(info)
+        # gguf-py adds `general.architecture` unless it is empty.
+        self._writer = gguf.GGUFWriter(path, arch="")
+        for key, value in (metadata or {}).items():
+            _add_metadata(self._writer, key, value)
+        for info in infos:
+            kind = gguf.GGMLQuantizationType[info.gguf_type]
+            # A dtype other than uint8 tells gguf-py that the shape counts weights, not bytes.
+            self._writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.byte_count, raw_dtype=kind)
+        self._writer.write_header_to_file()
+        self._writer.write_kv_data_to_file()
+        self._writer.write_ti_data_to_file()
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Append the next tensor: packed uint8 rows for a block type, floats (rounded to the type) otherwise.
+
+        Raises:
+            RequestError: it is not this tensor's turn, or its shape or type is not the declared one.
+        """
+        info = self._waiting[-1] if self._waiting else None
+        if info is None or info.name != name:
+            raise RequestError(
+                f"Tensors of {self.path.name} must come in their declared order",
+                expected=info.name if info else "no further tensor",
+                got=name,
+            )
+        floats = info.gguf_type in FLOATS and tensor.is_floating_point()
+        if tuple(tensor.shape) != info.held_shape or not (floats or tensor.dtype == info.held_dtype):
+            raise RequestError(
+                f"Tensor {name} is not what was declared",
+                expected=f"{info.held_dtype} {info.held_shape} for {info.gguf_type} {info.shape}",
+                got=f"{tensor.dtype} {tuple(tensor.shape)}",
+            )
+        held = tensor.detach().to("cpu", info.held_dtype).contiguous()
+        self._writer.write_tensor_data(held.flatten().view(torch.uint8).numpy())
+        self._waiting.pop()
+
+    def close(self) -> None:
+        """Finish the file.
+
+        Raises:
+            RequestError: declared tensors were never written; the file is then useless.
+        """
+        self._writer.close()
+        if self._waiting:
+            raise RequestError(
+                f"{self.path.name} was closed too early", expected=f"{self._waiting[-1].name} to be written next"
+            )
+
+    def __enter__(self) -> GgufWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if problem is None:
+            self.close()
+        else:
+            self._writer.close()  # the first problem is the one to report
+
+
+class GgufFile:
+    """An open GGUF file: its metadata, what its tensors are, and the tensors themselves on demand.
+
+    Attributes:
+        metadata: key to value; empty in published files of this model.
+        infos: name to `TensorInfo`, in file order.
+
+    Raises:
+        CheckpointError: missing, truncated, malformed, or holding a type not in `READABLE_TYPES`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        reader = _open(path)
+        fields = reader.fields.items()
+        self.metadata: dict[str, Any] = {key: field.contents() for key, field in fields if not key.startswith("GGUF.")}
+        self._mapped = {tensor.name: tensor for tensor in reader.tensors}
+        self.infos: dict[str, TensorInfo] = {name: self._info(tensor) for name, tensor in self._mapped.items()}
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """A view of the mapped file: floats as `info.shape`, a block type as uint8 (rows, bytes of a row).
+
+        It may be written to, which changes memory and never the file. Some rows of it are read into memory of their
+        own instead: pages of a mapping, once touched, count as the process's memory until the file is closed.
+
+        Raises:
+            CheckpointError: no tensor of that name.
+        """
+        span = self.span(name, rows)
+        if rows is not None:
+            return span.read()
+        return span.shaped(torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8)))
+
+    def span(self, name: str, rows: slice | None = None) -> Span:
+        """Where a tensor, or some of its rows, lies; raises like `tensor`."""
+        if name not in self._mapped:
+            raise CheckpointError(
+                f"{self.path.name} holds no tensor {name}", got=f"{len(self._mapped)}: {', '.join(self._mapped):.200}"
+            )
+        info, start = self.infos[name], int(self._mapped[name].data_offset)
+        if rows is None:
+            return Span(self.path, name, start, info.held_dtype, info.held_shape)
+        first, stop, _ = rows.indices(info.held_shape[0])
+        row_bytes = info.byte_count // max(1, info.held_shape[0])
+        shape = (stop - first, *info.held_shape[1:])
+        return Span(self.path, name, start + first * row_bytes, info.held_dtype, shape)
+
+    def close(self) -> None:
+        """Let go of the mapping; views already handed out keep it alive until they go."""
+        self._mapped.clear()
+
+    def __iter__(self) -> Iterator[tuple[TensorInfo, Tensor]]:
+        for name, info in self.infos.items():
+            yield info, self.tensor(name)
+
+    def __enter__(self) -> GgufFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _info(self, tensor: gguf.ReaderTensor) -> TensorInfo:
+        kind = tensor.tensor_type.name
+        if kind not in READABLE_TYPES:
+            raise CheckpointError(
+                f"Tensor {tensor.name} of {self.path.name} has a type this program cannot read",
+                expected=" or ".join(READABLE_TYPES),
+                got=kind,
+            )
+        return TensorInfo(tensor.name, tuple(int(size) for size in reversed(tensor.shape)), kind)
+
+
+@cache
+def _bounded_reader() -> type[gguf.GGUFReader]:
+    """gguf-py's reader with one question asked at every access: does the file reach that far?"""
+    import gguf
+
+    class BoundedReader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            end = int(offset) + np.dtype(dtype).itemsize * int(count)
+            if end > len(self.data):
+                raise CheckpointError(
+                    "This GGUF file is truncated, or its header is damaged",
+                    expected=f"at least {end:,} bytes",
+                    got=f"{len(self.data):,}",
+                )
+            return super()._get(offset, dtype, count, override_order)
+
+    return BoundedReader
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    """Map a file and read its header, turning every way in which that fails into a `CheckpointError`."""
+    again = f"Fetch or convert {path} again"
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}")
+    size = path.stat().st_size
+    if size == 0:  # cannot be mapped
+        raise CheckpointError(f"{path.name} is empty", expected="a GGUF file", got="0 bytes", do=again)
+    try:
+        reader = _bounded_reader()(
+            path, mode="c"
+        )  # copy on write: torch wants writable memory, the file stays as it is
+    except CheckpointError as problem:
+        raise CheckpointError(
+            f"{path.name} cannot be read: {problem.what}", expected=problem.expected, got=problem.got, do=again
+        ) from problem
+    except (ValueError, KeyError, IndexError, OverflowError, TypeError) as problem:
+        raise CheckpointError(
+            f"{path.name} is not a GGUF file this program can read",
+            expected="GGUF version 2 or 3, undamaged",
+            got=f"{size:,} bytes: {problem}",
+            do=again,
+        ) from problem
+    if reader.byte_order != "I":
+        raise CheckpointError(f"{path.name} has the other byte order", expected="a little-endian file", do=again)
+    return reader
+
+
+def _check_writable(info: TensorInfo) -> None:
+    """Refuse what no reader would take."""
+    if info.gguf_type not in KNOWN_TYPES:
+        raise RequestError(
+            f"Tensor {info.name} cannot be written as {info.gguf_type}", expected=" or ".join(KNOWN_TYPES)
+        )
+    if len(info.name.encode()) > LONGEST_NAME:
+        raise RequestError(f"The name {info.name} is too long for GGUF", expected=f"at most {LONGEST_NAME} bytes")
+    if not 1 <= len(info.shape) <= 4:
+        raise RequestError(f"Tensor {info.name} cannot be written", expected="1 to 4 dimensions", got=str(info.shape))
+
+
+def _add_metadata(writer: gguf.GGUFWriter, key: str, value: str | bool | int | float) -> None:
+    """One key of the type its value has in Python; integers become 64 bits."""
+    import gguf
+
+    if isinstance(value, str):
+        writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_int64(key, value)
+    else:
+        writer.add_float64(key, value)

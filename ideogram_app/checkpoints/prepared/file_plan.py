@@ -1,0 +1,107 @@
+"""Where every tensor of a file will lie, decided before any of them is computed.
+
+    header | tensor | tensor | ...        `Blank`: the header's bytes, the span of every tensor, the size of the whole
+
+So a file can be filled in any order, in pieces of any size, by runs that die in between (journal.py). safetensors and
+gguf-py write a file only from its first byte to its last. GGUF files carry no metadata, because any value makes one
+reader or another refuse; safetensors files say what diffusers, torchao or ComfyUI look for. Left out: shards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from ideogram_app.checkpoints.gguf import GgufWriter
+from ideogram_app.checkpoints.gguf import TensorInfo as GgufInfo
+from ideogram_app.checkpoints.safetensors import TensorInfo, layout
+from ideogram_app.errors import RequestError
+
+GGUF_ALIGNMENT = 32
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is made and written as one.
+
+    Attributes:
+        inputs: names of the source's tensors it is made of, whose rows follow one another.
+        parts: the tensors in the file, of which the first names the unit. The first `by_rows` have as many rows as
+            the inputs together; what follows does not depend on weights.
+        packed: whether the recipe packs it.
+    """
+
+    inputs: tuple[str, ...]
+    parts: tuple[TensorInfo | GgufInfo, ...]
+    packed: bool
+    by_rows: int = 1
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A file without its data: the header, the span of every part, the size of the whole."""
+
+    header: bytes
+    spans: dict[str, tuple[int, int]]
+    size: int
+
+
+def blank_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> Blank:
+    """The file that these units will fill."""
+    infos = [part for unit in made for part in unit.parts if isinstance(part, TensorInfo)]
+    header, placed = layout(infos, metadata)
+    spans = {name: (info.start, info.stop) for name, info in placed.items()}
+    return Blank(header, spans, max(info.stop for info in placed.values()))
+
+
+def blank_gguf(made: Sequence[Unit]) -> Blank:
+    """The same in GGUF: gguf-py's header, which it writes nowhere but to a file; data follow aligned, each padded."""
+    infos = [part for unit in made for part in unit.parts if isinstance(part, GgufInfo)]
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder) / "header.gguf"
+        with suppress(RequestError):  # closing before any tensor is written: only the header is wanted
+            GgufWriter(scratch, infos).close()
+        header = scratch.read_bytes()
+    end = _aligned(len(header))
+    spans = {}
+    for info in infos:
+        spans[info.name] = (end, end + info.byte_count)
+        end = _aligned(end + info.byte_count)
+    return Blank(header, spans, end)
+
+
+def torchao_metadata(made: Sequence[Unit], dtype: torch.dtype) -> dict[str, str]:
+    """What torchao's `flatten_tensor_state_dict` would say of these tensors, without having them.
+
+    Args:
+        dtype: that of dense layers, which packed ones claim to have.
+    """
+    from torchao.prototype.safetensors.safetensors_utils import TensorSubclassAttributeJSONEncoder
+    from torchao.quantization import Int8Tensor, PerRow
+    from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+    metadata = {"format": "pt", "tensor_names": json.dumps([unit.inputs[0] for unit in made])}
+    for unit in made:
+        row: Any = {"_type": "Tensor"}
+        if unit.packed:
+            columns = unit.parts[0].shape[1]
+            values, scale = torch.zeros(1, columns, dtype=torch.int8), torch.ones(1, 1)
+            per_token = QuantizeTensorToInt8Kwargs(granularity=PerRow())
+            row = Int8Tensor(values, scale, [1, columns], dtype, act_quant_kwargs=per_token)
+        metadata[unit.inputs[0]] = json.dumps(row, cls=TensorSubclassAttributeJSONEncoder)
+    return metadata
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // GGUF_ALIGNMENT) * GGUF_ALIGNMENT

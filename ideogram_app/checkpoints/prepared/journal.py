@@ -1,0 +1,194 @@
+"""Files filled in place, in any order, and a journal of what is done.
+
+A file gets its header and its full size at once, then its tensors in runs of rows, each where the header says. When a
+unit (file_plan.py) is complete the journal gets one line with a hash of each of its tensors' bytes, so that a run that
+continues believes bytes, not promises: what a crash or a power cut lost is written again, and `hash_parts` finds at the
+end whether the file holds what was written. Nothing here is synchronized with the disk; that is done once, before
+publishing (folder.py).
+
+Left out: locking (folder.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ideogram_app.checkpoints.prepared.file_plan import Blank, Unit
+from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK, write_text
+from ideogram_app.errors import CheckpointError
+
+
+class MismatchError(CheckpointError):
+    """What was written is not what it should be: none of it is to be kept."""
+
+
+class Journal:
+    """Which units are done, with the hashes of their parts, one JSON line each; the first line says of what job.
+
+    The hash of a source file is remembered too: a job whose identity holds has sources that did not change.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self._identity = path, identity
+        lines = _json_lines(path)
+        self.resumed = bool(lines) and lines[0] == identity
+        lines = lines[1:] if self.resumed else []
+        self._done: dict[tuple[str, str], list[str]] = {
+            (line["branch"], line["unit"]): line["sha256"] for line in lines if "unit" in line
+        }
+        self.sources: dict[str, str] = {line["source"]: line["sha256"] for line in lines if "source" in line}
+
+    def begin(self) -> None:
+        """Forget what another job left."""
+        write_text(self.path, json.dumps(self._identity) + "\n")
+
+    def __contains__(self, unit: tuple[str, str]) -> bool:
+        return unit in self._done
+
+    def hashes(self, branch: str, unit: Unit) -> dict[str, str]:
+        """What the parts of a unit that is done must hold."""
+        return dict(zip((part.name for part in unit.parts), self._done[branch, unit.name], strict=True))
+
+    def vouches(self, branch: str, unit: Unit, file: FileIO, blank: Blank) -> bool:
+        """Whether a unit was done and the file still holds what was written."""
+        if (branch, unit.name) not in self or len(self._done[branch, unit.name]) != len(unit.parts):
+            return False
+        expected = self.hashes(branch, unit)
+        return all(hash_span(file, *blank.spans[name]) == sha256 for name, sha256 in expected.items())
+
+    def add(self, branch: str, unit: Unit, hashes: Mapping[str, str]) -> None:
+        """Remember a unit that was written, with the hash of every part."""
+        self._done[branch, unit.name] = [hashes[part.name] for part in unit.parts]
+        self._append({"branch": branch, "unit": unit.name, "sha256": self._done[branch, unit.name]})
+
+    def add_source(self, name: str, sha256: str) -> None:
+        self.sources[name] = sha256
+        self._append({"source": name, "sha256": sha256})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(line))  # a torn line ends where the next begins
+
+
+class Filling:
+    """A file being filled: parts of one unit, run after run of rows, each hashed as it is written."""
+
+    def __init__(self, file: FileIO, blank: Blank, unit: Unit) -> None:
+        self._file, self._unit = file, unit
+        self._spans = {part.name: blank.spans[part.name] for part in unit.parts}
+        self._digests = {part.name: hashlib.sha256() for part in unit.parts}
+        self._ends = {name: start for name, (start, _) in self._spans.items()}
+
+    def append(self, name: str, tensor: Tensor) -> None:
+        """Put a tensor's bytes behind what the part has so far.
+
+        Raises:
+            CheckpointError: they reach past the end of the part.
+        """
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        start, stop = self._ends[name], self._spans[name][1]
+        if start + raw.nbytes > stop:
+            raise CheckpointError(f"{name} does not fit its place in {self._file.name}", got=f"{raw.nbytes:,} bytes")
+        self._digests[name].update(raw)
+        self._ends[name] += raw.nbytes
+        self._file.seek(start)
+        while raw:
+            raw = raw[self._file.write(raw) :]
+
+    def hashes(self) -> dict[str, str]:
+        """The hash of every part, all of which must be full.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        for name, (_, stop) in self._spans.items():
+            if self._ends[name] != stop:
+                short = f"{stop - self._ends[name]:,} bytes short"
+                raise CheckpointError(f"{name} does not fill its place in {self._file.name}", got=short)
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
+
+
+def make_blank(path: Path, blank: Blank) -> None:
+    """A file of the right size with the right header, there as a whole or not at all; one that fits is kept."""
+    if path.is_file() and path.stat().st_size == blank.size:
+        with path.open("rb") as file:
+            if file.read(len(blank.header)) == blank.header:
+                return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".draft")
+    with draft.open("wb") as file:
+        file.write(blank.header)
+        file.truncate(blank.size)
+    draft.replace(path)
+
+
+def hash_span(file: FileIO, start: int, stop: int) -> str:
+    """The hash of the bytes at a place, as the file has them."""
+    digest = hashlib.sha256()
+    for piece in _pieces(file, start, stop):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def hash_parts(path: Path, blank: Blank, expected: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Hash a file from end to end, and on the way every part of it.
+
+    Yields:
+        (bytes read since the last, hash of the file so far): the last one is that of the whole.
+
+    Raises:
+        MismatchError: the bytes of a part are not those that were written; it names the part.
+    """
+    whole = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        end = 0
+        for name, (start, stop) in sorted(blank.spans.items(), key=lambda item: item[1]):
+            for piece in _pieces(file, end, start):  # the header, or what aligns a part
+                whole.update(piece)
+            part = hashlib.sha256()
+            for piece in _pieces(file, start, stop):
+                whole.update(piece)
+                part.update(piece)
+            if part.hexdigest() != expected[name]:
+                raise MismatchError(
+                    f"{name} in {path} is not what was written",
+                    expected=f"sha256 {expected[name]}",
+                    got=part.hexdigest(),
+                    do="The disk or the memory of this machine may be failing; prepare it again",
+                )
+            yield stop - end, whole.hexdigest()
+            end = stop
+        for piece in _pieces(file, end, blank.size):
+            whole.update(piece)
+        yield blank.size - end, whole.hexdigest()
+
+
+def _pieces(file: FileIO, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes at a place, a few at a time; fewer than asked for where the file ends early."""
+    file.seek(start)
+    while start < stop and (piece := file.read(min(HASH_CHUNK, stop - start))):
+        start += len(piece)
+        yield piece
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal that can be read; a run that was killed may have torn one."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines

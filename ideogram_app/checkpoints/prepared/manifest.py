@@ -1,0 +1,204 @@
+"""What a folder of weights says of itself: which files, how large, with which hashes.
+
+A prepared folder has `manifest.json`; the folder that ships with the program may have `sha256.json`, a plain list of
+hashes. Hashes are of whole files. Left out: signatures; who can write the files can write their hashes, so these find
+damage, not malice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.checkpoints.published.transformer import weight_files
+from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.wire import from_json
+
+FORMAT = 1  # of the manifest and of everything it lists; a change makes older folders be prepared again
+MANIFEST = "manifest.json"
+SUMS = "sha256.json"  # path inside the folder -> sha256
+HASH_CHUNK = 2**22
+AGAIN = "Prepare it again"
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One file: its path inside the folder, bytes and hash.
+
+    Attributes:
+        changed: of a source file, its time of change in nanoseconds, so that one which stayed is not hashed again.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    changed: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a published folder says of itself.
+
+    Attributes:
+        protected: name fragments of the layers that were in fact left unpacked.
+        source, source_files: what it was made from.
+        files: everything in the folder but the manifest.
+        created: UTC, ISO 8601.
+        calibration: hash of the statistics that scaled the weights or chose what is protected; "" without.
+        smoke: what the smoke test compared before these files got their name, and the relative error of each.
+    """
+
+    format: int
+    model: str
+    recipe: str
+    protected: tuple[str, ...]
+    source: str
+    source_files: tuple[FileRow, ...]
+    files: tuple[FileRow, ...]
+    app_version: str
+    created: str
+    calibration: str = ""
+    smoke: dict[str, float] = field(default_factory=dict)
+
+    def effective(self, recipe: Recipe) -> Recipe:
+        """The recipe with the protected list that these files were made with."""
+        return replace(recipe, protected=self.protected)
+
+    def made_from(self, source: str, folder: Path, files: Sequence[Path]) -> bool:
+        """Whether these files are the source: by size and time of change where they lay, else by hash.
+
+        Args:
+            source: what `source` would say of them; folder: from which their paths are counted.
+        """
+        stats = [path.stat() for path in files]
+        if [row.size for row in self.source_files] != [stat.st_size for stat in stats]:
+            return False
+        if self.source == source and [row.changed for row in self.source_files] == [s.st_mtime_ns for s in stats]:
+            return True
+        return self.source_files == tuple(file_row(path, folder) for path in files)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a published folder says of itself.
+
+    Raises:
+        CheckpointError: not there or not readable.
+    """
+    path = folder / MANIFEST
+    try:
+        return from_json(Manifest, path.read_text(encoding="utf-8"))
+    except FileNotFoundError as problem:
+        raise CheckpointError(f"There is no file {path}", do=AGAIN) from problem
+    except (RequestError, UnicodeDecodeError) as problem:
+        raise CheckpointError(f"{path} is damaged", got=str(problem), do=AGAIN) from problem
+
+
+def source_files(folder: Path) -> list[Path]:
+    """The weights of both transformers of a pipeline folder."""
+    return [path for name in BRANCHES for path in weight_files(folder / name)]
+
+
+def source_rows(folder: Path) -> tuple[FileRow, ...]:
+    """The weights of both transformers of a pipeline folder, hashed; a file that did not change is hashed once."""
+    return tuple(file_row(path, folder) for path in source_files(folder))
+
+
+def file_row(path: Path, folder: Path) -> FileRow:
+    """The row of a source file, named from a folder where it lies inside it."""
+    stat = path.stat()
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+    return FileRow(name, stat.st_size, sha256(path), stat.st_mtime_ns)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, remembered as long as its size and time of change stay.
+
+    Raises:
+        CheckpointError: the file is missing.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError as problem:
+        raise CheckpointError(f"There is no file {path}") from problem
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return hash_file(path)
+
+
+def hash_file(path: Path) -> str:
+    """The hash of a file as it is now."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_sums(folder: Path) -> Path:
+    """Record the hashes of a pipeline folder's weights and vocabulary, for `verify_sums`."""
+    files = sorted([*folder.rglob("*.safetensors"), *folder.rglob("tokenizer.json")])
+    sums = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
+    write_text(folder / SUMS, json.dumps(sums, indent=2) + "\n")
+    return folder / SUMS
+
+
+def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
+    """Compare files of some parts of a pipeline folder with its recorded hashes, where it records any.
+
+    Raises:
+        CheckpointError: names the file that differs.
+    """
+    path = folder / SUMS
+    sums: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, expected in sums.items():
+        if name.split("/")[0] in parts:
+            expect_hash(folder / name, expected, "Restore it from the program's own files")
+
+
+def expect_size(path: Path, expected: int, do: str = AGAIN) -> None:
+    """Refuse a file of another size."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}", expected=f"{expected:,} bytes", do=do)
+    got = path.stat().st_size
+    if got != expected:
+        what = "truncated" if got < expected else "too long"
+        raise CheckpointError(f"{path} is {what}", expected=f"{expected:,} bytes", got=f"{got:,} bytes", do=do)
+
+
+def expect_hash(path: Path, expected: str, do: str = AGAIN) -> None:
+    """Refuse a file of another content."""
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}", do=do)
+    got = hash_file(path)
+    if got != expected:
+        raise CheckpointError(f"{path} was altered", expected=f"sha256 {expected}", got=got, do=do)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text, encoding="utf-8")
+    sync(draft)
+    draft.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, reach the disk; Windows cannot do the latter and needs not."""
+    with suppress(PermissionError):
+        handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

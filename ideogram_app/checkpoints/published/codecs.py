@@ -1,0 +1,289 @@
+"""How a stored tensor becomes weights: one row for every packing that published files of this model use.
+
+    dense  F32, BF16 or F16                                W as stored
+    fp8    F8_E4M3 + scale                                 W = values * scale              one scale, or one a row
+    int8   I8 + scale (+ smooth) (+ note)                  W = values * scale / smooth     then rotated if noted
+    nf4    U8 + absmax + levels + state (+ nested scales)  quantization/nf4.py
+    ggml   a block type of GGUF                            quantization/k_quants.py, else gguf-py
+
+The row is found for every tensor by itself, from its type and from what stands beside it, because files mix them: GGUF
+files above all. Only the rows asked for are read and widened, to float32; what is dense keeps its type.
+
+ComfyUI notes the format of a weight as JSON, in a tensor beside it or in the metadata of the file; the note of an INT8
+weight says whether it was rotated, so a note is believed and an unknown one refused. Left out: nvfp4, fp4, MXFP8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ideogram_app.checkpoints.gguf import FLOATS, OTHER_BLOCKS, GgufFile
+from ideogram_app.checkpoints.published.tensor_names import ROLES, WEIGHT, parse
+from ideogram_app.checkpoints.safetensors import SafetensorsFile
+from ideogram_app.errors import CheckpointError
+from ideogram_app.quantization import k_quants, nf4
+from ideogram_app.quantization.rotation import GROUP, rotate
+
+NOTED = "_quantization_metadata"  # ComfyUI's key for notes in the metadata of the file
+NOTES = {"F8_E4M3": "float8_e4m3fn", "I8": "int8_tensorwise"}  # type of a weight -> format its note must name
+ROTATIONS = tuple(4**power for power in range(1, 7))  # sizes of regular Hadamard matrices
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor: the file it lies in, and its name there."""
+
+    file: SafetensorsFile | GgufFile
+    name: str
+
+    @property
+    def dtype(self) -> str:
+        return self.file.infos[self.name].dtype
+
+    @property
+    def shape(self) -> Shape:
+        return self.file.infos[self.name].shape
+
+    def read(self, rows: slice | None = None) -> Tensor:
+        """All of it or some rows, in memory of its own."""
+        return self.file.tensor(self.name, (rows or slice(None)) if self.shape else None)
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dtype} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """One way to store a tensor.
+
+    Attributes:
+        dtypes: the types its weights may have.
+        needs, may: roles (tensor_names.py) of the tensors that must and may stand beside them.
+        measure: checks these parts against each other and says the shape of the weights.
+        widen: the rows of a slice with start and stop.
+    """
+
+    name: str
+    dtypes: tuple[str, ...]
+    needs: tuple[str, ...]
+    may: tuple[str, ...]
+    measure: Callable[[Stored], Shape]
+    widen: Callable[[Stored, slice], Tensor]
+
+    def takes(self, parts: Mapping[str, Entry]) -> bool:
+        beside = set(parts) - {WEIGHT}
+        return parts[WEIGHT].dtype in self.dtypes and set(self.needs) <= beside <= {*self.needs, *self.may}
+
+    def __str__(self) -> str:
+        suffixes = [next(suffix for suffix, role in ROLES.items() if role == need) for need in self.needs]
+        return " or ".join(self.dtypes) + (f" with {', '.join(suffixes)}" if suffixes else "")
+
+
+class Stored:
+    """One matrix or vector as it is stored, with everything that stands beside it.
+
+    Attributes:
+        parts: role to entry; `WEIGHT` is always among them.
+        packing: the row of `PACKINGS` that reads it.
+        settings: the JSON that came with it: ComfyUI's note, bitsandbytes' state.
+        shape: of the weights it stands for.
+
+    Raises:
+        CheckpointError: no packing takes these parts, or they contradict each other.
+    """
+
+    def __init__(self, parts: Mapping[str, Entry]) -> None:
+        self.parts, self.weight = parts, parts[WEIGHT]
+        self.settings = self._settings()
+        noted = self.settings.get("format", "")
+        packing = next((packing for packing in PACKINGS if packing.takes(parts)), None)
+        if packing is None or (noted and NOTES.get(self.weight.dtype) != noted):
+            beside = [str(entry) for role, entry in parts.items() if role != WEIGHT]
+            shown = PACKINGS[:-1] if isinstance(self.weight.file, SafetensorsFile) else PACKINGS[-1:]
+            raise CheckpointError(
+                f"Tensor {self.weight.name} of {self.weight.file.path} is packed in a way this version does not read",
+                expected="; ".join(str(packing) for packing in shown),
+                got=" with ".join([str(self.weight), *beside]) + (f", noted as {noted}" if noted else ""),
+            )
+        self.packing = packing
+        self.shape = packing.measure(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor where it is not packed; what was packed is held in bfloat16, as its neighbours are."""
+        return FLOATS[self.weight.dtype] if self.packing.name == "dense" else torch.bfloat16
+
+    def read(self, rows: slice) -> Tensor:
+        """Some rows, widened: start and stop must be whole numbers within the shape."""
+        if rows.start == rows.stop:
+            dtype = self.dtype if self.packing.name == "dense" else torch.float32
+            return torch.empty(0, *self.shape[1:], dtype=dtype)
+        return self.packing.widen(self, rows)
+
+    def wrong(self, entry: Entry | None, expected: str) -> CheckpointError:
+        """The error for a part that does not fit the weight."""
+        return CheckpointError(
+            f"The packed tensor {self.weight.name} of {self.weight.file.path} cannot be widened",
+            expected=expected,
+            got=str(entry) if entry else "nothing of that name",
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The note or state beside the weight, else what the metadata notes for its module."""
+        entry = self.parts.get("note") or self.parts.get("state")
+        if entry is not None:
+            raw = bytes(entry.read().flatten().view(torch.uint8).numpy())
+            return _json_object(entry, raw)
+        noted = self.weight.file.metadata.get(NOTED)
+        if not isinstance(noted, str):
+            return {}
+        layers = _json_object(self.weight, noted.encode()).get("layers", {})
+        found = layers.get(self.weight.name.removesuffix(".weight"), {}) if isinstance(layers, dict) else {}
+        return found if isinstance(found, dict) else {}
+
+
+def gather(files: list[SafetensorsFile | GgufFile], branch: int | None) -> dict[str, dict[str, Entry]]:
+    """Every stored tensor of one transformer, by the tensor it belongs to and its role there.
+
+    Raises:
+        CheckpointError: one that is there twice.
+    """
+    found: dict[str, dict[str, Entry]] = {}
+    for file in files:
+        for stored in file.infos:
+            name, entry = parse(stored), Entry(file, stored)
+            if branch is not None and name.branch != branch:
+                continue
+            other = found.setdefault(name.base, {}).setdefault(name.role, entry)
+            if other is not entry:
+                raise CheckpointError(
+                    f"Tensor {name.base} is there twice",
+                    got=f"{other.name} in {other.file.path} and {stored} in {file.path}",
+                )
+    return found
+
+
+def _json_object(entry: Entry, text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as problem:
+        raise CheckpointError(
+            f"What {entry.file.path} says of {entry.name} cannot be read", expected="JSON", got=str(problem)
+        ) from problem
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"What {entry.file.path} says of {entry.name} cannot be read", expected="a JSON object", got=f"{text!r:.60}"
+        )
+    return value
+
+
+def _measure_dense(stored: Stored) -> Shape:
+    return stored.weight.shape
+
+
+def _widen_dense(stored: Stored, rows: slice) -> Tensor:
+    return stored.weight.read(rows)
+
+
+def _measure_scaled(stored: Stored) -> Shape:
+    """Matrices with one float32 scale, or one a row; what else an INT8 weight may need must fit its columns."""
+    shape, scale, smooth = stored.weight.shape, stored.parts["scale"], stored.parts.get("smooth")
+    if len(shape) != 2:
+        raise stored.wrong(stored.weight, "a matrix")
+    if scale.dtype != "F32" or scale.shape not in ((), (1,), (shape[0],), (shape[0], 1)):
+        raise stored.wrong(scale, f"scales, F32 ({shape[0]},)")
+    if smooth is not None and (smooth.dtype not in FLOATS or smooth.shape != (shape[1],)):
+        raise stored.wrong(smooth, f"smoothing factors, F32 ({shape[1]},)")
+    if stored.settings.get("convrot"):
+        group = stored.settings.get("convrot_groupsize", GROUP)
+        if group not in ROTATIONS or shape[1] % group:
+            expected = (
+                f"rows of a multiple of {group}" if group in ROTATIONS else f"groups of a power of 4, not {group}"
+            )
+            raise stored.wrong(stored.weight, f"rotated weights in {expected}")
+    return shape
+
+
+def _widen_scaled(stored: Stored, rows: slice) -> Tensor:
+    values, entry = stored.weight.read(rows).float(), stored.parts["scale"]
+    scale = entry.read(rows if prod(entry.shape) > 1 else None).view(-1, 1)
+    weight = values.mul_(scale)
+    if smooth := stored.parts.get("smooth"):
+        weight /= smooth.read().float()
+    if stored.settings.get("convrot"):
+        weight = rotate(weight, int(stored.settings.get("convrot_groupsize", GROUP)))
+    return weight
+
+
+def _measure_nf4(stored: Stored) -> Shape:
+    """The state names shape and block sizes; the parts must have the lengths that follow from them."""
+    state, parts = stored.settings, stored.parts
+    try:
+        shape, block = tuple(int(size) for size in state["shape"]), int(state["blocksize"])
+        blocks = ceil(prod(shape) / block)
+        lengths = {WEIGHT: ("U8", ceil(prod(shape) / 2)), "absmax": ("F32", blocks), "levels": ("F32", 16)}
+        if "nested absmax" in parts:
+            runs = ceil(blocks / int(state["nested_blocksize"]))
+            nested = {"absmax": ("U8", blocks), "nested absmax": ("F32", runs), "nested levels": ("F32", 256)}
+            lengths |= nested
+            float(state["nested_offset"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as problem:
+        raise stored.wrong(parts["state"], f"a state with shape, blocksize and nested values, not {state}") from problem
+    if len(shape) != 2 or block % 2 or state.get("quant_type") != "nf4":
+        raise stored.wrong(parts["state"], f"an NF4 matrix in blocks of an even size, not {state}")
+    for role, (dtype, length) in lengths.items():
+        entry = parts.get(role)
+        if entry is None or entry.dtype != dtype or prod(entry.shape) != length or entry.shape[0] != length:
+            raise stored.wrong(entry, f"{role} as {dtype}, {length:,} of them")
+    return shape
+
+
+def _widen_nf4(stored: Stored, rows: slice) -> Tensor:
+    """Blocks run along the flattened matrix: whole blocks are read, and the weights around the rows dropped."""
+    parts, state, columns = stored.parts, stored.settings, stored.shape[1]
+    block = int(state["blocksize"])
+    start, stop = rows.start * columns, rows.stop * columns
+    first, last = start // block, ceil(stop / block)
+    packed = parts[WEIGHT].read(slice(first * block // 2, last * block // 2)).flatten()
+    absmax = parts["absmax"].read(slice(first, last))
+    scales = nf4.Scales(absmax)
+    if "nested absmax" in parts:
+        nested = (parts["nested absmax"].read(), parts["nested levels"].read())
+        scales = nf4.Scales(absmax, *nested, int(state["nested_blocksize"]), float(state["nested_offset"]), first)
+    weights = nf4.decode(packed, scales, parts["levels"].read(), block)
+    return weights[start - first * block : stop - first * block].view(-1, columns)
+
+
+def _measure_ggml(stored: Stored) -> Shape:
+    if len(stored.weight.shape) != 2:
+        raise stored.wrong(stored.weight, "a matrix: vectors are not packed")
+    return stored.weight.shape
+
+
+def _widen_ggml(stored: Stored, rows: slice) -> Tensor:
+    packed, kind = stored.weight.read(rows), stored.weight.dtype
+    if kind in k_quants.FORMATS:
+        return k_quants.decode(packed, kind)
+    import gguf
+
+    return torch.from_numpy(gguf.dequantize(packed.numpy(), gguf.GGMLQuantizationType[kind]))
+
+
+PACKINGS: tuple[Packing, ...] = (
+    Packing("dense", tuple(FLOATS), (), (), _measure_dense, _widen_dense),
+    Packing("fp8", ("F8_E4M3",), ("scale",), ("note", "input scale"), _measure_scaled, _widen_scaled),
+    Packing("int8", ("I8",), ("scale",), ("note", "input scale", "smooth"), _measure_scaled, _widen_scaled),
+    Packing(
+        *("nf4", ("U8",), ("absmax", "levels", "state"), ("nested absmax", "nested levels")),
+        *(_measure_nf4, _widen_nf4),
+    ),
+    Packing("ggml", (*k_quants.FORMATS, *OTHER_BLOCKS), (), (), _measure_ggml, _widen_ggml),
+)

@@ -1,0 +1,177 @@
+"""What the command line says to people: the machine, a plan, progress on one line, a result.
+
+Standard error for progress, standard output for answers. Left out: colours and bars, which logs and pipes cannot show.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Iterator
+from typing import TextIO, TypeVar
+
+from ideogram_app.catalog.models import MODELS
+from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.footprint import gb
+from ideogram_app.planning.planner import Plan
+from ideogram_app.records import IN_BYTES, Event, Result, Rung, decibels
+from ideogram_app.studio.state import Job, State
+from ideogram_app.studio.studio import Studio
+
+T = TypeVar("T")
+
+
+def describe_hardware(hardware: Hardware) -> list[str]:
+    """The machine in a few lines; what is not known is left out."""
+    capability = hardware.compute_capability
+    mark = f" (sm_{capability[0]}{capability[1]})" if capability and hardware.kind == "cuda" else ""
+    generation = f", {hardware.architecture}{mark}" if hardware.architecture else ""
+    count = f", {hardware.device_count} of them" if hardware.device_count > 1 else ""
+    lines = [f"Device   {hardware.name} [{hardware.kind}{generation}{count}]"]
+    sizes = (
+        ("Memory", hardware.device_free_bytes, hardware.device_memory_bytes, "of the device"),
+        ("RAM", hardware.host_free_bytes, hardware.host_memory_bytes, ""),
+        ("Disk", hardware.disk_free_bytes, None, ""),
+    )
+    for label, free, total, of in sizes:
+        if free is not None or total is not None:
+            parts = [f"{gb(free)} free" if free is not None else "", f"{gb(total)} in all" if total is not None else ""]
+            lines.append(f"{label:<8} {', '.join(filter(None, parts))} {of}".rstrip())
+    if hardware.cpu_name:
+        features = f" ({' '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
+        lines.append(f"CPU      {hardware.cpu_name}, {hardware.cpu_cores} cores{features}")
+    if hardware.problem:
+        lines.append(f"Problem  {hardware.problem}")
+    return lines
+
+
+def describe_plan(decided: Plan) -> list[str]:
+    """The decision, then its reasons."""
+    title = MODELS[decided.model].title
+    lines = [f"Plan for {title}, {decided.width} x {decided.height}"]
+    if decided.recipe is None:
+        lines.append("  nothing fits" if not decided.requested_recipe else f"  {decided.requested_recipe} does not fit")
+    else:
+        lines.append(f"  {decided.recipe}, {decided.residency}, {decided.compute_dtype} on {decided.device}")
+        expected = decided.predicted
+        seconds = expected.seconds_per_step
+        lines.append(f"  peak: {gb(expected.peak_device_bytes)} device, {gb(expected.peak_host_bytes)} RAM")
+        lines.append(f"  download {gb(expected.download_bytes)}, disk {gb(expected.disk_bytes)} in all")
+        lines.append(f"  about {_duration(seconds)} a step" if seconds else "  time a step: not known for this device")
+    lines += [f"  - {reason}" for reason in decided.reasons]
+    if decided.suggestion:
+        lines.append(f"  > {decided.suggestion}")
+    return lines
+
+
+def follow(
+    studio: Studio, job_id: str, stream: TextIO | None = None, tell: Callable[[State], list[str]] | None = None
+) -> Job:
+    """Print a job's progress until it is over, and return it. Ctrl-C stops the job and waits for it to end.
+
+    Args:
+        tell: gives lines of its own about every state, printed before the progress.
+    """
+    stream = stream or sys.stderr
+    shown, version = "", -1
+    while True:
+        try:
+            state = studio.watch(version, timeout=1.0)
+            version = state.version
+            job = studio.wait(job_id, timeout=0)
+            if lines := tell(state) if tell else []:
+                shown = _above(stream, lines, shown)
+            line = describe_event(job.stage) if job.stage else ""
+            if line and line != shown:
+                _overwrite(stream, line, shown)
+                shown = line
+            if job.is_over:
+                print(file=stream)
+                return job
+        except KeyboardInterrupt:
+            print("\nstopping ...", file=stream)
+            studio.stop(job_id)
+
+
+def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
+    """Print the progress of an iterator of events to its end, and return what it returns."""
+    stream, shown = stream or sys.stderr, ""
+    while True:
+        try:
+            line = describe_event(next(events))
+        except StopIteration as end:
+            print(file=stream)
+            answer: T = end.value
+            return answer
+        if line != shown:
+            _overwrite(stream, line, shown)
+            shown = line
+
+
+def finish(events: Iterator[Event]) -> Event:
+    """`drain`, for an iterator whose last event says what came of it."""
+
+    def kept() -> Generator[Event, None, Event]:
+        event = Event("")
+        for event in events:
+            yield event
+        return event
+
+    return drain(kept())
+
+
+def describe_event(event: Event) -> str:
+    """One line: what is being done, how far it is and how long it will take."""
+    parts = [f"{event.recipe}:" if event.recipe else "", event.phase]
+    if event.total:
+        parts.append(
+            f"{event.done} of {event.total}" if event.phase == "denoise" else f"{event.done / event.total:.0%}"
+        )
+    if event.phase in IN_BYTES and event.rate:
+        parts.append(f"{gb(event.rate)}/s")
+    if event.seconds_left is not None:
+        parts.append(f"{event.seconds_left:.0f} s left")
+    return " ".join(part for part in parts if part)
+
+
+def describe_result(result: Result) -> str:
+    """One line under the others: a row of the table of recipes; below it what was given up, or what can be tried."""
+    title = f"{find_recipe(result.recipe).title:<12}"
+    further = [f"\n  - {sentence}" for sentence in result.given_up]
+    if result.error:
+        further += [f"\n  > {describe_offer(rung)}" for rung in result.offers]
+        return f"{title} failed: {result.error}{''.join(further)}"
+    step = f"{(result.seconds_per_step or 0) * 1000:7.0f} ms/step"
+    memory = f"weights {gb(result.weight_bytes or 0):>8}, peak {gb(result.peak_memory_bytes or 0):>8}"
+    distance = f"PSNR {decibels(result.psnr):>8}, SSIM {result.ssim:.4f}" if result.psnr is not None else ""
+    ran = f"  ran: {result.engaged}, {result.residency}" if result.given_up else ""
+    row = f"{title} {result.seconds.total:7.2f} s {step}, {memory}  {distance}".rstrip()
+    return f"{row}{ran}{''.join(further)}"
+
+
+def describe_offer(rung: Rung) -> str:
+    """A way to draw with less, and the flags that take it."""
+    flags = [f"--recipe {rung.recipe}", f"--width {rung.width}", f"--height {rung.height}"]
+    for name, limit in (("device", rung.device_limit_bytes), ("host", rung.host_limit_bytes)):
+        flags += [f"--{name}-limit {limit / 1e9:.2f}"] if limit is not None else []
+    same = " (the same picture)" if rung.same_picture else ""
+    return f"{rung.title}{same}: {' '.join(flags)}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "under 1 ms"
+
+
+def _overwrite(stream: TextIO, line: str, before: str) -> None:
+    """A terminal gets the line in place of the one before; a file gets one line for each phase."""
+    if stream.isatty():
+        print("\r" + line.ljust(len(before)), end="", file=stream, flush=True)
+    elif line.split()[:2] != before.split()[:2]:
+        print(line, file=stream, flush=True)
+
+
+def _above(stream: TextIO, lines: list[str], shown: str) -> str:
+    """Print lines where progress may stand in the last one; gives what stands there afterwards."""
+    on_line = shown and stream.isatty()
+    print("\n" * bool(on_line) + "\n".join(lines), file=stream, flush=True)
+    return "" if on_line else shown

@@ -1,0 +1,155 @@
+"""The first run on the command line: the same seven stages as on the page, told on standard error as they are passed.
+
+    prepare_by_stages(studio, "ideogram-4") -> Job
+
+Everything is said before the first byte, and what stands in the way ends it before anything is begun. Stopped, killed
+or cut off, the same command goes on where it stopped. Left out: questions; what has to be decided is a flag.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TextIO
+
+from ideogram_app.catalog.models import find_model
+from ideogram_app.cli.output import follow
+from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError, RequestError
+from ideogram_app.folders import data_folder, output_folder
+from ideogram_app.generation.validate import check_recipes
+from ideogram_app.studio.setup_stages import Stage, current, guide
+from ideogram_app.studio.setup_status import View
+from ideogram_app.studio.state import Job, State
+from ideogram_app.studio.studio import Studio
+
+LOOK_SECONDS = 300.0  # the longest that is waited for the first look at the machine, which loads torch
+ASK_SECONDS = 60.0  # for the Hub's answer
+SETTLE_SECONDS = 0.5  # the plan is made once more when the disk has been looked at
+
+
+def prepare_by_stages(
+    studio: Studio, model: str, recipes: tuple[str, ...] = (), stream: TextIO | None = None
+) -> tuple[Job, str]:
+    """Bring a model from where its first run stands to where it can be drawn with.
+
+    Args:
+        recipes: what to make; the plan's choice, or what is begun, where none is named.
+
+    Returns:
+        The job, and the recipe to draw with.
+
+    Raises:
+        DeviceError: the machine cannot run it, and nothing was asked for by name.
+        AccessError: the gate is closed.
+        DiskError: too little room, or it filled up.
+        RequestError: no such model or recipe, or it was stopped, or it failed.
+    """
+    find_model(model)
+    if recipes:
+        check_recipes(recipes)
+    told = _Told(model, recipes, stream or sys.stderr)
+    studio.start()
+    try:
+        print("Looking at this machine ...", file=told.stream)
+        state = _settled(studio, model)
+        _insist(told, state, ("machine", "plan"))
+        if not (View(state, model, recipes).is_ready or state.sources[model].at_hand):
+            studio.check_access(model)
+            state = _until(studio, lambda now: model in now.access and model not in now.checking, ASK_SECONDS)
+        _insist(told, state, ("licence", "fetch", "quantize"))
+        told.recipes = View(state, model, recipes).recipes
+        job = follow(studio, studio.submit_prepare(model, told.recipes), told.stream, told.passed)
+        state = studio.state
+    finally:
+        studio.close()
+    if job.state == "failed":
+        raise _problem(guide(state, model, told.recipes), job.error)
+    if job.state != "done":
+        raise RequestError("Stopped; what is done is kept", do="The same command goes on where it stopped")
+    told.print(told.passed(state))
+    return job, told.recipes[0]
+
+
+def draw_command(model: str, recipe: str, data: Path, output: Path) -> str:
+    """What draws the first picture, from the same folders."""
+    flags = [("--data", data, data_folder()), ("--output", output, output_folder())]
+    folders = [f"{flag} {shlex.quote(str(path))}" for flag, path, own in flags if path != own]
+    start = f"python -m ideogram_app generate --model {model} --recipe {recipe}"
+    return " ".join([start, *folders, '--prompt "a lighthouse at dusk" --out first.png'])
+
+
+def _until(studio: Studio, is_so: Callable[[State], bool], seconds: float) -> State:
+    """The first state of which something is true, or the last one when the time is up."""
+    state = studio.state
+    while not is_so(state) and seconds > 0:
+        state = studio.watch(state.version, 1.0)
+        seconds -= 1.0
+    return state
+
+
+def _settled(studio: Studio, model: str) -> State:
+    """The state once machine and disk are known, and the plan knows of both."""
+    state = _until(studio, lambda now: bool(now.machine_error) or model in now.sources, LOOK_SECONDS)
+    return state if state.machine_error else studio.watch(state.version, SETTLE_SECONDS)
+
+
+def _insist(told: _Told, state: State, names: tuple[str, ...]) -> None:
+    """Tell these stages as far as they are passed; refuse where one is blocked."""
+    told.print(told.passed(state, names))
+    stages = guide(state, told.model, told.recipes)
+    here = current(stages)
+    if here.standing == "blocked" and here.name in names:
+        if here.facts and here.name != "licence":
+            told.print(told.lines(replace(here, sentence=""), 1 + stages.index(here)))
+        raise _problem(stages, here.sentence)
+
+
+def _problem(stages: tuple[Stage, ...], words: str) -> AppError:
+    """What stands in the way, as an error of its kind, with the page on which to act."""
+    here = current(stages)
+    page = f" {here.link[1]}" if here.link and here.link[1] not in words else ""
+    lacks = any(name == "Lacking" for name, _ in here.facts)
+    kinds = {"machine": DeviceError, "plan": DiskError if lacks else DeviceError, "licence": AccessError}
+    kind: type[AppError] = kinds.get(here.name, DiskError if lacks else RequestError)
+    by_name = here.name == "plan" and not lacks
+    return kind(words + page, do="Name a recipe to make it all the same, for another machine" if by_name else "")
+
+
+@dataclass
+class _Told:
+    """Which stages were told already, and where."""
+
+    model: str
+    recipes: tuple[str, ...]
+    stream: TextIO
+    names: set[str] = field(default_factory=set)
+
+    def passed(self, state: State, names: tuple[str, ...] = ()) -> list[str]:
+        """Lines about the stages that are done, in order, each told once.
+
+        Args:
+            names: only these; all where none is named.
+        """
+        lines: list[str] = []
+        stages = guide(state, self.model, self.recipes)
+        for number, stage in enumerate(stages, 1):
+            if stage.standing != "done":
+                break
+            if stage.name in self.names or (names and stage.name not in names):
+                continue
+            self.names.add(stage.name)
+            lines += self.lines(stage, number)
+        return lines
+
+    def lines(self, stage: Stage, number: int) -> list[str]:
+        """One stage: its number, how it stands, and its numbers where they are to be read now."""
+        first = f"{number}/7 {stage.title}: {stage.sentence}".rstrip()
+        shown = stage.facts if stage.is_open or stage.name == "licence" else ()
+        return [first, *(f"      {name:<18} {value}" for name, value in shown)]
+
+    def print(self, lines: list[str]) -> None:
+        for line in lines:
+            print(line, file=self.stream, flush=True)

@@ -1,0 +1,96 @@
+"""Comparisons on disk: one folder each, with its pictures, `comparison.json` and a contact sheet.
+
+The folder's name is the time and four random digits, so names sort by age and two programs never meet in one. The
+JSON is written beside its final name and renamed, and names pictures relative to the folder: a folder can be moved,
+sent to somebody else, or deleted by hand.
+
+Left out: an index, tags, search. The folders are the database, as in Fooocus, without its one log file a day.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ideogram_app.comparison.record import Comparison
+from ideogram_app.errors import RequestError
+from ideogram_app.records import Result
+from ideogram_app.wire import from_json, to_json
+
+COMPARISON_FILE = "comparison.json"
+SHEET_FILE = "contact-sheet.png"
+SHOWN = 60
+_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A saved comparison. Images are paths into its folder."""
+
+    id: str
+    created: float
+    comparison: Comparison
+    folder: Path
+
+
+def new_name() -> str:
+    """A name for a new folder."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def find_entry(output: Path, name: str) -> Entry:
+    """One comparison by the name of its folder.
+
+    Raises:
+        RequestError: there is none of that name, or what is there cannot be read.
+    """
+    found = read_entry(output / name) if _NAME.fullmatch(name) else None
+    if found is None:
+        raise RequestError("This comparison is not in the history", got=repr(name)[:60])
+    return found
+
+
+def write_entry(folder: Path, comparison: Comparison) -> None:
+    """Save a comparison beside its pictures; names instead of paths, so that the folder can be moved."""
+    named = tuple(replace(r, image=Path(r.image).name if r.image else None) for r in comparison.results)
+    temporary = folder / f".{COMPARISON_FILE}.{os.getpid()}"
+    temporary.write_text(to_json(replace(comparison, results=named)), encoding="utf-8")
+    temporary.replace(folder / COMPARISON_FILE)
+
+
+def read_entry(folder: Path) -> Entry | None:
+    """A saved comparison, or None where the folder holds none that can be read."""
+    file = folder / COMPARISON_FILE
+    try:
+        comparison = from_json(Comparison, file.read_text(encoding="utf-8"))
+        created = file.stat().st_mtime
+    except (OSError, UnicodeDecodeError, RequestError):
+        return None
+    return Entry(folder.name, created, replace(comparison, results=_located(folder, comparison.results)), folder)
+
+
+def _located(folder: Path, results: tuple[Result, ...]) -> tuple[Result, ...]:
+    """The same results with the paths of their pictures; one that is gone says so."""
+    found = []
+    for result in results:
+        path = folder / Path(result.image).name if result.image else None
+        if path and not path.is_file():
+            found.append(replace(result, image=None, error=f"The picture {path.name} is no longer in its folder."))
+        else:
+            found.append(replace(result, image=str(path) if path else None))
+    return tuple(found)
+
+
+def read_history(output: Path) -> Iterator[Entry]:
+    """The newest comparisons, newest first."""
+    if not output.is_dir():
+        return
+    names = sorted((path.name for path in output.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+    found = (read_entry(output / name) for name in names)
+    for _, entry in zip(range(SHOWN), filter(None, found), strict=False):
+        yield entry

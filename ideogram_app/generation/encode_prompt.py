@@ -1,0 +1,104 @@
+"""The caption, read before anything is drawn: text features and noise, or what ran out on the way.
+
+The text encoder visits the device the way the plan says. Where transformers are loaded already it passes through layer
+by layer instead, so that they can stay. If it finds no room, everything loaded goes and it tries again as planned, and
+then, for those who said `adapt`, layer by layer: features are the same, so only the way is told. Captions that were
+read before need no encoder at all.
+
+Left out: prompt enhancement, and reading on the processor while the device draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from traceback import clear_frames
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ideogram_app.generation.draw import Shared, share
+from ideogram_app.generation.retry import Desk
+from ideogram_app.machine.meter import release
+from ideogram_app.model.cache import Kept
+from ideogram_app.model.components import PartsFolder, find_parts
+from ideogram_app.model.offload.offload import DTYPES
+from ideogram_app.model.text_encoder.features import FeatureCache, FeatureKey, encode
+from ideogram_app.model.text_encoder.on_device import guest
+from ideogram_app.planning.oom import Shortage, understand
+from ideogram_app.planning.planner import Plan
+from ideogram_app.records import Request
+
+LIGHTEST = "streamed"
+
+
+def read(request: Request, chosen: Plan, desk: Desk, features: FeatureCache) -> Shared | Shortage:
+    """What every recipe of a request starts from; or the shortage, with everything loaded given back.
+
+    Raises:
+        AppError: the request or the model's parts cannot be used.
+    """
+    first, *others = _ways(request, chosen, desk.kept)
+    where = find_parts(request.model, store=desk.store)
+    parts = where, where.vae("cpu", DTYPES[chosen.compute_dtype]), where.scheduler().config.shift
+    outcome = _read(request, chosen, desk, features, parts, first)
+    for way in others:
+        if not isinstance(outcome, Shortage):
+            return outcome
+        given_up = (outcome.account("the text encoder passed through layer by layer"),)
+        outcome = _read(request, chosen, desk, features, parts, way)
+        if not isinstance(outcome, Shortage) and way != chosen.encoder:
+            return replace(outcome, given_up=given_up)
+    return outcome
+
+
+def _read(
+    request: Request,
+    chosen: Plan,
+    desk: Desk,
+    features: FeatureCache,
+    parts: tuple[PartsFolder, Any, float],
+    way: str,
+) -> Shared | Shortage:
+    """One try, with the encoder visiting in one way."""
+    device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
+    where, vae, shift = parts
+    key = FeatureKey(request.model, where.identity, dtype, request.caption)
+    reader = _reader(where, way, device, dtype, request.caption, desk.kept)
+    try:
+        return share(request, device, lambda: features.features(key, reader), vae, shift)
+    except Exception as problem:
+        shortage = understand(problem, "encode", desk.now())
+        if shortage is None:
+            raise
+        clear_frames(problem.__traceback__)
+    desk.kept.unload()
+    release(device)
+    return shortage
+
+
+def _ways(request: Request, chosen: Plan, kept: Kept) -> list[str]:
+    """How the encoder may visit, the first choice first."""
+    ways = [chosen.encoder]
+    if kept.key is not None:  # what is loaded stays if it can, whatever it is: if not, once more as planned
+        ways.insert(0, LIGHTEST if chosen.encoder != "resident" else "resident")
+    if request.adapt and chosen.device != "cpu" and chosen.encoder != LIGHTEST:
+        ways.append(LIGHTEST)
+    return ways
+
+
+def _reader(
+    where: PartsFolder, way: str, device: torch.device, dtype: torch.dtype, caption: str, kept: Kept
+) -> Callable[[], Tensor]:
+    """Reads the caption: (1, n, taps x hidden)."""
+
+    def staying() -> Tensor:
+        key = where.identity, dtype, device
+        return encode(where.tokenizer(), kept.encoder(key, lambda: where.text_encoder(device, dtype)), caption)
+
+    def visiting() -> Tensor:
+        with guest(where, way, device, dtype) as encoder:
+            return encode(where.tokenizer(), encoder, caption)
+
+    return staying if way == "resident" else visiting

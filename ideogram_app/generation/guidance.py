@@ -1,0 +1,117 @@
+"""The guided velocity of a picture at every step: both transformers, where they live, and what may be left out.
+
+    guidance x conditional + (1 - guidance) x unconditional        in float32
+
+The two meet only in their outputs, so each may have a device of its own: both are given their work before either is
+waited for. What is left out on request (catalog/speedups.py) is decided here, step by step. Left out: batches of both
+branches, which have different weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ideogram_app.catalog.speedups import LEAVE, REUSE, RUN, threshold, unconditional
+from ideogram_app.model.loader import Loaded
+from ideogram_app.model.offload.offload import current, prepare
+from ideogram_app.model.transformer.backbone import Backbone
+from ideogram_app.model.transformer.conditioner import Prepared
+
+SMALLEST_NORM = 1e-12  # of the first block's change; keeps the relative change finite where nothing changed
+
+
+class Velocity:
+    """Call it with latents and the number of a step.
+
+    Args:
+        features: (1, n, taps x encoder), on any device.
+        times: (steps,), 0 is noise and 1 is data.
+        savings: names of rows of `SAVINGS`.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        features: Tensor,
+        rows: int,
+        columns: int,
+        times: Tensor,
+        savings: tuple[str, ...] = (),
+    ) -> None:
+        self._steps, self._savings = len(times), savings
+        loaded.rest()  # a picture that was cancelled may have left its scratch
+        self._branches = [
+            _Branch(backbone, prepare(backbone, features[0], times, rows, columns, device), device)
+            for backbone, device in zip(loaded.modules, loaded.devices, strict=True)
+        ]
+        manners = {unconditional(savings, step, self._steps) for step in range(self._steps)}
+        self._remembers, self._difference = REUSE in manners, torch.zeros(())  # of guidance, from the last full step
+
+    def __call__(self, latents: Tensor, step: int, guidance: float) -> Tensor:
+        """latents: (1, tokens, 128) float32 -> the same shape and type, on the same device."""
+        conditional, other = self._branches
+        reusable = threshold(self._savings, step, self._steps)
+        manner = unconditional(self._savings, step, self._steps)
+        outputs = [conditional(latents[0], step, reusable)]
+        if manner == RUN:
+            outputs.append(other(latents[0], step, reusable))
+        with_text, *rest = (output.to(latents.device).float() for output in outputs)
+        if manner == LEAVE:
+            return with_text[None]
+        if manner == REUSE:
+            return (with_text + (guidance - 1.0) * self._difference)[None]
+        (without,) = rest
+        if self._remembers:
+            self._difference = with_text - without
+        return (guidance * with_text + (1.0 - guidance) * without)[None]
+
+
+@dataclass
+class _Branch:
+    """One transformer at work on one picture, and what it remembers of the step before.
+
+    Attributes:
+        first: change that the first block made, (M, hidden); rest: what the blocks behind it added, (M, hidden).
+    """
+
+    backbone: Backbone
+    prepared: Prepared
+    device: torch.device
+    first: Tensor | None = None
+    rest: Tensor | None = None
+
+    def __call__(self, latents: Tensor, step: int, reusable: float | None) -> Tensor:
+        """latents: (tokens, 128) -> velocity (tokens, 128) in the computing type, on the branch's own device."""
+        latents = latents.to(self.device, self.backbone.dtype)
+        with current(self.device):
+            if reusable is None:
+                return self.backbone(latents, self.prepared, step)
+            return self._watched(latents, step, reusable)
+
+    def _watched(self, latents: Tensor, step: int, reusable: float) -> Tensor:
+        """Run the first block; run the others only where it changed more than `reusable` against the step before.
+
+        Kernels may write over the residual they are given, so what is compared is copied first.
+        """
+        trunk, prepared = self.backbone.trunk, self.prepared
+        hidden = trunk.enter(latents, prepared)
+        before = hidden.clone()
+        hidden, x = trunk.block(0, hidden, trunk.read(hidden, prepared, step), prepared, step)
+        first, self.first = self.first, hidden - before
+        if first is not None and self.rest is not None and _change(first, self.first) < reusable:
+            self.first = first  # drift is measured from the last step that ran
+            return trunk.leave(hidden + self.rest, prepared, step)
+        del first
+        self.rest, before = None, hidden.clone()
+        for index in range(1, len(trunk.blocks)):
+            hidden, x = trunk.block(index, hidden, x, prepared, step)
+        self.rest = hidden - before
+        return trunk.leave(hidden, prepared, step)
+
+
+def _change(before: Tensor, after: Tensor) -> float:
+    """Mean magnitude of a difference, relative: |after - before| / |before|. Waits for the device."""
+    return float((after - before).abs().mean() / before.abs().mean().clamp(min=SMALLEST_NORM))

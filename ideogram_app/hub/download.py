@@ -1,0 +1,328 @@
+"""A source's files from the Hub to a folder: sizes first, then bytes, every file verified, nothing fetched twice.
+
+    for event in fetch(source, source_folder(root, source)): ...      # stop asking, or close it, and it stops
+
+A branch name is resolved once, and everything comes from that commit. Each file appears under its name only after its
+size and hash agreed with the Hub's. Since unfinished files are named by content, an upstream change between two runs
+costs only the files that changed.
+
+A thread does the work, so that whoever iterates is asked at least four times a second whether to go on, also on a line
+that has gone silent. `huggingface_hub.snapshot_download` does the same job without keeping unfinished files, checking
+hashes or reporting to an iterator. Left out: mirrors, Xet, and sharing files with the Hub's own cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK, FileRow, sync, write_text
+from ideogram_app.checkpoints.published.local import Source
+from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError, is_disk_full
+from ideogram_app.hub.access import CLIENT_ERRORS, LINE_ERROR, Remote, RemoteFile, address, explain, is_passing, look
+from ideogram_app.hub.record import RECORD, Fetched, fetched, locked, read_record, size_of
+from ideogram_app.hub.resume import WAITS, Chunk, pause, transfer
+from ideogram_app.planning.footprint import DISK_MARGIN, gb
+from ideogram_app.records import Event
+from ideogram_app.wire import to_json
+
+UNFINISHED = ".fetch"
+HEARTBEAT = 0.25  # seconds; the longest that a caller waits for an event
+LOCK_SECONDS = 15  # a stopped thread may hold the lock until its silent line times out
+FIRST_ATTEMPTS = 4  # of the listing; without it there is nothing to wait for
+RATE_SECONDS = 10.0  # the rate shown is that of about the last ten seconds
+
+
+def fetch(
+    source: Source, folder: Path, *, offline: bool = False, reserve_bytes: int = 0, token: str | None = None
+) -> Generator[Event, None, None]:
+    """Bring all files of a source into a folder, or do nothing where they are there.
+
+    Closing the iterator stops the download; what came stays, and the next call goes on from there.
+
+    Args:
+        reserve_bytes: room that must be left for what is made of the files afterwards.
+        token: used instead of huggingface_hub's own; never kept.
+
+    Yields:
+        Events of phase `fetch`. `done` and `total` count bytes of all files, `message` names the file, how far it is
+        and which of how many; the same event comes again while nothing moves.
+
+    Raises:
+        AccessError: no token, licence not accepted, token too narrow, not found, offline, or no connection; says which,
+            and on which page to act.
+        DiskError: too little room for what is missing, the margin and `reserve_bytes`; or the disk filled up.
+        CheckpointError: a file is not what the Hub says it is, twice.
+        RequestError: another process fetches into this folder.
+    """
+    there = fetched(source, folder)
+    if there:
+        yield Event("fetch", done=there.size, total=there.size, message=f"{source.repository} is already there")
+        return
+    events: SimpleQueue[Event | None] = SimpleQueue()
+    stop = threading.Event()
+    work = _Fetch(source, folder, offline, reserve_bytes, token, stop, _Meter(events.put))
+    last = Event("fetch", total=source.size, message=f"asking for {source.repository}")
+    yield last
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
+    try:
+        job = pool.submit(work.run)
+        job.add_done_callback(lambda _: events.put(None))
+        while True:
+            try:
+                event = events.get(timeout=HEARTBEAT)
+            except Empty:
+                event = last
+            if event is None:
+                break
+            last = event
+            yield event
+        job.result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=False)
+
+
+@dataclass
+class _Fetch:
+    """One run, in a thread of its own."""
+
+    source: Source
+    folder: Path
+    offline: bool
+    reserve_bytes: int
+    token: str | None = field(repr=False)
+    stop: threading.Event
+    meter: _Meter
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except OSError as problem:  # what the line does has become an `AccessError` by now
+            if not is_disk_full(problem):
+                raise DiskError(f"{self.folder} cannot be written", got=problem.strerror or str(problem)) from problem
+            raise DiskError(
+                f"The disk filled up while {self.source.repository} was being fetched",
+                got=f"{gb(_disk_free(self.folder))} free",
+                do="Make room and continue: what has been fetched is kept",
+            ) from problem
+
+    def _run(self) -> None:
+        with locked(self.folder, LOCK_SECONDS):
+            remote = self._look()
+            self.meter.total, self.meter.count = remote.size, len(remote.files)
+            self._check_disk(remote)
+            old = read_record(self.source, self.folder)
+            record = Fetched(self.source.repository, self.source.revision, remote.commit, self.source.patterns)
+            # Small files first: a configuration that this program cannot read then shows before the gigabytes.
+            for file in sorted(remote.files, key=lambda file: file.size):
+                self.meter.begin(file)
+                row = self._there(file, old) or self._bring(file, remote.commit)
+                record = replace(record, files=(*record.files, row))
+                self._write(_merged(record, old))
+            self._write(replace(record, complete=True))
+            shutil.rmtree(self.folder / UNFINISHED, ignore_errors=True)
+            left_out = f", left out {', '.join(remote.left_out)}" if remote.left_out else ""
+            self.meter.say(f"{len(record.files)} files fetched and verified{left_out}")
+
+    def _look(self) -> Remote:
+        """The listing; a Hub that is only busy is asked again."""
+        for wait in WAITS[: FIRST_ATTEMPTS - 1]:
+            try:
+                return look(self.source, offline=self.offline, token=self.token)
+            except CLIENT_ERRORS as problem:
+                if not is_passing(problem):
+                    raise self._refusal(problem) from problem
+            for _ in pause(wait):
+                self._insist()
+        try:
+            return look(self.source, offline=self.offline, token=self.token)
+        except CLIENT_ERRORS as problem:
+            raise self._refusal(problem) from problem
+
+    def _check_disk(self, remote: Remote) -> None:
+        missing = sum(file.size - self._kept(file) for file in remote.files)
+        needed, free = round(missing * DISK_MARGIN) + self.reserve_bytes, _disk_free(self.folder)
+        if needed > free:
+            later = f" and {gb(self.reserve_bytes)} for what is made of it" if self.reserve_bytes else ""
+            raise DiskError(
+                f"There is too little room in {self.folder} for {self.source.repository}",
+                expected=f"{gb(needed)} free: {gb(missing)} to fetch, a margin of {DISK_MARGIN - 1:.0%}{later}",
+                got=f"{gb(free)}",
+                do="Make room, or choose another folder for the weights",
+            )
+        self._write_first(remote)
+
+    def _write_first(self, remote: Remote) -> None:
+        """Mark the folder as ours before the first byte, so that an unfinished one can be recognised and deleted."""
+        if read_record(self.source, self.folder) is None:
+            self._write(Fetched(self.source.repository, self.source.revision, remote.commit, self.source.patterns))
+
+    def _kept(self, file: RemoteFile) -> int:
+        """Bytes of a file that are on this disk; a whole file of another content will be replaced by itself."""
+        whole = size_of(self.folder / file.path)
+        return file.size if whole == file.size else min(max(size_of(self._part(file)), 0), file.size)
+
+    def _part(self, file: RemoteFile) -> Path:
+        return self.folder / UNFINISHED / (file.sha256 or file.blob)[:16]
+
+    def _there(self, file: RemoteFile, old: Fetched | None) -> FileRow | None:
+        """The row of a file that is there already: recorded by an earlier run, or put there by hand and hashed now."""
+        path = self.folder / file.path
+        if size_of(path) != file.size:
+            return None
+        for row in old.files if old else ():
+            if row.path == file.path and file.sha256 and row.sha256 == file.sha256:
+                self.meter.move(file.size, fresh=False)
+                return row
+        hashes = _Hashes(file)
+        with path.open("rb") as stream:
+            while data := stream.read(HASH_CHUNK):
+                self._insist()
+                hashes.update(data)
+                self.meter.move(len(data), fresh=False, note="checking")
+        if hashes.agree:
+            return FileRow(file.path, file.size, hashes.sha256)
+        self.meter.move(-file.size, fresh=False)
+        return None
+
+    def _bring(self, file: RemoteFile, commit: str) -> FileRow:
+        """Fetch one file and give it its name once it is what it must be; wrong bytes are fetched once more."""
+        part, path = self._part(file), self.folder / file.path
+        for attempt in (1, 2):
+            hashes = _Hashes(file)
+            for chunk in self._chunks(file, commit, part):
+                hashes.update(chunk.data)
+                self.meter.move(len(chunk.data), fresh=not chunk.kept, note=chunk.note)
+            if hashes.agree:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sync(part)
+                part.replace(path)
+                return FileRow(file.path, file.size, hashes.sha256)
+            part.unlink(missing_ok=True)
+            self.meter.move(-file.size, fresh=False, note=f"damaged on the way, attempt {attempt}")
+        raise CheckpointError(
+            f"{file.path} of {self.source.repository} came damaged twice",
+            expected=hashes.expected,
+            got=hashes.got,
+            do="Try again later; a proxy or virus scanner that changes downloads also does this",
+        )
+
+    def _chunks(self, file: RemoteFile, commit: str, part: Path) -> Iterator[Chunk]:
+        """The file's bytes, with the client's exceptions in words, for as long as nobody stops."""
+        chunks = transfer(address(self.source, commit, file.path), part, file.size, self.token)
+        with closing(chunks):
+            try:
+                for chunk in chunks:
+                    self._insist()
+                    yield chunk
+            except (LINE_ERROR, OfflineModeIsEnabled) as problem:
+                raise self._refusal(problem) from problem
+
+    def _refusal(self, problem: Exception) -> AccessError:
+        return AccessError(explain(self.source, problem, token=self.token).sentence)
+
+    def _insist(self) -> None:
+        if self.stop.is_set():
+            raise Cancelled("Fetching was stopped")
+
+    def _write(self, record: Fetched) -> None:
+        write_text(self.folder / RECORD, to_json(record) + "\n")
+
+
+class _Hashes:
+    """The hashes of a file as it passes by: the one the Hub knows it by, and the one we record."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._sha256 = hashlib.sha256()
+        self._blob = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)  # as git names a file
+        self.file = file
+
+    def update(self, data: bytes) -> None:
+        self._sha256.update(data)
+        if not self.file.sha256:
+            self._blob.update(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    @property
+    def expected(self) -> str:
+        return f"sha256 {self.file.sha256}" if self.file.sha256 else f"git blob {self.file.blob}"
+
+    @property
+    def got(self) -> str:
+        return f"sha256 {self.sha256}" if self.file.sha256 else f"git blob {self._blob.hexdigest()}"
+
+    @property
+    def agree(self) -> bool:
+        return self.expected == self.got
+
+
+class _Meter:
+    """Turns bytes into events, at most one for every heartbeat, with the rate of the last seconds."""
+
+    def __init__(self, tell: Callable[[Event], None]) -> None:
+        self.total = self.count = self.done = 0
+        self._tell, self._number, self._of_file = tell, 0, 0
+        self._file = RemoteFile("", 0)
+        self._fresh, self._since, self._seconds, self._rate = 0, 0.0, 0.0, 0.0
+        self._told, self._note = 0.0, ""
+
+    def begin(self, file: RemoteFile) -> None:
+        self._file, self._number, self._of_file = file, self._number + 1, 0
+        self._told = 0.0
+        self.move(0)
+
+    def move(self, count: int, *, fresh: bool = True, note: str = "") -> None:
+        """Count bytes; kept ones do not make the line look faster than it is."""
+        self.done += count
+        self._of_file += count
+        now = time.monotonic()
+        if not self._rate and not self._fresh:
+            self._since = now
+        self._fresh += count if fresh else 0
+        if now - self._told >= HEARTBEAT or self._of_file == self._file.size or note != self._note:
+            self._told, self._note = now, note
+            of = f"{gb(self._of_file)} of {gb(self._file.size)}, file {self._number} of {self.count}"
+            self.say(f"{self._file.path}: {of}{', ' + note if note else ''}")
+
+    def say(self, message: str) -> None:
+        rate = self._measure()
+        left = (self.total - self.done) / rate if rate else None
+        self._tell(Event("fetch", None, self.done, self.total, rate, left, message))
+
+    def _measure(self) -> float | None:
+        """Bytes a second since the first one, and later an average that forgets what is older than `RATE_SECONDS`."""
+        seconds = time.monotonic() - self._since
+        if seconds >= HEARTBEAT and (self._fresh or self._rate):
+            self._seconds += seconds
+            share = seconds / max(seconds, min(self._seconds, RATE_SECONDS))
+            self._rate += share * (self._fresh / seconds - self._rate)
+            self._fresh, self._since = 0, time.monotonic()
+        return self._rate or None
+
+
+def _merged(record: Fetched, old: Fetched | None) -> Fetched:
+    """The record so far, with rows of an earlier run that this one has not come to yet."""
+    done = {row.path for row in record.files}
+    return replace(record, files=(*record.files, *(row for row in (old.files if old else ()) if row.path not in done)))
+
+
+def _disk_free(folder: Path) -> int:
+    """Bytes free on the disk of a folder that need not exist yet."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,121 @@
+"""What has been fetched: the record that stands beside the files, read without the network.
+
+    <root>/sources/<owner>--<name>/               plain files under the repository's own paths, no links
+    <root>/sources/<owner>--<name>--<layout>/     the same, where a source is single files of a repository
+    <root>/sources/<owner>--<name>/fetched.json   what is there and verified: commit, sizes, hashes
+    <root>/sources/<owner>--<name>/.fetch/        the file that is on its way, named by the hash it must have
+    <root>/sources/<owner>--<name>.lock           held while it is being fetched, by the operating system's lock
+
+A record is first written before the first byte, so that an unfinished folder is known as ours and may be deleted.
+huggingface_hub keeps one small text file per file for this, in a hidden folder; here one record says all at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ideogram_app.checkpoints.prepared.manifest import FileRow
+from ideogram_app.checkpoints.published.local import BRANCHES, Source
+from ideogram_app.errors import RequestError
+from ideogram_app.wire import from_json
+
+RECORD = "fetched.json"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a folder of fetched files says of itself.
+
+    Attributes:
+        revision: what was asked for; `commit` is what it was.
+        patterns: the source's, so that a later version that wants more files notices.
+        files: those that are there and verified.
+        complete: whether these are all.
+    """
+
+    repository: str
+    revision: str
+    commit: str
+    patterns: tuple[str, ...]
+    files: tuple[FileRow, ...] = ()
+    complete: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(row.size for row in self.files)
+
+
+def source_folder(root: Path, source: Source) -> Path:
+    """Where a source's files lie, or would; several rows may take single files of one repository, each its own."""
+    name = source.repository.replace("/", "--")
+    return root / "sources" / (name if source.branches == BRANCHES else f"{name}--{source.layout}")
+
+
+def fetched(source: Source, folder: Path) -> Fetched | None:
+    """What was fetched of a source, where all of it is there; by sizes alone, without the network."""
+    record = read_record(source, folder)
+    if record is None or not record.complete or record.patterns != source.patterns:
+        return None
+    if source.revision not in (record.revision, record.commit):
+        return None
+    return record if all(size_of(folder / row.path) == row.size for row in record.files) else None
+
+
+def delete_fetched(folder: Path) -> int:
+    """Remove a folder of fetched files, finished or not; says how many bytes that freed.
+
+    Raises:
+        RequestError: it is being fetched right now, or is not a folder that this program filled.
+    """
+    if not folder.is_dir():
+        return 0
+    if not (folder / RECORD).is_file():
+        raise RequestError(f"{folder} was not fetched by this program, so it is not deleted", expected=f"a {RECORD}")
+    with locked(folder, 0):
+        freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        doomed = folder.with_name(folder.name + ".old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)  # leaves its name in one step, so that a half deleted folder never has it
+        shutil.rmtree(doomed, ignore_errors=True)
+    return freed
+
+
+def read_record(source: Source, folder: Path) -> Fetched | None:
+    """What a folder says it holds of this source; None where it says nothing that can be read."""
+    try:
+        record = from_json(Fetched, (folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RequestError):
+        return None
+    return record if record.repository == source.repository else None
+
+
+@contextmanager
+def locked(folder: Path, seconds: float) -> Iterator[None]:
+    """Hold a folder alone; the operating system lets go of it when the process ends, however it ends.
+
+    Raises:
+        RequestError: another process, or thread, still holds it after so many seconds.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout as problem:
+        raise RequestError(
+            f"{folder.name} is being fetched by another process", do="Wait until that has finished, or stop it"
+        ) from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1

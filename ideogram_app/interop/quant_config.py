@@ -1,0 +1,308 @@
+"""Recipes for people who write their own diffusers script: which layers to keep, and the configuration that does it.
+
+    >>> from ideogram_app.recipe_api import available_recipes, ideogram4_quant_recipe
+    >>> available_recipes()
+    ('int8-w8a8', 'int8-weight-only', 'fp8-w8a8', 'fp8-weight-only', 'nf4')
+    >>> recipe = ideogram4_quant_recipe("int8-w8a8")
+    >>> len(recipe.protected_layers)
+    74
+    >>> recipe.protected_layers[:3]
+    ('input_proj', 't_embedding.mlp_in', 't_embedding.mlp_out')
+
+    pipe = Ideogram4Pipeline.from_pretrained(
+        folder, quantization_config=build_pipeline_quant_config(recipe), torch_dtype=torch.bfloat16
+    )
+
+A precision is a row: a configuration class of torchao or bitsandbytes and whether it also needs the feed-forward
+outputs protected. Weights are quantized by stock diffusers while it loads them from a *dense* checkpoint in diffusers'
+names, and the same names are kept in both transformers.
+
+Two ways lead stock diffusers to a layer that stays as it is. `modules_to_not_convert` is used here: it is written
+into config.json as a plain list, bitsandbytes takes the same list, and the prepared INT8 folders carry one. It matches
+by substring, "x." anywhere in a weight's name, so that "linear" or "w2" would keep far more than meant and bitsandbytes
+also skips every layer whose last name equals an entry. Hence whole names only: `layers.1.feed_forward.w2` is no part of
+`layers.11.feed_forward.w2`. torchao's `FqnToConfig` keeps the same layers (a test compares) but hides them inside a
+nested object, and its `_default` is deprecated.
+
+Unlike the program's own recipes (catalog/recipes.py), nothing here is smoothed, rotated or calibrated: from_pretrained
+cannot. Left out: 4-bit torchao, whose kernels need a further package; GGUF, which is read rather than made
+(interop/pipeline.py). Importing this module imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from ideogram_app.catalog.models import MODELS
+from ideogram_app.catalog.recipes import ONE_ROW_LAYERS
+from ideogram_app.errors import RequestError, choose
+
+if TYPE_CHECKING:
+    from diffusers import PipelineQuantizationConfig
+
+PUBLISHED = MODELS["ideogram-4"].conditional
+TRANSFORMERS = ("transformer", "unconditional_transformer")
+TEXT_ENCODER = "text_encoder"
+COMPONENTS = (*TRANSFORMERS, TEXT_ENCODER)  # of `Ideogram4Pipeline`, those made of Linears
+OVERRIDABLE = ("components", "protected_layers")  # of a recipe, beside the arguments of configuration classes
+FEED_FORWARD_OUTPUT = "feed_forward.w2"
+FINAL_LAYER = "final_layer."
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One way in which stock diffusers quantizes while it loads.
+
+    Attributes:
+        backend: torchao or bitsandbytes; an installed package.
+        method: torchao's configuration class; "" for bitsandbytes.
+        arguments: of `BitsAndBytesConfig`.
+        granularity: what shares one scale, where torchao's default is the whole tensor.
+        encoder_method: torchao's class for the text encoder. Its inputs are never rounded: language models have outlier
+            channels (arXiv 2208.07339), and it runs once a picture.
+        protects_ffn_down: whether the feed-forward outputs stay, the Linears that INT8 inputs hurt most.
+        needs: what the machine must have beyond the pinned packages; "" where nothing.
+    """
+
+    backend: str
+    method: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    granularity: str = ""
+    encoder_method: str = ""
+    protects_ffn_down: bool = False
+    needs: str = ""
+
+
+_INT8, _FP8 = "Int8WeightOnlyConfig", "Float8WeightOnlyConfig"
+PRECISIONS: dict[str, Precision] = {
+    "int8-w8a8": Precision(
+        "torchao", "Int8DynamicActivationInt8WeightConfig", encoder_method=_INT8, protects_ffn_down=True
+    ),
+    "int8-weight-only": Precision("torchao", _INT8, encoder_method=_INT8),
+    "fp8-w8a8": Precision(
+        "torchao",
+        "Float8DynamicActivationFloat8WeightConfig",
+        granularity="PerRow",
+        encoder_method=_FP8,
+        needs="a GPU that multiplies FP8 (NVIDIA from compute capability 8.9, AMD MI300)",
+    ),
+    "fp8-weight-only": Precision("torchao", _FP8, encoder_method=_FP8),
+    "nf4": Precision(
+        "bitsandbytes",
+        arguments={"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"},
+        needs="bitsandbytes and a GPU",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class QuantRecipe:
+    """What to quantize, how, and what to leave alone; checks itself.
+
+    Attributes:
+        precision: a name of `available_recipes()`.
+        num_layers: blocks of the deeper transformer.
+        components: parts of the pipeline that are quantized.
+        protected_layers: whole names of Linears that both transformers keep in the computing type.
+
+    Raises:
+        RequestError: a value that does not exist; lists those that do.
+    """
+
+    precision: str
+    num_layers: int
+    components: tuple[str, ...]
+    protected_layers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        choose(PRECISIONS, self.precision, "recipe")
+        known = set(_linears(self.num_layers))
+        _check_components(self.components)
+        strange = [name for name in self.protected_layers if name not in known]
+        if strange:
+            raise _unknown_layer(strange[0], self.num_layers)
+
+
+def available_recipes() -> tuple[str, ...]:
+    """The precisions that `ideogram4_quant_recipe` knows."""
+    return tuple(PRECISIONS)
+
+
+def ideogram4_protected_layers(
+    num_layers: int = PUBLISHED.num_layers,
+    protect_ffn_down: bool = True,
+    protect_final_layer: bool = True,
+    extra: Iterable[str] = (),
+) -> tuple[str, ...]:
+    """The Linears of a transformer that are best kept in high precision, by whole names in the forward pass's order.
+
+    Always among them are those that see one row per picture, the timestep's and adaLN's, and `input_proj`: together
+    0.37 B of 9.28 B weights. All 34 feed-forward outputs are another 1.93 B, that is 1.9 GB more in each transformer
+    than in INT8; where a calibration named the fragile ones, pass those as `extra` in their place.
+
+    >>> ideogram4_protected_layers(1, protect_ffn_down=False, protect_final_layer=False)
+    ('input_proj', 't_embedding.mlp_in', 't_embedding.mlp_out', 'adaln_proj', 'layers.0.adaln_modulation')
+
+    Args:
+        num_layers: blocks of the transformer, from 1.
+        protect_ffn_down: keep `feed_forward.w2` of every block.
+        protect_final_layer: keep the projection to latents and its modulation.
+        extra: whole names of further Linears, or of modules that contain Linears, such as "layers.0".
+
+    Raises:
+        RequestError: fewer than one block, or an extra name that is none.
+    """
+    names = _linears(num_layers)
+    kept = set(_inside(names, extra, num_layers))
+    for name in names:
+        final = name.startswith(FINAL_LAYER)
+        one_row = any(fragment in name for fragment in ONE_ROW_LAYERS)
+        if protect_final_layer if final else one_row or (protect_ffn_down and name.endswith(FEED_FORWARD_OUTPUT)):
+            kept.add(name)
+    return tuple(name for name in names if name in kept)
+
+
+def ideogram4_quant_recipe(
+    precision: str,
+    num_layers: int = PUBLISHED.num_layers,
+    components: Iterable[str] = TRANSFORMERS,
+    extra_protected_layers: Iterable[str] = (),
+) -> QuantRecipe:
+    """A recipe for Ideogram 4 with the layers protected that its precision asks for.
+
+    >>> ideogram4_quant_recipe("nf4", num_layers=1, extra_protected_layers=["llm_cond_proj"]).protected_layers[1]
+    'llm_cond_proj'
+
+    Args:
+        precision: a name of `available_recipes()`.
+        num_layers: blocks of the deeper transformer: 34, or 6 for the miniature.
+        components: any of "transformer", "unconditional_transformer", "text_encoder".
+        extra_protected_layers: as `extra` of `ideogram4_protected_layers`.
+
+    Raises:
+        RequestError: an unknown precision, component or layer, or fewer than one block; lists what exists.
+    """
+    row = choose(PRECISIONS, precision, "recipe")
+    protected = ideogram4_protected_layers(num_layers, row.protects_ffn_down, extra=extra_protected_layers)
+    return QuantRecipe(precision, num_layers, _check_components(components), protected)
+
+
+def build_pipeline_quant_config(recipe: QuantRecipe | str, **overrides: Any) -> PipelineQuantizationConfig:
+    """What `Ideogram4Pipeline.from_pretrained(quantization_config=...)` takes.
+
+    Every component gets a configuration object and a list of its own, because loaders append to them.
+
+    Args:
+        recipe: or its name, for the published model.
+        overrides: `components` or `protected_layers` in place of the recipe's; any other name is an argument of the
+            transformers' configuration class: `bnb_4bit_compute_dtype` for nf4, `act_mapping_type` for int8-w8a8.
+
+    Raises:
+        RequestError: an unknown recipe, component, layer or override, or a package that is not installed.
+    """
+    recipe = ideogram4_quant_recipe(recipe) if isinstance(recipe, str) else recipe
+    own: dict[str, Any] = {name: _as_tuple(overrides[name]) for name in OVERRIDABLE if name in overrides}
+    recipe = replace(recipe, **own)
+    arguments = {name: value for name, value in overrides.items() if name not in OVERRIDABLE}
+    from diffusers import PipelineQuantizationConfig
+
+    row = PRECISIONS[recipe.precision]
+    make = _bitsandbytes if row.backend == "bitsandbytes" else _torchao
+    try:
+        mapping = {component: make(row, recipe, component, arguments) for component in recipe.components}
+    except ImportError as problem:  # diffusers looks for a package's version when it is asked for a configuration
+        raise RequestError(
+            f"{recipe.precision} cannot be configured here", expected=row.needs or row.backend, got=str(problem)
+        ) from problem
+    return PipelineQuantizationConfig(quant_mapping=mapping)
+
+
+def _torchao(row: Precision, recipe: QuantRecipe, component: str, overrides: Mapping[str, Any]) -> Any:
+    """One component's configuration, of the library that will load it."""
+    from torchao import quantization
+
+    method = getattr(quantization, row.method)
+    _check_overrides(method, overrides)
+    if component == TEXT_ENCODER:
+        from transformers import TorchAoConfig as EncoderConfig
+
+        return EncoderConfig(getattr(quantization, row.encoder_method)())
+    from diffusers import TorchAoConfig
+
+    arguments = {"granularity": getattr(quantization, row.granularity)()} if row.granularity else {}
+    settings = method(**(arguments | dict(overrides)))
+    return TorchAoConfig(settings, modules_to_not_convert=list(recipe.protected_layers))
+
+
+def _bitsandbytes(row: Precision, recipe: QuantRecipe, component: str, overrides: Mapping[str, Any]) -> Any:
+    """One component's configuration, of the library that will load it."""
+    from diffusers import BitsAndBytesConfig
+
+    _check_overrides(BitsAndBytesConfig, overrides)
+    arguments = dict(row.arguments) | dict(overrides)
+    if component == TEXT_ENCODER:
+        from transformers import BitsAndBytesConfig as EncoderConfig
+
+        return EncoderConfig(**arguments)
+    return BitsAndBytesConfig(**arguments, llm_int8_skip_modules=list(recipe.protected_layers))
+
+
+def _linears(num_layers: int) -> tuple[str, ...]:
+    """Whole names of every Linear of a transformer of that many blocks."""
+    if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
+        depths = (f"{model.conditional.num_layers} for {model.title}" for model in MODELS.values())
+        raise RequestError(
+            "A transformer of that many layers does not exist",
+            expected=f"a whole number from 1: {', '.join(depths)}",
+            got=f"{num_layers!r:.40}",
+        )
+    return tuple(linear.name for linear in replace(PUBLISHED, num_layers=num_layers).linears())
+
+
+def _inside(names: tuple[str, ...], asked: Iterable[str], num_layers: int) -> list[str]:
+    """The Linears that are asked for by their own name or by that of a module around them."""
+    found: list[str] = []
+    for module in _as_tuple(asked):
+        matching = [name for name in names if name == module or name.startswith(f"{module}.")]
+        if not matching:
+            raise _unknown_layer(module, num_layers)
+        found += matching
+    return found
+
+
+def _unknown_layer(name: str, num_layers: int) -> RequestError:
+    outside = ", ".join(name for name in _linears(1) if not name.startswith("layers."))
+    inside = ", ".join(name.removeprefix("layers.0.") for name in _linears(1) if name.startswith("layers."))
+    return RequestError(
+        f"There is no Linear {name!r:.80} in a transformer of {num_layers} layers",
+        expected=f"whole names: {outside}, or layers.0 to layers.{num_layers - 1} with {inside}",
+    )
+
+
+def _check_components(components: Iterable[str]) -> tuple[str, ...]:
+    """The components as a tuple, if each is one and is named once."""
+    named = _as_tuple(components)
+    wrong = [name for name in named if name not in COMPONENTS or named.count(name) > 1]
+    if wrong or not named:
+        raise RequestError(
+            "These components cannot be quantized",
+            expected=f"one or more of {', '.join(COMPONENTS)}, each once",
+            got=", ".join(f"{name!r:.40}" for name in named) or "none",
+        )
+    return named
+
+
+def _check_overrides(method: Any, overrides: Mapping[str, Any]) -> None:
+    """Refuse what a configuration class would drop in silence or fail on with a TypeError."""
+    known = [name for name in inspect.signature(method).parameters if name not in ("kwargs", "llm_int8_skip_modules")]
+    unknown = sorted(overrides.keys() - set(known))
+    if unknown:
+        raise RequestError(f"Unknown override {unknown[0]!r:.60}", expected=", ".join((*OVERRIDABLE, *known)))
+
+
+def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:
+    """Names as a tuple; a lone one is one name, not its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -1,0 +1,366 @@
+"""What this machine is: `detect(disk) -> Hardware`, the only file that asks.
+
+A `Hardware` is plain data, so a machine can as well be described in a JSON file and planned for from afar; only
+`kind`, `name`, `compute_capability` and the memory sizes matter there, the rest has defaults. None means "not known",
+and the planner then assumes nothing against the user. The questions to torch, NVML and the operating system sit in
+small functions that may fail quietly one by one; what they return is read by pure functions, tested without hardware.
+
+Left out: speed tests (machine/meter.py times, planning/step_time.py knows published peaks), cards other than the first
+beyond their free memory, NVLink and PCIe widths. Unlike ComfyUI's `model_management.py` nothing is asked at import and
+nothing is global.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Compute capability -> generation, from NVIDIA's table of CUDA GPUs. 16-series cards are Turing without tensor cores.
+NVIDIA_GENERATIONS: dict[tuple[int, int], str] = {
+    (5, 0): "Maxwell",
+    (5, 2): "Maxwell",
+    (6, 0): "Pascal",
+    (6, 1): "Pascal",
+    (7, 0): "Volta",
+    (7, 5): "Turing",
+    (8, 0): "Ampere",
+    (8, 6): "Ampere",
+    (8, 7): "Ampere",
+    (8, 9): "Ada",
+    (9, 0): "Hopper",
+    (10, 0): "Blackwell",
+    (10, 3): "Blackwell",
+    (11, 0): "Blackwell",
+    (12, 0): "Blackwell",
+    (12, 1): "Blackwell",
+}
+AMD_GENERATIONS = {9: "CDNA", 10: "RDNA 2", 11: "RDNA 3", 12: "RDNA 4"}  # by the first number of gfx1100, gfx90a, ...
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "neon", "asimddp")
+_ARM_NAMES = {"asimd": "neon", "FEAT_DotProd": "asimddp", "AdvSIMD": "neon"}  # Linux and macOS say the same in two ways
+
+
+@dataclass(frozen=True)
+class DeviceUser:
+    """Another program that holds memory of the first device. Windows drivers often do not tell how much."""
+
+    name: str
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One machine. Sizes are bytes, memory of a device is that of the first one.
+
+    Attributes:
+        kind: cuda, rocm, mps, xpu or cpu.
+        compute_capability: NVIDIA's (8, 6), or the first two numbers of an AMD gfx name.
+        device_free_bytes: free now, what this process already holds included: it can be given back.
+        devices_free_bytes: free memory of every device, where there are several; device_names: what each one is.
+        torch_supports_device: whether the installed torch has kernels for the first device.
+        device_users: other programs that hold device memory.
+        cpu_allowed: processors' worth of time that a container may use; None without a limit.
+        problem: what keeps a device from being used, if something does.
+    """
+
+    kind: str = "cpu"
+    name: str = "unknown"
+    compute_capability: tuple[int, int] | None = None
+    architecture: str = ""
+    device_count: int = 0
+    device_memory_bytes: int | None = None
+    device_free_bytes: int | None = None
+    devices_free_bytes: tuple[int, ...] = ()
+    device_names: tuple[str, ...] = ()
+    host_memory_bytes: int | None = None
+    host_free_bytes: int | None = None
+    disk_free_bytes: int | None = None
+    torch_supports_device: bool | None = None
+    device_users: tuple[DeviceUser, ...] = ()
+    cpu_name: str = ""
+    cpu_features: tuple[str, ...] = ()
+    cpu_cores: int | None = None
+    cpu_allowed: float | None = None
+    driver: str = ""
+    os: str = ""
+    torch: str = ""
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest, so that a described machine need not repeat it."""
+        if not self.architecture:
+            object.__setattr__(self, "architecture", architecture_name(self.kind, self.compute_capability))
+        if self.kind != "cpu" and self.device_count == 0:
+            object.__setattr__(self, "device_count", 1)
+
+
+def architecture_name(kind: str, capability: tuple[int, int] | None) -> str:
+    """The generation of a device; `sm_XY` where the table does not know it, "" where there is none to know."""
+    if capability is None:
+        return ""
+    if kind == "rocm":
+        return AMD_GENERATIONS.get(capability[0], f"gfx{capability[0]}{capability[1]}")
+    return NVIDIA_GENERATIONS.get(capability, f"sm_{capability[0]}{capability[1]}")
+
+
+def has_kernels(built_for: list[str], capability: tuple[int, int]) -> bool:
+    """Whether a torch built for these targets runs on a device of this compute capability.
+
+    Machine code (`sm_86`) runs on the same major number from its minor on; `sm_90a` on exactly its own; PTX
+    (`compute_80`) is translated for anything as new or newer.
+    """
+    for target in built_for:
+        form, _, digits = target.partition("_")
+        number = digits.rstrip("af")
+        if not number.isdigit():
+            continue
+        major, minor = divmod(int(number), 10)
+        if form == "compute" and (major, minor) <= capability:
+            return True
+        if form != "sm":
+            continue
+        if digits.endswith("a"):
+            if (major, minor) == capability:
+                return True
+        elif major == capability[0] and minor <= capability[1]:
+            return True
+    return False
+
+
+def parse_device_users(text: str, own_pid: int) -> tuple[DeviceUser, ...]:
+    """Read `nvidia-smi --query-compute-apps=pid,process_name,used_memory --format=csv,noheader,nounits`."""
+    users = []
+    for line in text.splitlines():
+        pid, _, rest = line.partition(",")
+        path, _, mebibytes = rest.rpartition(",")
+        if not pid.strip().isdigit() or int(pid) == own_pid or not path:
+            continue
+        name, mebibytes = path.strip().replace("\\", "/").rsplit("/", 1)[-1], mebibytes.strip()
+        users.append(DeviceUser(name, int(mebibytes) * 2**20 if mebibytes.isdigit() else None))
+    return tuple(users)
+
+
+def parse_cpu_features(words: str) -> tuple[str, ...]:
+    """Those words of a flags line that matter for INT8 and bfloat16 arithmetic, in the order of `CPU_FEATURES`."""
+    found = {_ARM_NAMES.get(word, word) for word in words.replace("avx512vnni", "avx512_vnni").split()}
+    return tuple(feature for feature in CPU_FEATURES if feature in found)
+
+
+def parse_cpuinfo(text: str) -> tuple[str, str]:
+    """Name and flags line of Linux's /proc/cpuinfo; ARM has no name there."""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    return fields.get("model name", ""), fields.get("flags", "") or fields.get("features", "")
+
+
+def parse_quota(text: str) -> float | None:
+    """Linux's cpu.max, `200000 100000`: processors' worth of time a container may use; None for `max` or nothing."""
+    quota, _, period = text.strip().partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+def usable_cores() -> tuple[int, int | None]:
+    """Processors and cores that this process may run on; cores are None where nobody tells."""
+    import psutil
+
+    logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return allowed, min(allowed, physical) if physical else None
+
+
+def detect(disk: Path) -> Hardware:
+    """Ask this machine.
+
+    Args:
+        disk: a folder on the disk where weights will rest; it need not exist yet.
+    """
+    device = _device()
+    cpu_name, cpu_features = _processor()
+    total, free = host_memory()
+    if device["kind"] == "mps":  # one memory for both: no more is free for the GPU than for anyone
+        device["device_free_bytes"] = min(device["device_free_bytes"], free)
+    if device["kind"] == "cpu":
+        device["name"] = cpu_name
+    return Hardware(
+        host_memory_bytes=total,
+        host_free_bytes=free,
+        disk_free_bytes=_disk_free(disk),
+        cpu_name=cpu_name,
+        cpu_features=cpu_features,
+        cpu_cores=os.cpu_count(),
+        cpu_allowed=parse_quota(_text(Path("/sys/fs/cgroup/cpu.max"))),
+        os=f"{platform.system()} {platform.release()}",
+        **device,
+    )
+
+
+def compute_capability(device: Any) -> tuple[int, int] | None:
+    """NVIDIA's compute capability of a `torch.device`; None of any other kind of device."""
+    import torch
+
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+def _device() -> dict[str, Any]:
+    """The fields of `Hardware` that torch and the driver know; the first kind that answers wins."""
+    import torch
+
+    if torch.cuda.is_available():
+        return _rocm_device(torch) if torch.version.hip else _cuda_device(torch)
+    if hasattr(torch, "xpu") and torch.xpu.is_available():
+        return _xpu_device(torch)
+    if torch.backends.mps.is_available():
+        return _mps_device(torch)
+    return {"kind": "cpu", "torch": torch.__version__, "problem": _unused_nvidia(torch)}
+
+
+def _cuda_like(torch: Any) -> dict[str, Any]:
+    """What CUDA and ROCm builds of torch tell alike. Memory this process holds counts as free."""
+    count = torch.cuda.device_count()
+    free = [torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index) for index in range(count)]
+    return {
+        "name": torch.cuda.get_device_name(0),
+        "compute_capability": torch.cuda.get_device_capability(0),
+        "device_count": count,
+        "device_memory_bytes": torch.cuda.mem_get_info(0)[1],
+        "device_free_bytes": free[0],
+        "devices_free_bytes": tuple(free),
+        "device_names": tuple(torch.cuda.get_device_name(index) for index in range(count)),
+        "torch": torch.__version__,
+    }
+
+
+def _cuda_device(torch: Any) -> dict[str, Any]:
+    known = _cuda_like(torch)
+    users = _run("nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
+    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return known | {
+        "kind": "cuda",
+        "torch_supports_device": has_kernels(torch.cuda.get_arch_list(), known["compute_capability"]),
+        "device_users": _nvml_users() or parse_device_users(users, os.getpid()),
+        "driver": (driver.splitlines() or [""])[0].strip(),
+    }
+
+
+def _rocm_device(torch: Any) -> dict[str, Any]:
+    gfx = torch.cuda.get_device_properties(0).gcnArchName.split(":")[0]
+    return _cuda_like(torch) | {"kind": "rocm", "torch_supports_device": gfx in torch.cuda.get_arch_list()}
+
+
+def _xpu_device(torch: Any) -> dict[str, Any]:
+    free, total = torch.xpu.mem_get_info(0)
+    return {
+        "kind": "xpu",
+        "name": torch.xpu.get_device_name(0),
+        "device_count": torch.xpu.device_count(),
+        "device_memory_bytes": total,
+        "device_free_bytes": free + torch.xpu.memory_reserved(0),
+        "torch": torch.__version__,
+    }
+
+
+def _mps_device(torch: Any) -> dict[str, Any]:
+    most = torch.mps.recommended_max_memory()  # what macOS lets the GPU use, about three quarters of all memory
+    return {
+        "kind": "mps",
+        "name": _run("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple GPU",
+        "device_count": 1,
+        "device_memory_bytes": most,
+        "device_free_bytes": most,
+        "torch": torch.__version__,
+    }
+
+
+def _unused_nvidia(torch: Any) -> str:
+    """Why an NVIDIA card that the driver lists is not used by this torch; "" where there is none."""
+    card = (_run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines() or [""])[0].strip()
+    if not card:
+        return ""
+    if torch.version.cuda is None:
+        return f"The driver lists an {card}, but this PyTorch ({torch.__version__}) was built without CUDA."
+    return (
+        f"The driver lists an {card}, but PyTorch {torch.__version__} cannot use it: "
+        f"CUDA {torch.version.cuda} needs a newer driver."
+    )
+
+
+def _nvml_users() -> tuple[DeviceUser, ...]:
+    """The same through NVML, which also sees graphics programs; () where pynvml is not installed or refuses."""
+    try:
+        import pynvml
+    except ImportError:
+        return ()
+    try:
+        pynvml.nvmlInit()
+        card = pynvml.nvmlDeviceGetHandleByIndex(0)
+        processes = [
+            *pynvml.nvmlDeviceGetComputeRunningProcesses(card),
+            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(card),
+        ]
+        held = {process.pid: process.usedGpuMemory for process in processes if process.pid != os.getpid()}
+        names = {pid: pynvml.nvmlSystemGetProcessName(pid) for pid in held}
+    except pynvml.NVMLError:
+        return ()
+    return tuple(DeviceUser(Path(str(names[pid])).name, size) for pid, size in held.items())
+
+
+def _processor() -> tuple[str, tuple[str, ...]]:
+    """Name and features of the processor, by the means of each operating system."""
+    if platform.system() == "Linux":
+        name, flags = parse_cpuinfo(_text(Path("/proc/cpuinfo")))
+    elif platform.system() == "Darwin":
+        name = _run("sysctl", "-n", "machdep.cpu.brand_string").strip()
+        arm = _run("sysctl", "-n", "hw.optional.arm.FEAT_DotProd").strip() == "1"
+        flags = "AdvSIMD FEAT_DotProd" if arm else _run("sysctl", "-n", "machdep.cpu.leaf7_features").lower()
+    else:
+        import torch  # Windows keeps no list of flags; torch has asked the processor itself
+
+        name, capability = os.environ.get("PROCESSOR_IDENTIFIER", ""), torch.backends.cpu.get_cpu_capability()
+        flags = {"AVX2": "avx2", "AVX512": "avx2 avx512f"}.get(capability, "")
+    return name or platform.processor() or platform.machine(), parse_cpu_features(flags)
+
+
+def host_memory() -> tuple[int, int]:
+    """Memory of the machine and what is free of it; inside a container no more than the container may use."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit = _text(Path("/sys/fs/cgroup/memory.max")).strip()
+    used = _text(Path("/sys/fs/cgroup/memory.current")).strip()
+    if limit.isdigit() and used.isdigit() and int(limit) < memory.total:
+        return int(limit), min(memory.available, max(0, int(limit) - int(used)))
+    return memory.total, memory.available
+
+
+def _disk_free(folder: Path) -> int | None:
+    """Free bytes where the folder is, or would be; None where nobody may look."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _run(*command: str) -> str:
+    """What a program prints; "" where it is missing, fails or hangs."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

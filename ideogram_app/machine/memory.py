@@ -1,0 +1,88 @@
+"""What memory is in use at this moment: of the first device and of RAM, by this process and by all others.
+
+    now = memory_now(hardware)
+    now.device_free, now.device_ours, now.host_free, now.host_ours
+
+Asked every few seconds while a page is looked at, so it costs microseconds: it never imports torch, never starts a
+driver, and tells nothing of a device that this process has not begun to use. machine/hardware.py asks what the machine
+*is*.
+
+Left out: further devices, other processes by name (`Hardware.device_users`), and what happened between two readings.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from ideogram_app.machine.hardware import Hardware, host_memory
+
+
+@dataclass(frozen=True)
+class MemoryNow:
+    """Bytes; None where nobody tells, and everywhere of a device that is not there.
+
+    Attributes:
+        device_total, host_total: that there are; within a container what it may use.
+        device_free, host_free: that nobody holds.
+        device_ours: held by torch's allocator, cached or in use. The driver's own share of this process, some hundred
+            megabytes, is in nobody's count and stands with the others.
+        host_ours: resident memory of this process.
+    """
+
+    device_total: int | None = None
+    device_free: int | None = None
+    device_ours: int | None = None
+    host_total: int | None = None
+    host_free: int | None = None
+    host_ours: int | None = None
+
+    @property
+    def device_others(self) -> int | None:
+        """Held by other programs and by the driver."""
+        return _rest(self.device_total, self.device_free, self.device_ours)
+
+    @property
+    def host_others(self) -> int | None:
+        """Held by other programs and by the system; files that the system merely remembers count as free."""
+        return _rest(self.host_total, self.host_free, self.host_ours)
+
+
+def memory_now(hardware: Hardware | None = None) -> MemoryNow:
+    """Read the counters.
+
+    Args:
+        hardware: the machine as it was detected; None while it is not known, when only RAM is told.
+    """
+    total, free = host_memory()
+    ours = int(psutil.Process().memory_info().rss)
+    device = _device(hardware, sys.modules.get("torch"), free) if hardware else (None, None, None)
+    return MemoryNow(*device, total, free, ours)
+
+
+def _device(hardware: Hardware, torch: Any, host_free: int) -> tuple[int | None, int | None, int | None]:
+    """Total, free and ours of the first device; what torch has not touched yet keeps the numbers of detection."""
+    total, free = hardware.device_memory_bytes, hardware.device_free_bytes
+    if hardware.kind == "cpu" or total is None:
+        return None, None, None
+    if torch is None:
+        return total, free, 0
+    if hardware.kind in ("cuda", "rocm") and torch.cuda.is_initialized():
+        free, total = torch.cuda.mem_get_info(0)
+        return total, free, torch.cuda.memory_reserved(0)
+    if hardware.kind == "xpu" and torch.xpu.is_initialized():
+        free, total = torch.xpu.mem_get_info(0)
+        return total, free, torch.xpu.memory_reserved(0)
+    if hardware.kind == "mps":  # one memory for both: no more is free for the GPU than for anyone
+        ours = int(torch.mps.driver_allocated_memory())
+        return total, max(0, min(total - ours, host_free)), ours
+    return total, free, 0
+
+
+def _rest(total: int | None, free: int | None, ours: int | None) -> int | None:
+    if total is None or free is None:
+        return None
+    return max(0, total - free - (ours or 0))

@@ -1,0 +1,152 @@
+"""What a device does at best, measured: products, copies from RAM, reads from disk.
+
+    Remembered(probe(device, folder))       about two seconds, once on a machine (planning/profile.py keeps it)
+
+Each is run for a moment and its fastest run counts, because a peak is what nothing passes: clocks, power limits, a
+narrow slot and a driver are in it. The benchmark's ceiling (machine/ceiling.py) is measured with the same functions.
+
+Left out: FP8 and FP4 units, which no recipe uses, and attention, for which no ceiling is agreed on. Reading a file
+measures the disk only where its pages can be told to leave memory first, on Linux and macOS; elsewhere it is left out
+rather than taken for as fast as RAM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ideogram_app.machine.meter import Meter
+from ideogram_app.planning.profile import Measured
+
+SECONDS_EACH = 0.3  # of repeats after the first, which warms up
+# M, N, K of feed_forward.w1 of the published model for 4096 tokens; a processor gets what it can repeat: 5 GFLOP.
+Shape = tuple[int, int, int]
+ON_A_DEVICE: Shape = (4096, 12288, 4608)
+ON_A_CPU: Shape = (512, 2304, 2304)
+LINK_BYTES = 2**28  # a block of the published model in INT8, about
+DISK_BYTES, LEAST_DISK_BYTES, CHUNK_BYTES = 2**30, 2**28, 2**24  # read at most, worth measuring, at once
+DISK_SECONDS = 0.7
+F_NOCACHE = 48  # macOS: reads of this file neither use nor fill the cache
+
+
+def probe(device: torch.device, folder: Path | None = None) -> Measured:
+    """Measure a device, and the disk that holds a folder.
+
+    Args:
+        folder: where weights rest; its largest file is read. None leaves the disk out.
+
+    Returns:
+        None for what the device does not have, or what could not be measured.
+    """
+    shape = ON_A_CPU if device.type == "cpu" else ON_A_DEVICE
+    dtype = _dense_type(device)
+    return Measured(
+        _or_none(lambda: dense_tflops(device, dtype, *shape)),
+        _or_none(lambda: int8_tops(device, *shape)),
+        _or_none(lambda: link_bytes_per_second(device)) if device.type == "cuda" else None,
+        disk_bytes_per_second(folder) if folder else None,
+    )
+
+
+def dense_tflops(
+    device: torch.device, dtype: torch.dtype, rows: int, columns: int, depth: int, limit: float = SECONDS_EACH
+) -> float:
+    """x (rows, depth) @ w.T, w (columns, depth), as a Linear computes it."""
+    x = torch.randn(rows, depth, device=device).to(dtype)
+    weight = torch.randn(columns, depth, device=device).to(dtype)
+    out = torch.empty(rows, columns, device=device, dtype=dtype)
+    seconds = fastest(lambda: torch.mm(x, weight.t(), out=out), device, limit)
+    return 2 * rows * columns * depth / seconds / 1e12
+
+
+def int8_tops(device: torch.device, rows: int, columns: int, depth: int, limit: float = SECONDS_EACH) -> float:
+    """The same in INT8, summed in INT32: the weight stored by rows and used transposed, the fast layout."""
+    x = torch.randint(-127, 128, (rows, depth), device=device, dtype=torch.int8)
+    weight = torch.randint(-127, 128, (columns, depth), device=device, dtype=torch.int8)
+    seconds = fastest(lambda: torch._int_mm(x, weight.t()), device, limit)
+    return 2 * rows * columns * depth / seconds / 1e12
+
+
+def link_bytes_per_second(device: torch.device) -> float:
+    """Bytes a second from locked host memory to the device."""
+    source = torch.empty(LINK_BYTES, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(LINK_BYTES, dtype=torch.uint8, device=device)
+    return LINK_BYTES / fastest(lambda: target.copy_(source, non_blocking=True), device)
+
+
+def disk_bytes_per_second(folder: Path) -> float | None:
+    """Bytes a second of reading the folder's largest file from its start, not from memory.
+
+    Returns:
+        None where there is no file worth reading, or where the system cannot be told to forget it first.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    largest = max(files, key=lambda path: path.stat().st_size, default=None)
+    if largest is None or largest.stat().st_size < LEAST_DISK_BYTES:
+        return None
+    with contextlib.suppress(OSError), largest.open("rb", buffering=0) as file:
+        if _forget(file.fileno()):
+            return _read_rate(file.readinto)
+    return None
+
+
+def fastest(work: Callable[[], object], device: torch.device, limit: float = SECONDS_EACH) -> float:
+    """Seconds of the fastest of repeated runs, after one that warms up.
+
+    Runs are timed one by one, and so each pays for a launch and a wait: some 20 us of the millisecond or more that
+    these sizes take.
+    """
+    work()
+    best, spent = float("inf"), 0.0
+    while spent < limit:
+        meter = Meter(device)
+        with meter.phase("run"):
+            work()
+        best, spent = min(best, meter.seconds["run"]), spent + meter.seconds["run"]
+    return best
+
+
+def _dense_type(device: torch.device) -> torch.dtype:
+    """What the device computes in, as verdicts.compute_type has it."""
+    if device.type == "cpu":
+        return torch.float32
+    old = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if old else torch.bfloat16
+
+
+def _or_none(rate: Callable[[], float]) -> float | None:
+    """None where the device refuses, for want of the operation or of memory."""
+    try:
+        return rate()
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def _forget(file: int) -> bool:
+    """Have the pages of an open file leave memory; whether the system could be told."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        return True
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(file, F_NOCACHE, 1)
+        return True
+    return False
+
+
+def _read_rate(read: Callable[[bytearray], int | None]) -> float:
+    """Bytes a second of reading on, until the end or for a moment."""
+    chunk, taken, start = bytearray(CHUNK_BYTES), 0, time.perf_counter()
+    while taken < DISK_BYTES and time.perf_counter() - start < DISK_SECONDS:
+        got = read(chunk)
+        if not got:
+            break
+        taken += got
+    return taken / (time.perf_counter() - start)

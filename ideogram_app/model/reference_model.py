@@ -1,0 +1,139 @@
+"""diffusers' own transformer, filled from our files: the truth behind the backbone, and what is calibrated.
+
+A calibration watches what every Linear of the published names reads, and the backbone has merged some of those and runs
+others once a picture. Here they all stand where diffusers has them, packed ones as drop-in layers (layers.py).
+
+    stock = load_stock(store, model, recipe, device, dtype)
+    velocity = StockVelocity(stock, features, rows, columns, times)        velocity(latents, step, guidance)
+
+Left out: speed. Text features and adaLN are computed again in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ideogram_app.catalog.models import Branch
+from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.errors import CheckpointError
+from ideogram_app.model.loader import open_branches
+from ideogram_app.model.transformer.assemble import BranchWeights
+from ideogram_app.model.transformer.conditioner import IMAGE_OFFSET
+from ideogram_app.model.transformer.layers import linear
+
+TEXT, IMAGE = 3, 2  # diffusers' LLM_TOKEN_INDICATOR and OUTPUT_IMAGE_INDICATOR
+
+
+@dataclass(frozen=True)
+class Stock:
+    """Both transformers as diffusers builds them. engaged: the recipe that was loaded."""
+
+    conditional: nn.Module
+    unconditional: nn.Module
+    dtype: torch.dtype
+    engaged: str
+
+    @property
+    def modules(self) -> tuple[nn.Module, nn.Module]:
+        return self.conditional, self.unconditional
+
+
+def load_stock(
+    store: Store, model_name: str, recipe_name: str, device: torch.device | str, dtype: torch.dtype
+) -> Stock:
+    """Fill both transformers of a prepared recipe.
+
+    Raises:
+        RequestError: no such model or recipe.
+        CheckpointError: not prepared, or damaged; the message names the file.
+    """
+    first, second = (
+        _filled(weights, branch, config, torch.device(device), dtype)
+        for branch, weights, config in open_branches(store, model_name, recipe_name)
+    )
+    return Stock(first, second, dtype, recipe_name)
+
+
+class StockVelocity:
+    """Guided velocity of both transformers: `guidance x conditional + (1 - guidance) x unconditional`, in float32.
+
+    Args:
+        features: (1, n, taps x encoder).
+        times: (steps,), 0 is noise and 1 is data.
+    """
+
+    def __init__(self, stock: Stock, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
+        self.stock, self.times = stock, times.to(features.device, stock.dtype)
+        self.text = features.shape[1]
+        no_text = features.new_zeros(1, rows * columns, features.shape[2])
+        self.features = torch.cat((features, no_text), 1).to(stock.dtype)
+        self.no_features = no_text.to(stock.dtype)
+        self.layout = lay_out(self.text, rows, columns, features.device)
+        self.image_layout = lay_out(0, rows, columns, features.device)
+
+    def __call__(self, latents: Tensor, step: int, guidance: float) -> Tensor:
+        """latents: (1, tokens, 128) float32."""
+        image, time = latents.to(self.stock.dtype), self.times[step : step + 1]
+        sequence = torch.cat((image.new_zeros(1, self.text, image.shape[2]), image), 1)
+        with_text = self._run(self.stock.conditional, sequence, time, self.features, self.layout)[:, self.text :]
+        without = self._run(self.stock.unconditional, image, time, self.no_features, self.image_layout)
+        return guidance * with_text + (1.0 - guidance) * without
+
+    @staticmethod
+    def _run(network: Any, sequence: Tensor, time: Tensor, features: Tensor, layout: dict[str, Tensor]) -> Tensor:
+        output: Tensor = network(
+            hidden_states=sequence, timestep=time, encoder_hidden_states=features, return_dict=False, **layout
+        )[0]
+        return output.float()
+
+
+def lay_out(text_tokens: int, rows: int, columns: int, device: torch.device) -> dict[str, Tensor]:
+    """Positions (1, L, 3), segments and roles (1, L) of `[text][image]`, as diffusers' transformer takes them."""
+    text = torch.arange(text_tokens)[:, None].expand(-1, 3)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
+    roles = torch.tensor([TEXT] * text_tokens + [IMAGE] * (rows * columns))[None]
+    return {
+        "position_ids": torch.cat((text, image))[None].to(device),
+        "segment_ids": torch.ones_like(roles).to(device),
+        "indicator": roles.to(device),
+    }
+
+
+def _filled(
+    weights: BranchWeights, branch: Branch, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """One transformer with every weight in its place."""
+    module = _empty(config)
+    packed = {each.name for each in branch.linears() if not isinstance(weights.stored(each.name, slice(0, 1)), Tensor)}
+    for name in branch.shapes():
+        owner, leaf = name.rsplit(".", 1)
+        if leaf != "weight" or owner not in packed:
+            value = weights.tensor(name).to(device=device, dtype=dtype)
+            setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    for each in branch.linears():
+        if each.name in packed:
+            bias = module.get_parameter(f"{each.name}.bias").data if each.bias else None
+            layer = linear(weights.stored(each.name), bias, dtype)
+            module.set_submodule(each.name, layer.to(device))
+    module.get_submodule("rotary_emb").to(device)  # computed, never stored
+    holes = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
+    if holes:
+        raise CheckpointError(f"A transformer was left with {len(holes)} holes", got=f"first {holes[0]}")
+    return module.eval().requires_grad_(False)
+
+
+def _empty(config: Mapping[str, Any]) -> nn.Module:
+    """The transformer that a config describes, parameters on the meta device."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from diffusers import Ideogram4Transformer2DModel
+
+    settings = {key: value for key, value in config.items() if key != "quantization_config"}
+    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
+        module: nn.Module = Ideogram4Transformer2DModel.from_config(settings)
+    return module

@@ -1,0 +1,177 @@
+"""Tensors by their names -> a backbone: which layer is made of which, in the order in which they are used.
+
+    conditioner    the text projection, the time embedding, adaLN of every block          host memory
+    trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws
+                   (a block that travels is taken from there as soon as it was built, see offload.py)
+
+Nothing that is needless is read: a branch without text loads neither `llm_cond_norm` nor `llm_cond_proj`. Left out:
+where names come from (checkpoints/) and which recipe is which (loader.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ideogram_app.catalog.models import Branch
+from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.kernels.contract import Kernels
+from ideogram_app.kernels.plain import PLAIN
+from ideogram_app.model.transformer.backbone import Backbone, Block, Trunk
+from ideogram_app.model.transformer.conditioner import Conditioner
+from ideogram_app.model.transformer.layers import Layer, Stored, linear, merged
+
+CPU = torch.device("cpu")
+NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in the order of `Prepared.vectors`
+ATTENTION, ARMS = ("to_q", "to_k", "to_v"), ("w1", "w3")  # what is merged
+
+
+class BranchWeights(Protocol):
+    """What a transformer can be made of: `PackedBranch`, `SourceBranch`, or random numbers of a benchmark."""
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor that is not packed, or some of its rows, in any floating type."""
+
+    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
+        """The weight of a Linear as it rests, or some of its rows."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a backbone is built.
+
+    Attributes:
+        dtype: the computing type, of everything that is not packed.
+        trunk: where the blocks rest while it is built.
+        conditioner: where what runs once a picture rests.
+        kernels: of the device that computes.
+        arithmetic: of Q4_K, see `layers.linear`.
+        travelling: blocks whose weights stay as they come: an order of the processor's own (`Kernels.weight`) is no run
+            of bytes. They are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for
+            the published pair) take no time.
+        built: called with each of those, before the next one is built.
+    """
+
+    dtype: torch.dtype
+    trunk: torch.device = CPU
+    conditioner: torch.device = CPU
+    kernels: Kernels = PLAIN
+    arithmetic: str = ""
+    travelling: frozenset[int] = frozenset()
+    built: Callable[[int, Block], None] | None = None
+
+
+def assemble(
+    weights: BranchWeights, branch: Branch, config: Mapping[str, Any], placement: Placement, sees_text: bool
+) -> Backbone:
+    """One transformer with every weight in its place.
+
+    Args:
+        config: diffusers' config.json of the branch.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape; the message names file and tensor.
+    """
+    once = _Maker(weights, placement, placement.conditioner)
+    always = _Maker(weights, placement, placement.trunk)
+    indicator = once.tensor("embed_image_indicator.weight")  # (2, hidden): text, image
+    conditioner = Conditioner(
+        once.linear("t_embedding.mlp_in", True),
+        once.linear("t_embedding.mlp_out", True),
+        once.linear("adaln_proj", True),
+        [once.linear(f"layers.{index}.adaln_modulation", True) for index in range(branch.num_layers)],
+        torch.stack([once.norms(f"layers.{index}.") for index in range(branch.num_layers)]),
+        once.linear("final_layer.adaln_modulation", True),
+        once.tensor("llm_cond_norm.weight") if sees_text else None,
+        once.linear("llm_cond_proj", True) if sees_text else None,
+        indicator[0],
+    )
+    entry = always.linear("input_proj", True)
+    blocks = [_block(index, weights, placement, always) for index in range(branch.num_layers)]
+    last = always.linear("final_layer.linear", True)
+    trunk = Trunk(entry, indicator[1].to(placement.trunk), blocks, last, placement.kernels)
+    backbone = Backbone(conditioner, trunk, branch.attention_head_dim, config["rope_theta"], config["mrope_section"])
+    return backbone.eval().requires_grad_(False)
+
+
+def in_every_step(branch: Branch) -> Iterator[str]:
+    """Names of tensors and Linears that the trunk is made of, in the order in which `assemble` asks for them."""
+    yield from ("input_proj.bias", "input_proj")
+    for index in range(branch.num_layers):
+        names, attention = linears_of(index), f"layers.{index}.attention."
+        yield from names["qkv"]
+        yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight")
+        yield from (*names["o"], *names["arms"], *names["down"])
+    yield from ("final_layer.linear.bias", "final_layer.linear")
+
+
+def linears_of(index: int) -> dict[str, tuple[str, ...]]:
+    """The matrices of a block by the name of the layer that they are merged into."""
+    attention, feed_forward = f"layers.{index}.attention.", f"layers.{index}.feed_forward."
+    return {
+        "qkv": tuple(f"{attention}{name}" for name in ATTENTION),
+        "o": (f"{attention}to_out.0",),
+        "arms": tuple(f"{feed_forward}{name}" for name in ARMS),
+        "down": (f"{feed_forward}w2",),
+    }
+
+
+def _block(index: int, weights: BranchWeights, placement: Placement, always: _Maker) -> Block:
+    """One block, where it rests."""
+    if index not in placement.travelling:
+        return always.block(index)
+    as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
+    made = _Maker(weights, as_it_comes, placement.trunk).block(index)
+    if placement.built:
+        placement.built(index, made)
+    return made
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+class _Maker:
+    """Makes layers on one device."""
+
+    def __init__(self, weights: BranchWeights, placement: Placement, device: torch.device) -> None:
+        self._weights, self._placement, self._device = weights, placement, device
+
+    def tensor(self, name: str) -> Tensor:
+        return self._weights.tensor(name).to(self._device, self._placement.dtype)
+
+    def linear(self, name: str, has_bias: bool) -> Layer:
+        bias = self.tensor(f"{name}.bias") if has_bias else None
+        return linear(self._stored(name), bias, *self._manner)
+
+    def norms(self, block: str) -> Tensor:
+        """(4, hidden)."""
+        return torch.stack([self.tensor(f"{block}{norm}.weight") for norm in NORMS])
+
+    def block(self, index: int) -> Block:
+        names, attention = linears_of(index), f"layers.{index}.attention."
+        return Block(
+            self._merged(names["qkv"]),
+            self.tensor(f"{attention}norm_q.weight"),
+            self.tensor(f"{attention}norm_k.weight"),
+            self._merged(names["o"]),
+            self._merged(names["arms"]),
+            self._merged(names["down"]),
+        )
+
+    def _merged(self, names: Sequence[str]) -> Layer:
+        return merged([self._stored(name) for name in names], *self._manner)
+
+    @property
+    def _manner(self) -> tuple[torch.dtype, Kernels, str]:
+        return self._placement.dtype, self._placement.kernels, self._placement.arithmetic
+
+    def _stored(self, name: str) -> Stored:
+        stored = self._weights.stored(name)
+        if isinstance(stored, Tensor):
+            return stored.to(self._device, self._placement.dtype)
+        return stored.to(self._device)

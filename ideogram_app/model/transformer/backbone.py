@@ -1,0 +1,199 @@
+"""Ideogram 4's transformer, written for drawing one picture at a time.
+
+    latents (tokens, 128) -> velocity (tokens, 128)
+
+The function of diffusers' `Ideogram4Transformer2DModel`, with all that no step changes taken out (conditioner.py) and
+all that stands between two matrices handed to one kernel (`kernels.contract`). A block is four matrices and five
+of those:
+
+    x -> qkv -> heads -> attention -> rows -> o -> add_norm -> w1|w3 -> swiglu -> w2 -> add_norm -> x of the next block
+
+q, k and v are one matrix, w1 and w3 are one matrix, so every input is rounded once. There is no batch axis, no padding
+and no mask: text stands at its true length before the image. Left out: training, LoRA, packed batches, gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend
+
+from ideogram_app.kernels.attention import attend
+from ideogram_app.kernels.contract import Kernels, Operand, Reads
+from ideogram_app.model.transformer.conditioner import (
+    GATE_ATTENTION,
+    GATE_FEED_FORWARD,
+    READ_ATTENTION,
+    READ_FEED_FORWARD,
+    Conditioner,
+    Prepared,
+    rotary,
+)
+from ideogram_app.model.transformer.layers import Layer
+
+NORM_EPSILON = 1e-5  # of every norm inside a block; diffusers' `norm_eps`
+FINAL_EPSILON = 1e-6  # of the last one, a LayerNorm without parameters
+
+
+class Block(nn.Module):
+    """One block. norm_q, norm_k: (D,) float32.
+
+    Args:
+        qkv: (hidden) -> 3 hidden; o: (hidden) -> hidden; arms: w1 over w3, (hidden) -> 2 F; down: w2, (F) -> hidden.
+    """
+
+    qkv: Layer
+    o: Layer
+    arms: Layer
+    down: Layer
+    norm_q: Tensor
+    norm_k: Tensor
+
+    def __init__(self, qkv: Layer, norm_q: Tensor, norm_k: Tensor, o: Layer, arms: Layer, down: Layer) -> None:
+        super().__init__()
+        self.qkv, self.o, self.arms, self.down = qkv, o, arms, down
+        self.register_buffer("norm_q", norm_q.float())
+        self.register_buffer("norm_k", norm_k.float())
+
+    def forward(
+        self,
+        hidden: Tensor,
+        x: Operand,
+        vectors: Tensor,
+        following: Tensor | None,
+        reads: Reads,
+        prepared: Prepared,
+        kernels: Kernels,
+        order: tuple[SDPBackend, ...],
+    ) -> tuple[Tensor, Operand]:
+        """Everything between two norms that read the residual.
+
+        What no later line reads has no name here: of a large picture each is a tenth of a gigabyte and more.
+
+        Args:
+            hidden: (M, hidden), the residual; x: what `qkv` reads of it.
+            vectors: (4, hidden) of this block.
+            following: (hidden,) for the norm in front of the next block, which `reads` so; None behind the last.
+
+        Returns:
+            The residual after this block, and what the next block reads of it (the residual itself behind the last).
+        """
+        update = self._attended(x, prepared, kernels, order)
+        hidden, x = kernels.add_norm(
+            hidden, update, vectors[GATE_ATTENTION], vectors[READ_FEED_FORWARD], NORM_EPSILON, self.arms.reads
+        )
+        del update
+        arms = self.arms(x)
+        del x
+        inner = kernels.swiglu(arms, self.down.reads)
+        del arms
+        update = self.down(inner)
+        del inner
+        gate = vectors[GATE_FEED_FORWARD]
+        if following is None:
+            hidden = kernels.add(hidden, update, gate, NORM_EPSILON)
+            return hidden, hidden
+        return kernels.add_norm(hidden, update, gate, following, NORM_EPSILON, reads)
+
+    def _attended(self, x: Operand, prepared: Prepared, kernels: Kernels, order: tuple[SDPBackend, ...]) -> Tensor:
+        """What attention adds to the residual, (M, hidden), neither normed nor gated yet."""
+        heads = kernels.heads(self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, NORM_EPSILON)
+        mixed = attend(*heads, order)
+        del heads
+        return self.o(kernels.rows(mixed, self.o.reads))
+
+
+class Trunk(nn.Module):
+    """What runs in every step, and what is streamed where it does not fit.
+
+    Args:
+        entry: `input_proj`, (128) -> hidden; image_indicator: (hidden,), added to every image token.
+        last: the last layer, (hidden) -> 128.
+    """
+
+    blocks: Any  # an nn.ModuleList of `Block`, whose items PyTorch types as bare modules
+
+    def __init__(
+        self, entry: nn.Module, image_indicator: Tensor, blocks: Sequence[Block], last: nn.Module, kernels: Kernels
+    ) -> None:
+        super().__init__()
+        self.entry, self.last = entry, last
+        self.image_indicator = nn.Parameter(image_indicator, requires_grad=False)
+        self.blocks = nn.ModuleList(blocks)
+        self.kernels = kernels
+        self.order: tuple[SDPBackend, ...] = ()
+
+    def forward(self, latents: Tensor, prepared: Prepared, step: int) -> Tensor:
+        """latents: (tokens, 128) in the computing type -> velocity (tokens, 128)."""
+        hidden = self.enter(latents, prepared)
+        x = self.read(hidden, prepared, step)
+        for index in range(len(self.blocks)):
+            hidden, x = self.block(index, hidden, x, prepared, step)
+        return self.leave(hidden, prepared, step)
+
+    def enter(self, latents: Tensor, prepared: Prepared) -> Tensor:
+        """The residual stream before the first block: (text + image tokens, hidden)."""
+        return torch.cat((prepared.text, self.entry(latents) + self.image_indicator))
+
+    def read(self, hidden: Tensor, prepared: Prepared, step: int) -> Operand:
+        """What the first block reads."""
+        vector = prepared.vectors[step, 0, READ_ATTENTION]
+        return self.kernels.norm(hidden, vector, NORM_EPSILON, self.blocks[0].qkv.reads)
+
+    def block(self, index: int, hidden: Tensor, x: Operand, prepared: Prepared, step: int) -> tuple[Tensor, Operand]:
+        """One block: the residual after it, and what the next one reads."""
+        vectors, last = prepared.vectors[step], index + 1 == len(self.blocks)
+        following = None if last else vectors[index + 1, READ_ATTENTION]
+        reads: Reads = "dense" if last else self.blocks[index + 1].qkv.reads
+        return self.blocks[index](hidden, x, vectors[index], following, reads, prepared, self.kernels, self.order)
+
+    def leave(self, hidden: Tensor, prepared: Prepared, step: int) -> Tensor:
+        """Velocity (tokens, 128) from the residual behind the last block; text tokens have none."""
+        image = hidden[prepared.text.shape[0] :]
+        normed = functional.layer_norm(image, image.shape[-1:], eps=FINAL_EPSILON)
+        return self.last((normed * prepared.final[step]).to(image.dtype))
+
+
+class Backbone(nn.Module):
+    """One transformer: `prepare` once a picture, then call it once a step.
+
+    Args:
+        head, theta, sections: of the rotary embedding, as in diffusers' config (`rope_theta`, `mrope_section`).
+    """
+
+    def __init__(
+        self, conditioner: Conditioner, trunk: Trunk, head: int, theta: float, sections: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.conditioner, self.trunk = conditioner, trunk
+        self.head, self.theta, self.sections = head, theta, tuple(sections)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The computing type."""
+        return self.trunk.image_indicator.dtype
+
+    @torch.inference_mode()
+    def prepare(
+        self, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device | None = None
+    ) -> Prepared:
+        """Everything of a picture that no step changes.
+
+        Args:
+            features: text features (n, taps x encoder), on any device; the branch that sees no text ignores them.
+            times: (steps,), 0 is noise and 1 is data.
+            rows, columns: of image tokens.
+            device: which computes, and holds the result; where the conditioner rests if None.
+        """
+        device = device or self.conditioner.norms.device
+        text = self.conditioner.project_text(features, device)
+        angles = rotary(text.shape[0], rows, columns, self.head, self.theta, self.sections)
+        return Prepared(text, *self.conditioner.vectors(times, device), *(angle.to(device) for angle in angles))
+
+    def forward(self, latents: Tensor, prepared: Prepared, step: int) -> Tensor:
+        """latents: (tokens, 128) -> velocity (tokens, 128), in the computing type."""
+        return self.trunk(latents.to(self.dtype), prepared, step)

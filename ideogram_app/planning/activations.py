@@ -1,0 +1,295 @@
+"""Bytes beside the weights while a picture is drawn, moment by moment, from shapes alone.
+
+    encode      one layer at work; what is tapped leaves the device as it is made
+    prepare     the layers that run once a picture visit the device, one after another
+    step        one block at work, the picture's own tensors beside it
+    decode      the decoder at its widest, whole or one tile after another
+
+Every function names the tensors that are alive at once in the code that it speaks of, so the most of them is what an
+allocator is asked for. `benchmark/memory/counted.py` counts the same by running that code on tensors that hold nothing,
+and tests hold the two together: never below, at most 8 % above.
+
+Left out: gaps that an allocator leaves and what libraries keep for themselves (planning/footprint.py), and plain
+kernels, which run where there are no others and hold more for a moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ideogram_app.catalog.models import (
+    LATENT_CHANNELS,
+    PIXELS_PER_TOKEN,
+    TAPS,
+    TEXT_PROJECTION,
+    Branch,
+    Linear,
+    Model,
+    linear_bytes,
+)
+from ideogram_app.catalog.recipes import Recipe
+
+TEXT_TOKENS = 2048  # the longest caption the text encoder takes
+STEPS = 48  # of the longest preset
+UNPACKING = 40_000_000  # plain torch decodes GGUF in runs of 2^21 weights, at most four float32 copies and two of bytes
+WIDENING = 4 * 2**24  # bytes of a run of INT8 or FP8 rows in float32 (`RUN` in quantization/int8.py and fp8.py)
+INT32_ROWS = 2048  # of a product by torch._int_mm at a time (kernels/fused/matmul.py)
+# cuDNN multiplies 16-bit tensors channels last: it copies what it reads and what it makes, in a workspace that torch
+# asks the same allocator for. With that the decoder takes 2.1 kB a pixel and, where there is plenty, 4.3 kB reserved;
+# without it 1.5 and 2.7. InvokeAI plans 4.4 kB reserved for decoders of these widths, from measurements (its #7674).
+CONVOLVES_IN_COPIES = True
+# A whole picture's decoder asks for a few tensors of gigabytes, larger than the gaps that those before them left: 6 %
+# beyond planning/footprint.py's share (the smallest device for 2048 x 2048 in benchmarks/results/memory-counted.json).
+DECODER_SHARE = 1.06
+# Tiles of 1024 pixels and more leave gaps to the next row of tiles: 0.4 GB beside Q4_K at 2048 x 2048, a fifth of what
+# a tile takes. Smaller ones fit into what steps leave behind (the same file).
+LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
+ROUNDED = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
+PREVIEW_TOKENS = 16  # a side of a preview, at most (generation/draw.py)
+ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
+ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn, with what.
+
+    Attributes:
+        dense_bytes: of the computing type, 2 or 4.
+        arithmetic: of Q4_K, w4a8 or w4a16; "" takes the one that needs more.
+        kernels: triton, or int_mm for cards whose INT8 product is torch's (Turing).
+        fused_attention: whether scores are never held as a whole.
+    """
+
+    model: Model
+    recipe: Recipe
+    size: tuple[int, int]
+    dense_bytes: int
+    text_tokens: int = TEXT_TOKENS
+    steps: int = STEPS
+    arithmetic: str = ""
+    kernels: str = "triton"
+    fused_attention: bool = True
+
+    @property
+    def image_tokens(self) -> int:
+        return self.size[0] * self.size[1] // PIXELS_PER_TOKEN**2
+
+    def tokens(self, sees_text: bool) -> int:
+        """Of one transformer's sequence."""
+        return self.image_tokens + (self.text_tokens if sees_text else 0)
+
+    def kind(self, linear: str) -> str:
+        """How a matrix is multiplied: dense, int8, scratch (decoded to one INT8 or 16-bit room) or decoded (anew)."""
+        if not self.recipe.packs(linear):
+            return "dense"
+        if self.recipe.quantizes_activations:
+            return "int8"
+        if self.recipe.gguf_type == "Q4_K":
+            return "scratch8" if self.arithmetic == "w4a8" else "scratch"
+        return "decoded"
+
+
+def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
+    """`conditioner.Prepared`: projected text, the norms' vectors of all steps in float32, rotary angles in float32."""
+    text = drawing.text_tokens * branch.hidden_size * drawing.dense_bytes if sees_text else 0
+    angles = 2 * drawing.tokens(sees_text) * branch.attention_head_dim // 2 * 4
+    return text + _vectors(drawing, branch) + drawing.steps * branch.hidden_size * 4 + angles
+
+
+def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False)) -> int:
+    """What lies on a device from the first step to the last one, weights of transformers aside.
+
+    Args:
+        branches: which transformers draw there, each by whether it sees text.
+    """
+    chosen = {True: drawing.model.conditional, False: drawing.model.unconditional}
+    prepared = sum(prepared_bytes(drawing, chosen[sees_text], sees_text) for sees_text in branches)
+    latents = 5 * drawing.image_tokens * LATENT_CHANNELS * 4  # noise, latents before and after, velocity, clean
+    return prepared + latents + drawing.model.vae_parameters * drawing.dense_bytes + scratch_bytes(drawing, once=False)
+
+
+def latents_bytes(drawing: Drawing) -> int:
+    """What stays on a device while latents become a picture: the decoder, the noise, and they themselves."""
+    return drawing.model.vae_parameters * drawing.dense_bytes + 2 * drawing.image_tokens * LATENT_CHANNELS * 4
+
+
+def scratch_bytes(drawing: Drawing, once: bool) -> int:
+    """The room that Q4_K matrices are decoded to, as large as the largest: of the blocks, or of those that run once."""
+    sizes = {"scratch8": 1, "scratch": drawing.dense_bytes}
+    found = (
+        sizes.get(drawing.kind(linear.name), 0) * count * linear.rows * linear.columns
+        for linear, count in _multiplied(drawing.model.conditional, once)
+    )
+    return max(found, default=0)
+
+
+def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
+    """While the layers that run once a picture visit the device: text is normed, then projected, then the vectors of
+    all steps are made, block by block."""
+    tokens, width = drawing.text_tokens if sees_text else 0, drawing.dense_bytes
+    hidden = branch.hidden_size
+    features = tokens * branch.llm_features_dim * width  # as they come; normed they are as large
+    text = tokens * hidden * width
+
+    def visiting(name: str, rows: int, columns: int, beside: int = 0) -> int:
+        """A layer, and the most of: its weight decoded, its product made."""
+        linear = Linear(name, rows, columns, True)
+        scales = rows * 4 if drawing.kind(name) == "scratch8" else 0
+        resting = round(linear_bytes(linear, drawing.recipe, width)) + rows * width + scales
+        decoded, multiplied = _decoding(drawing, linear)
+        return resting + max(decoded, multiplied + beside)
+
+    rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDED else 0
+    projecting = features + visiting(TEXT_PROJECTION, hidden, branch.llm_features_dim, rounded + text)
+    embedding = text + visiting("t_embedding.mlp_in", hidden, hidden)
+    modulating = text + _vectors(drawing, branch) + visiting("layers.0.adaln_modulation", 4 * hidden, branch.adaln_dim)
+    norms = (4 * branch.num_layers + 1) * hidden * width + (branch.llm_features_dim * width if sees_text else 0)
+    waves = 8 * drawing.steps * hidden * 4  # times on their way through two layers; a block's vectors are as much
+    reading = max(2 * features, projecting) if sees_text else 0
+    most = max(reading, embedding, modulating, prepared_bytes(drawing, branch, sees_text))
+    return most + norms + waves + scratch_bytes(drawing, once=True)
+
+
+def step_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
+    """One pass of a transformer: the worst moment of its worst block, and the latents in the computing type."""
+    layouts: dict[tuple[str, ...], str] = {}
+    for index in range(branch.num_layers):
+        block = f"layers.{index}."
+        names = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
+        inner = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
+        layouts.setdefault(tuple(drawing.kind(block + name) for name in (*names, *inner)), block)
+    worst = max((_block_bytes(drawing, branch, sees_text, layout) for layout in layouts), default=0)
+    return worst + drawing.image_tokens * LATENT_CHANNELS * (drawing.dense_bytes + 4)
+
+
+def decode_bytes(model: Model, width: int, height: int, dense_bytes: int, tile: int | None = None) -> int:
+    """Activations of the decoder for a picture, whole or in tiles of this side in pixels; its weights not included."""
+    pixels = width * height
+    finished = pixels * (3 * dense_bytes + 3 * 12)  # the picture, and what becomes of it in float32
+    if not tile or max(width, height) <= tile:
+        return round(max(_decoder_bytes(model, pixels, dense_bytes), finished) * DECODER_SHARE)
+    columns = -(-width // (tile * 3 // 4))
+    rows_of_tiles = 2 * 3 * dense_bytes * min(tile, height) * columns * tile  # this row's tiles, and those above it
+    bands = pixels * 3 * dense_bytes
+    one = _decoder_bytes(model, min(tile, width) * min(tile, height), dense_bytes)
+    latents = 8 * pixels  # scaled, put in order, and in the computing type
+    return max(one + rows_of_tiles + bands + latents, 2 * bands + finished)
+
+
+def tile_gaps(model: Model, width: int, height: int, dense_bytes: int, tile: int | None) -> int:
+    """What large tiles leave unused between them, beyond the share of planning/footprint.py; in no counter of tensors."""
+    inside = min(tile or 0, width) * min(tile or 0, height)
+    if not tile or max(width, height) <= tile or inside < LARGE_TILE:
+        return 0
+    return round(_decoder_bytes(model, inside, dense_bytes) * LARGE_TILE_GAPS)
+
+
+def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
+    """A picture so far, between two steps: as large as `pipeline.preview` makes it."""
+    tokens = [side // PIXELS_PER_TOKEN for side in size]
+    fold = -(-max(tokens) // PREVIEW_TOKENS)
+    width, height = (max(1, count // fold) * PIXELS_PER_TOKEN for count in tokens)
+    return decode_bytes(model, width, height, dense_bytes)
+
+
+def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) -> int:
+    """Reading a caption: one layer at work; its weights not included.
+
+    Args:
+        recipe: of the text encoder (catalog/text_encoder.py).
+    """
+    hidden = branch.llm_features_dim // TAPS
+    angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and place
+    inner, weights = ENCODER_INNER * hidden, ENCODER_INNER * hidden**2
+    unpacking = {"int8": WIDENING}.get(recipe.storage, UNPACKING)
+    kept, wide = 3 * tokens * hidden * dense_bytes, tokens * inner * dense_bytes  # the residual, twice, normed; an arm
+    gated = 3 * wide  # one arm's SiLU, the other, their product
+    multiplied = wide + weights * dense_bytes + max(unpacking, wide)  # one arm there, the other's matrix, its result
+    return angles + kept + (gated if recipe.storage == "dense" else max(gated, multiplied))
+
+
+def _vectors(drawing: Drawing, branch: Branch) -> int:
+    return drawing.steps * branch.num_layers * 4 * branch.hidden_size * 4
+
+
+def _multiplied(branch: Branch, once: bool) -> list[tuple[Linear, int]]:
+    """The matrices that run once, or those of the first block, each with how many are merged into one."""
+    merged = {"layers.0.attention.to_q": 3, "layers.0.feed_forward.w1": 2}
+    linears = (linear for linear in branch.linears() if linear.once == once)
+    return [(linear, merged.get(linear.name, 1)) for linear in linears]
+
+
+def _decoding(drawing: Drawing, linear: Linear) -> tuple[int, int]:
+    """Bytes beside a packed matrix while it is decoded, and while it is multiplied."""
+    if drawing.kind(linear.name) != "decoded":
+        return 0, 0
+    weights = linear.rows * linear.columns
+    dense = weights * drawing.dense_bytes
+    return dense + _unpacking(drawing, weights), dense
+
+
+def _unpacking(drawing: Drawing, weights: int) -> int:
+    """Bytes of a run of a matrix of so many weights on its way to the computing type."""
+    return min(4 * weights, WIDENING) if drawing.recipe.storage == "fp8" else UNPACKING
+
+
+def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tuple[str, ...]) -> int:
+    """The most that is alive in `Block.forward` of matrices of these kinds: q, k, v, o, w1, w3, w2."""
+    hidden, inner, width = branch.hidden_size, branch.intermediate_size, drawing.dense_bytes
+    tokens = drawing.tokens(sees_text)
+    qkv_kind, arms_kind = _merged_kind(layout[:3]), _merged_kind(layout[4:6])
+
+    def operand(kind: str, columns: int) -> int:
+        return tokens * (columns + 4 if kind in ROUNDED else columns * width)
+
+    def product(kind: str, rows: int, columns: int) -> int:
+        """A product's result, with what it takes to make it."""
+        result = tokens * rows * width
+        if kind in ROUNDED and drawing.kernels == "int_mm":
+            return result + min(tokens, INT32_ROWS) * rows * 4
+        if kind == "apart":  # each by itself, then side by side
+            return 2 * result + rows * columns * (4 + width)
+        if kind != "decoded":
+            return result
+        return rows * columns * width + max(_unpacking(drawing, rows * columns), result)
+
+    dense = tokens * hidden * width
+    x, qkv, mixed = operand(qkv_kind, hidden), tokens * 3 * hidden * width, operand(layout[3], hidden)
+    kept = dense + x  # the residual, and what the first matrix reads, which the caller holds
+    attended = dense + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
+    rounded = mixed if layout[3] in ROUNDED else 0
+    second, third = operand(arms_kind, hidden), operand(layout[6], inner)
+    arms = tokens * 2 * inner * width
+    return max(
+        kept + product(qkv_kind, 3 * hidden, hidden),
+        kept + qkv + attended,
+        kept + dense + rounded + product(layout[3], hidden, hidden),
+        kept + dense + second,
+        kept + second + product(arms_kind, 2 * inner, hidden),
+        kept + arms + third,
+        kept + third + product(layout[6], hidden, inner),
+    )
+
+
+def _merged_kind(kinds: tuple[str, ...]) -> str:
+    return kinds[0] if len(set(kinds)) == 1 else "apart"
+
+
+def _attention_bytes(drawing: Drawing, branch: Branch, tokens: int) -> int:
+    """What attention takes beside its result: scores where it holds them, float32 sums on cards without FlashAttention
+    (heads of 256 do not fit the registers of the memory-efficient kernels)."""
+    if not drawing.fused_attention:
+        return 2 * branch.num_attention_heads * tokens**2 * drawing.dense_bytes
+    return tokens * branch.hidden_size * 4 if drawing.kernels == "int_mm" else 0
+
+
+def _decoder_bytes(model: Model, pixels: int, dense_bytes: int) -> int:
+    """The decoder's worst moment, among its last convolutions, where channels are few and pixels many."""
+    width, second = model.vae_widths[:2]
+    copies = CONVOLVES_IN_COPIES and dense_bytes == 2
+    enlarging = 2 * second + (2 * second if copies else 0)  # channels at every pixel
+    narrowing = 2 * second + width + (second + width if copies else 0)
+    channels = max(enlarging, narrowing, 3 * second)
+    filters = 9 * second**2 * dense_bytes
+    return round(pixels * channels * dense_bytes) + pixels * 10 + filters

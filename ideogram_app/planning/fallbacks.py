@@ -1,0 +1,267 @@
+"""What can still be drawn when memory ran out: `rungs(...) -> (Rung, ...)`, the first that helps first, and pure.
+
+In this order. The same picture with less of it held: more of its weights streamed, the text encoder in pieces, the
+picture decoded in tiles; for RAM, the weights read from disk. Then GGUF Q4_K, the smallest recipe. Then a smaller
+picture of the same shape. Every rung is a plan that was made again within a lower limit and expects less of what ran
+out than the plan that failed, so a ladder ends. Where nothing is left, `Shortage.sentence` still says what helps.
+
+Left out: fewer steps and shorter captions, which save next to no memory, and taking a rung, which is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from ideogram_app.catalog.models import PIXELS_PER_TOKEN
+from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.errors import RequestError
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import TEXT_TOKENS
+from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, gb
+from ideogram_app.planning.oom import Shortage
+from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.policy import LADDER
+from ideogram_app.planning.profile import Remembered
+from ideogram_app.records import Request, Rung
+
+SMALLEST = LADDER[-1]
+SPARE_BYTES = 512 * 2**20  # beside what was wanted: what else the failed plan did not see coming, nobody knows
+UNKNOWN_SHARE = 1 / 8  # of the expected peak, where nobody said how much was wanted
+# The last request is not all that was missing, and may be one that another plan never makes (a picture decoded in
+# tiles): all of it is saved where some plan does that, else half, else a quarter.
+GIVEN_UP = (1.0, 0.5, 0.25)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the peak, where only a lighter text encoder helps
+SIDES = (3 / 4, 1 / 2, 3 / 8, 1 / 4)  # of a smaller picture; half a side is a quarter of the pixels
+ENCODERS = ("resident", "staged", "streamed")  # the text encoder's homes, the lightest last
+DRAWING = ("", "denoise", "decode")  # phases whose memory grows with the picture
+
+
+def rungs(
+    hardware: Hardware,
+    request: Request,
+    recipe: str,
+    planned: Plan,
+    shortage: Shortage,
+    ready: Collection[str],
+    *,
+    stored_bytes: int = 0,
+    text_tokens: int = TEXT_TOKENS,
+    reserve_bytes: int = 0,
+    known: Remembered | None = None,
+) -> tuple[Rung, ...]:
+    """The ways to go on.
+
+    Args:
+        hardware: the machine, measured after what failed was released.
+        recipe: of the request's, the one that failed; `planned` is the plan that it failed with.
+        ready: recipes that are prepared; others can be offered, but take a preparation first.
+        stored_bytes, text_tokens, reserve_bytes, known: what the failed plan was made with, as in `planner.plan`.
+    """
+    wishes = _Wishes(stored_bytes, text_tokens, reserve_bytes, known)
+    failed = _Failed(hardware, request, recipe, planned, shortage, frozenset(ready), wishes)
+    whole = request.width, request.height
+    same = failed.less(recipe, whole)
+    found = [_same_rung(failed, same)] if same else []
+    if recipe != SMALLEST and SMALLEST not in request.recipes:  # else it is drawn beside this one anyway
+        smaller = failed.less(SMALLEST, whole)
+        found += [_smaller_rung(failed, smaller)] if smaller else []
+    if not found or shortage.phase in DRAWING:
+        found += [_picture_rung(failed, fewer) for fewer in _smaller_pictures(failed)]
+    return tuple(found)
+
+
+def taken(request: Request, recipe: str, rung: Rung) -> Request:
+    """The request with one of its recipes drawn as the rung says; caption, seed and everything else stay."""
+    swapped = dict.fromkeys(rung.recipe if name == recipe else name for name in request.recipes)
+    return replace(
+        request,
+        recipes=tuple(swapped),
+        width=rung.width,
+        height=rung.height,
+        device_limit_bytes=rung.device_limit_bytes,
+        host_limit_bytes=rung.host_limit_bytes,
+    )
+
+
+def within(hardware: Hardware, host_limit_bytes: int | None) -> Hardware:
+    """The machine with no more free RAM than may be planned with; for the device, `plan` takes a limit itself."""
+    free = hardware.host_free_bytes
+    if host_limit_bytes is None:
+        return hardware
+    return replace(hardware, host_free_bytes=host_limit_bytes if free is None else min(free, host_limit_bytes))
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What every plan of a ladder shares with the one that failed; see `planner.plan`."""
+
+    stored_bytes: int
+    text_tokens: int
+    reserve_bytes: int
+    known: Remembered | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A plan that expects less, and the limits that it came from."""
+
+    plan: Plan
+    device_limit: int | None
+    host_limit: int | None
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """What failed, and the question what would take less."""
+
+    hardware: Hardware
+    request: Request
+    recipe: str
+    planned: Plan
+    shortage: Shortage
+    ready: frozenset[str]
+    wishes: _Wishes
+
+    @property
+    def of_device(self) -> bool:
+        return self.shortage.kind == "device"
+
+    def peak(self, which: Plan) -> int:
+        """Expected, of the memory that ran out."""
+        return which.predicted.peak_device_bytes if self.of_device else which.predicted.peak_host_bytes
+
+    def less(self, recipe: str, size: tuple[int, int]) -> _Found | None:
+        """A plan for this that fits and expects less of what ran out, with as much given up as can be."""
+        peak = self.peak(self.planned)
+        wanted = self.shortage.wanted_bytes or round(peak * UNKNOWN_SHARE)
+        limits = [peak - round((wanted + SPARE_BYTES) * share) for share in GIVEN_UP]
+        if self.while_reading:  # the peak is that of another phase, so that less of it need not help this one
+            limits += [round(limits[0] * share) for share in SHARES]
+        for limit in limits:
+            found = self._within(recipe, size, limit)
+            if found.plan.fits and self.peak(found.plan) < peak and self._helps_reading(found.plan):
+                return found
+        return None
+
+    @property
+    def while_reading(self) -> bool:
+        """Whether the text encoder found no room, and could take less."""
+        return self.of_device and self.shortage.phase == "encode" and self.planned.encoder != ENCODERS[-1]
+
+    def _helps_reading(self, found: Plan) -> bool:
+        return not self.while_reading or ENCODERS.index(found.encoder) > ENCODERS.index(self.planned.encoder)
+
+    def _within(self, recipe: str, size: tuple[int, int], peak: int) -> _Found:
+        """The plan for a peak of that many bytes at most."""
+        device, host = self.request.device_limit_bytes, self.request.host_limit_bytes
+        if self.of_device:
+            device = peak
+        else:
+            host = peak + HOST_PROCESS_BYTES
+        made = plan(
+            within(self.hardware, host),
+            self.request.model,
+            width=size[0],
+            height=size[1],
+            recipe=recipe,
+            ready=self.ready | {self.recipe},
+            limit_bytes=device,
+            stored_bytes=self.wishes.stored_bytes,
+            text_tokens=self.wishes.text_tokens,
+            reserve_bytes=self.wishes.reserve_bytes,
+            known=self.wishes.known,
+            savings=self.request.savings,
+        )
+        return _Found(made, device, host)
+
+
+def _smaller_pictures(failed: _Failed) -> list[_Found]:
+    """The largest picture of the same shape that fits: with the same recipe, else with the smallest."""
+    for recipe in dict.fromkeys((failed.recipe, SMALLEST)):
+        for share in SIDES:
+            size = _sides(failed.request, share)
+            try:
+                found = failed.less(recipe, size)
+            except RequestError:  # smaller than can be drawn, and so is the rest
+                break
+            if found and size != (failed.request.width, failed.request.height):
+                return [found]
+    return []
+
+
+def _sides(request: Request, share: float) -> tuple[int, int]:
+    """Both sides times the share, on the grid."""
+    across, down = (round(side * share / PIXELS_PER_TOKEN) for side in (request.width, request.height))
+    return across * PIXELS_PER_TOKEN, down * PIXELS_PER_TOKEN
+
+
+def _same_rung(failed: _Failed, found: _Found) -> Rung:
+    changes = _changes(failed.planned, found.plan)
+    title = ", ".join(changes) if changes else "hold less at a time"
+    is_cut = found.plan.decode_tile != failed.planned.decode_tile and found.plan.decode_tile
+    tiles = "Its tiles are blended where they meet." if is_cut else ""
+    reason = f"The picture stays the same. {tiles} {_cost(failed, found)}"
+    return _rung(title[0].upper() + title[1:], reason, failed, found, same_picture=True)
+
+
+def _smaller_rung(failed: _Failed, found: _Found) -> Rung:
+    title = find_recipe(SMALLEST).title
+    first = "" if SMALLEST in failed.ready else "It is not prepared yet: that is done first."
+    weights = found.plan.predicted.weight_bytes
+    reason = f"{title} takes {gb(weights)} of weights and is further from the reference. {first} {_cost(failed, found)}"
+    return _rung(f"{title}, {_home(found.plan)}", reason, failed, found)
+
+
+def _picture_rung(failed: _Failed, found: _Found) -> Rung:
+    width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST
+    pixels = width * height / (failed.request.width * failed.request.height)
+    other = "" if recipe == failed.recipe else f", {find_recipe(recipe).title}"
+    other += f", {_home(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
+    reason = f"The same shape with {pixels:.0%} of the pixels; another picture, from the same seed. "
+    return _rung(f"{width} × {height}{other}", reason + _cost(failed, found), failed, found)
+
+
+def _rung(title: str, reason: str, failed: _Failed, found: _Found, same_picture: bool = False) -> Rung:
+    return Rung(
+        title=title,
+        reason=" ".join(reason.split()),
+        recipe=found.plan.recipe or failed.recipe,
+        width=found.plan.width,
+        height=found.plan.height,
+        device_limit_bytes=found.device_limit,
+        host_limit_bytes=found.host_limit,
+        same_picture=same_picture,
+    )
+
+
+def _changes(before: Plan, after: Plan) -> list[str]:
+    """What the second plan holds less of, in a few words each."""
+    changes = []
+    if (after.residency, after.streamed_bytes) != (before.residency, before.streamed_bytes) and after.streamed_bytes:
+        source = "disk" if after.residency == "disk" else "RAM"
+        changes.append(f"stream {gb(after.streamed_bytes)} from {source}")
+    if after.encoder != before.encoder:
+        how = {"staged": "let the text encoder go after reading", "streamed": "encode layer by layer"}
+        changes.append(how.get(after.encoder, ""))
+    if after.decode_tile != before.decode_tile and after.decode_tile:
+        changes.append(f"decode in tiles of {after.decode_tile} pixels")
+    return [change for change in changes if change]
+
+
+def _home(which: Plan) -> str:
+    """Where its weights live, in a word or two."""
+    if which.residency == "resident" or not which.streamed_bytes:
+        return "resident"
+    return f"{gb(which.streamed_bytes)} streamed from {'disk' if which.residency == 'disk' else 'RAM'}"
+
+
+def _cost(failed: _Failed, found: _Found) -> str:
+    """What is expected of memory and, where rates are failed, of time."""
+    saved = failed.peak(failed.planned) - failed.peak(found.plan)
+    memory = "device memory" if failed.of_device else "RAM"
+    sentence = f"Expected: {gb(failed.peak(found.plan))} of {memory}, {gb(saved)} less"
+    before, after = failed.planned.predicted.seconds_per_step, found.plan.predicted.seconds_per_step
+    if before and after and f"{before:.1f}" != f"{after:.1f}":
+        sentence += f"; {after:.1f} s a step instead of {before:.1f} s"
+    return f"{sentence}."

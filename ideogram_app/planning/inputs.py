@@ -1,0 +1,208 @@
+"""The question that a plan answers: a machine, a model, a picture, and what may be used for it.
+
+Everything that planning/placement.py and planning/planner.py compute from stands in one frozen `Job`, with the few
+numbers that follow from it directly: free memory of each device, RAM that is missing, bytes and seconds of a recipe.
+Free memory counts, never the total.
+
+Left out: answers.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+from ideogram_app.catalog.models import Model
+from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.catalog.speedups import remembered_bytes
+from ideogram_app.machine.capabilities import arithmetic, products
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import TEXT_TOKENS, decode_bytes, tile_gaps
+from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footprint
+from ideogram_app.planning.profile import UNIT, Remembered, known_rates
+from ideogram_app.planning.step_time import TEXT_TOKENS as USUAL_TOKENS
+from ideogram_app.planning.step_time import Rates, branch_work, find_rates, ideal_seconds, published_share
+
+ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
+# Windows locks no more than about half of the RAM for devices; ComfyUI keeps to this share of it (model_management.py).
+# Elsewhere what is free can be locked.
+WINDOWS_LOCKED_SHARE = 0.4
+# Sides in pixels of the tiles in which a picture may be decoded, all multiples of 64; larger ones have fewer seams and
+# decode less twice, for a quarter of a tile overlaps its neighbour.
+TILE_SIDES = (1024, 768, 512, 384, 256)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A device, the bytes that may be used of it, and which transformers it holds: 0 conditional, 1 unconditional."""
+
+    device: int
+    free: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The question: everything the answer is computed from.
+
+    Attributes:
+        dtype: the computing type, from verdicts.compute_type.
+        stored_bytes: what of the download and of the files made from it is on disk already.
+        ready: recipes whose files are complete, so that they need no room on disk.
+        text_tokens: of the caption; the longest one stands for a caption that is not known yet.
+        reserve_bytes: free memory of every device that is left to others.
+        limit_bytes: the most memory of a device to plan with; None without a limit.
+        known: what this machine has shown of itself.
+        savings: names of rows of `SAVINGS`, some of which remember tensors.
+    """
+
+    hardware: Hardware
+    model: Model
+    size: tuple[int, int]
+    dtype: str
+    stored_bytes: int = 0
+    ready: frozenset[str] = frozenset()
+    text_tokens: int = TEXT_TOKENS
+    reserve_bytes: int = 0
+    limit_bytes: int | None = None
+    known: Remembered | None = None
+    savings: tuple[str, ...] = ()
+
+    @property
+    def published(self) -> bool:
+        """Whether this is the model that is fetched, and not the miniature that ships with the program."""
+        return self.model.source_bytes > 0
+
+    @property
+    def devices(self) -> tuple[tuple[int, int], ...]:
+        """Number and usable bytes of every device, the freest first."""
+        hardware = self.hardware
+        first = hardware.device_free_bytes
+        if first is None:
+            first = int((hardware.device_memory_bytes or 0) * ASSUMED_FREE)
+        rest = hardware.devices_free_bytes[1:] or (first,) * (hardware.device_count - 1)
+        free = (min((first, *hardware.devices_free_bytes[:1])), *rest)
+        return tuple(sorted(enumerate(map(self._usable, free)), key=lambda row: (-row[1], row[0])))
+
+    @property
+    def device_free(self) -> int:
+        """Usable bytes of the device that would hold both transformers."""
+        return self.seatings()[0][0].free
+
+    def seatings(self) -> tuple[tuple[Seat, ...], ...]:
+        """Who may sit where: both transformers on one device, and where there is a second, one on each.
+
+        Alone stands the freest device of the first one's kind, which is what the machine is described by. Of a pair
+        the freer one has the conditional transformer, which has more to do: text besides the image. Devices of two
+        kinds are paired only where the speed of both is known.
+        """
+        (device, free), *others = self.devices
+        alike = [row for row in self.devices if self._name(row[0]) == self.hardware.name]
+        alone = (Seat(*alike[0], (0, 1)),)
+        if not others or not self._pair(self._name(device), self._name(others[0][0])):
+            return (alone,)
+        return alone, (Seat(device, free, (0,)), Seat(*others[0], (1,)))
+
+    def host_lacks(self, loose: int, locked: int = 0) -> int:
+        """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known.
+
+        Args:
+            locked: the part that must stay where it is, because a device copies from it.
+        """
+        free, total = self.hardware.host_free_bytes, self.hardware.host_memory_bytes
+        missing = 0 if free is None else max(0, loose + locked + HOST_PROCESS_BYTES - free)
+        if self.windows and total is not None:
+            missing = max(missing, locked - int(total * WINDOWS_LOCKED_SHARE))
+        return missing
+
+    @property
+    def windows(self) -> bool:
+        return self.hardware.os.startswith("Windows")
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of a number in the computing type."""
+        return 4 if self.dtype == "float32" else 2
+
+    def measure(self, recipe: Recipe) -> Footprint:
+        """What a recipe takes here."""
+        kept = remembered_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
+        counted = self._measured(recipe)
+        return replace(counted, workspace=counted.workspace + kept) if kept else counted
+
+    def _measured(self, recipe: Recipe) -> Footprint:
+        return _counted(
+            self.model,
+            recipe,
+            self.size,
+            self.dense_bytes,
+            self.hardware.kind != "mps",
+            self.text_tokens,
+            arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
+            products(self.hardware),
+        )
+
+    @property
+    def feature_bytes(self) -> int:
+        """Text features on the host: in float32 for the picture, and in the computing type for the next one."""
+        return self.text_tokens * self.model.conditional.llm_features_dim * (4 + self.dense_bytes)
+
+    def decoding(self, size: Footprint, side: int = 0) -> int:
+        """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""
+        drawn = self.model, *self.size, self.dense_bytes, side or None
+        return size.standing + decode_bytes(*drawn) + tile_gaps(*drawn)
+
+    def rates(self, device: int = 0) -> Rates | None:
+        """Peaks of a device, measured or published; None where there are neither."""
+        name = self._name(device)
+        return known_rates(name, self.known) if name == self.hardware.name else find_rates(name)
+
+    def pass_seconds(self, recipe: Recipe, branch: int, device: int = 0) -> float | None:
+        """Seconds of one transformer in one step with all its weights on a device; None where nobody knows.
+
+        What pictures here have shown counts first. Published shares are of the published model, whose work fills a
+        card, so the miniature has a time only where it was drawn before, and so has anything on a processor.
+        """
+        how = arithmetic(self.hardware, recipe)[0]
+        rates, share = self.rates(device), self.known.share(self.model.name, how) if self.known else None
+        if share is None and rates and self.published and self.hardware.kind != "cpu":
+            share = published_share(recipe, how)
+        if share is None:
+            return None
+        tokens = USUAL_TOKENS if self.text_tokens == TEXT_TOKENS else self.text_tokens
+        return ideal_seconds(rates or UNIT, branch_work(self.model, self.size, tokens)[branch], how) / share
+
+    def _usable(self, free: int) -> int:
+        usable = max(0, free - self.reserve_bytes)
+        return usable if self.limit_bytes is None else min(usable, self.limit_bytes)
+
+    def _name(self, device: int) -> str:
+        """What a device is; where nobody tells, the same as the first."""
+        names = self.hardware.device_names
+        return names[device] if 0 < device < len(names) else self.hardware.name
+
+    def _pair(self, one: str, other: str) -> bool:
+        return one == other or bool(find_rates(one) and find_rates(other))
+
+
+@functools.lru_cache(maxsize=256)  # it takes 20 ms, and one machine is planned for many times
+def _counted(
+    model: Model,
+    recipe: Recipe,
+    size: tuple[int, int],
+    dense_bytes: int,
+    fused_attention: bool,
+    text_tokens: int,
+    arithmetic: str,
+    kernels: str,
+) -> Footprint:
+    return footprint(
+        model,
+        recipe,
+        size,
+        dense_bytes,
+        fused_attention,
+        text_tokens=text_tokens,
+        arithmetic=arithmetic,
+        kernels=kernels,
+    )

@@ -1,0 +1,182 @@
+"""Out of memory, told apart: the device, RAM, RAM that can be locked, or what Windows is willing to promise.
+
+    shortage = understand(problem, phase="denoise", now=memory_now(hardware))
+    shortage.sentence()     what happened, when, how much was wanted and free, and what helps
+
+Libraries report one and the same lack in a dozen ways, and two lacks in one: `CUDA error: out of memory` is raised for
+the device, for locked RAM and for Windows' commit limit alike. What the message does not settle, the memory that was
+free at that moment does. What can be drawn with less is planning/fallbacks.py. ComfyUI and WebUIs match one exception
+type and say "CUDA out of memory" for all four. torch is not imported: exceptions are known by their bases and their
+words.
+
+Left out: the kernel's OOM killer, which leaves nothing to catch, and a kernel's shared memory, which is no shortage.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+
+from ideogram_app.machine.memory import MemoryNow
+from ideogram_app.planning.footprint import gb
+
+# What says so, in the words of torch's allocators, CUDA, ROCm, Metal, oneAPI, Triton, NumPy, the C++ library, the
+# kernel and Windows. The first that is found counts. "unclear" is the driver's word for three of the four.
+SIGNS: tuple[tuple[str, str], ...] = (
+    ("commit", r"paging file is too small|winerror 1455|os error 1455"),
+    ("locked", r"(cuda|hip)host(alloc|malloc|register)|pinned memory.*(out of memory|fail|cannot)"),
+    ("host", r"out_of_host_memory|host_allocation_failed|cpuallocator|c10 out of memory|bad_alloc|bad allocation"),
+    ("host", r"cannot allocate memory|not enough memory|unable to allocate .* for an array"),
+    ("unclear", r"(cuda|hip)( driver)? error: out of memory"),
+    ("device", r"(cuda|hip|xpu|mps backend) out of memory|triton error \[\w+\]: out of memory"),
+    ("device", r"(blas|dnn|solver|sparse|fft)_(status_)?alloc_failed|device_allocation_failed|out_of_device_memory"),
+    ("device", r"ur_result_error_out_of_resources|pi_error_out_of_resources|rocblas_status_memory_error"),
+)
+UNITS = {"bytes": 1, "b": 1} | {f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", 1)}
+AMOUNT = r"([\d.]+) ?(bytes|[kmgtp]ib|b)\b"
+WANTED = re.compile(rf"(?:allocat\w*|mmap|requested :) {AMOUNT}")
+FREE = re.compile(rf"of which {AMOUNT} is free")
+ALLOWED = re.compile(rf"{AMOUNT} allowed;")
+HELD = re.compile(rf"of the allocated memory {AMOUNT}")
+METAL = re.compile(rf"mps allocated: {AMOUNT}, other allocations: {AMOUNT}, max allowed: {AMOUNT}")
+# What libraries take beside torch's allocator (a context, workspaces, kernels) is below this; where more is free, it
+# was not the device that ran out.
+PLENTY_BYTES = 1_000_000_000
+
+HAPPENED = {
+    "device": "The device ran out of memory",
+    "host": "RAM ran out",
+    "locked": "The system would not lock as much RAM as was asked for",
+    "commit": "Windows would not promise more memory: RAM and page file together are given away",
+}
+HELPS = {
+    "device": "Close other programs that use the device; a smaller picture or GGUF Q4_K needs less of it.",
+    "host": "Close other programs, or draw with a smaller precision; in a container or in WSL, allow it more RAM.",
+    "locked": "Blocks that are streamed rest in locked RAM: stream less of them, by a smaller precision, or read them "
+    "from disk. In WSL, allow it more RAM (memory= in .wslconfig); in a container, lift its limit on locked memory.",
+    "commit": "Enlarge the page file (System, Advanced system settings, Performance, Virtual memory) or let Windows "
+    "manage its size; closing other programs helps as well.",
+}
+PHASES = {
+    "prepare": "while weights were prepared",
+    "load": "while the weights were loaded",
+    "encode": "while the caption was read",
+    "denoise": "while drawing",
+    "decode": "while the picture was decoded",
+}
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Memory that was wanted and not to be had.
+
+    Attributes:
+        kind: device, host (RAM), locked (RAM that the device may read by itself) or commit (Windows' limit).
+        wanted_bytes: by the request that failed; None where nobody said. It is the last of many, not all of them.
+        phase: of the picture, as in `flow.Event`; "" where it is not known.
+        free_bytes: of the memory that ran out, at that moment; of a commit limit, of the device.
+    """
+
+    kind: str
+    wanted_bytes: int | None = None
+    phase: str = ""
+    free_bytes: int | None = None
+
+    def happened(self) -> str:
+        """What, when, and the numbers, as one sentence without its full stop."""
+        when = f" {PHASES[self.phase]}" if self.phase in PHASES else ""
+        parts = []
+        if self.wanted_bytes:
+            parts.append(f"{gb(self.wanted_bytes)} more were asked for")
+        if self.free_bytes is not None and self.kind == "commit":
+            parts.append(f"the device still had {gb(self.free_bytes)}")
+        elif self.free_bytes is not None:
+            whole = self.wanted_bytes is None or self.free_bytes < self.wanted_bytes
+            pieces = "" if whole or self.kind != "device" else ", in pieces too small"
+            parts.append(f"{gb(self.free_bytes)} were free{pieces}")
+        numbers = f" ({', '.join(parts)})" if parts else ""
+        return f"{HAPPENED[self.kind]}{when}{numbers}"
+
+    def sentence(self) -> str:
+        """For people: what happened, and what to do."""
+        return f"{self.happened()}. {HELPS[self.kind]}"
+
+    def account(self, done: str) -> str:
+        """For `Result.given_up`: what happened, and what was done with less instead."""
+        return f"{self.happened()}. Went on with less: {done}."
+
+
+def understand(
+    problem: BaseException, phase: str = "", now: MemoryNow | None = None, windows: bool = os.name == "nt"
+) -> Shortage | None:
+    """What kind of memory ran out; None where the problem is another one.
+
+    Args:
+        phase: in which it was raised.
+        now: what was free then, read before anything is released; without it, what the driver leaves open counts as
+            the device's.
+        windows: whether Windows counts what it has promised, as no other system does.
+    """
+    cause: BaseException | None = problem
+    while cause is not None:
+        text = " ".join(str(cause).lower().split())
+        kind = _kind(cause, text)
+        if kind:
+            return _settled(kind, text, phase, now or MemoryNow(), windows)
+        cause = cause.__cause__
+    return None
+
+
+def _kind(problem: BaseException, text: str) -> str:
+    """What the exception says by itself; "" where it is no shortage."""
+    if isinstance(problem, OSError):
+        if getattr(problem, "winerror", None) == 1455 or re.search(SIGNS[0][1], text):
+            return "commit"
+        return "host" if problem.errno == errno.ENOMEM else ""
+    foreign = type(problem).__module__.startswith("safetensors")  # its errors derive from Exception alone
+    if not foreign and not isinstance(problem, RuntimeError | MemoryError):
+        return ""
+    found = next((kind for kind, sign in SIGNS if re.search(sign, text)), "")
+    by_type = "host" if isinstance(problem, MemoryError) else ""
+    if type(problem).__name__ == "OutOfMemoryError":  # torch's, whatever allocator worded it
+        by_type = "device"
+    return found or by_type
+
+
+def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) -> Shortage:
+    """The kind that the numbers leave, with those numbers."""
+    wanted = _amount(WANTED.search(text))
+    free = _told_free(text)
+    device_free = now.device_free if free is None else free
+    enough = max(PLENTY_BYTES, wanted or 0)
+    has_device = device_free is not None and device_free > enough
+    has_ram = now.host_free is not None and now.host_free > enough
+    if kind == "unclear" and not has_device:
+        kind = "device"
+    elif kind == "unclear" and not windows:  # RAM has run out, or there is some and the system sets a limit
+        kind = "locked" if has_ram or now.host_free is None else "host"
+    elif windows and kind != "locked" and not ALLOWED.search(text) and (has_ram if kind == "host" else has_device):
+        kind = "commit"
+    return Shortage(kind, wanted, phase, device_free if kind in ("device", "commit") else now.host_free)
+
+
+def _told_free(text: str) -> int | None:
+    """Free device memory as torch tells it in the message; within a share that the process was limited to."""
+    metal = METAL.search(text)
+    if metal:
+        ours, others, most = (_bytes(*metal.group(at, at + 1)) for at in (1, 3, 5))
+        return max(0, most - ours - others)
+    free, allowed, held = (_amount(sign.search(text)) for sign in (FREE, ALLOWED, HELD))
+    if free is not None and allowed is not None and held is not None:
+        return max(0, min(free, allowed - held))
+    return free
+
+
+def _amount(found: re.Match[str] | None) -> int | None:
+    return _bytes(found.group(1), found.group(2)) if found else None
+
+
+def _bytes(number: str, unit: str) -> int:
+    return round(float(number) * UNITS[unit])

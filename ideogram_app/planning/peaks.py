@@ -1,0 +1,127 @@
+"""What surrounds the steps of a picture on the device: the text encoder before them, the decoder after them.
+
+Both make room for the transformers, not the other way round: they run once a picture, the transformers every step. The
+encoder stays beside them, is there only while it reads, or passes layer by layer; the picture is decoded whole or in
+the largest tiles that fit. The peak of a plan is that of its worst phase, on the device that has more to hold.
+
+Left out: previews between steps, which decode a miniature of the picture, and what a driver keeps for itself beyond
+the constants of planning/footprint.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ideogram_app.planning.footprint import Share, device_bytes, encoder_weights, gb, share
+from ideogram_app.planning.inputs import TILE_SIDES, Job, Seat
+from ideogram_app.planning.option import Option
+
+READ_AHEAD_BYTES = (
+    2**28 + 2**26
+)  # of weights on their way, and the locked ring towards a device (checkpoints/prefetch.py)
+# On a processor, of the miniature at 128 to 1024 pixels a side, in float32 on two cores: convolutions take up to 1.4
+# times the counted bytes, because oneDNN reorders what it reads, and the process 80 MB beside tensors (thread stacks,
+# compiled primitives, what glibc keeps). Predictions were then above every measured peak: at 1024 pixels by 7 to 28 %,
+# at 512 by 17 to 112 MB, at 128 by 80. Resident memory of the same picture differs by up to 90 MB from run to run.
+PROCESSOR_DECODES = 1.4
+PROCESSOR_BYTES = 80_000_000
+
+
+def encoder_home(job: Job, option: Option) -> str:
+    """Where the text encoder lives: resident, staged or streamed."""
+    if job.hardware.kind == "cpu":
+        return "resident"
+    size, seat = option.size, _with_text(option)
+    beside = max(size.workspace, size.decode_whole)
+    if option.residency == "resident" and device_bytes(option.held(seat) + size.encoder, beside) <= seat.free:
+        return "resident"
+    return "staged" if device_bytes(0, size.encoder) <= seat.free else "streamed"
+
+
+def decode_tile(job: Job, option: Option) -> int:
+    """The side in pixels of the largest tiles that fit beside the weights; 0 where the whole picture does."""
+    if job.hardware.kind == "cpu":
+        return 0
+    seat = _with_text(option)
+
+    def fits(side: int) -> bool:
+        return device_bytes(option.held(seat), job.decoding(option.size, side)) <= seat.free
+
+    if fits(0):
+        return 0
+    smaller = [side for side in TILE_SIDES if side < max(job.size)]
+    return next((side for side in smaller if fits(side)), TILE_SIDES[-1])
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a plan takes in its worst phase.
+
+    Attributes:
+        device: where the memory of the fuller device goes; None where there is none.
+        host: bytes of RAM, those that are locked included; locked: that copies to the device start from.
+    """
+
+    device: Share | None
+    host: int
+    locked: int = 0
+
+
+def peaks(job: Job, option: Option) -> Peaks:
+    """The worst phase: on the fuller device, and of RAM."""
+    size = option.size
+    decode = job.decoding(size, decode_tile(job, option))
+    if job.hardware.kind == "cpu":
+        busy = max(size.workspace, round(decode * PROCESSOR_DECODES), size.encoder)
+        return Peaks(None, size.weights + size.once + encoder_weights(job.model, 4) + busy + PROCESSOR_BYTES)
+    home = encoder_home(job, option)
+    first, *others = option.seats
+    kept = option.held(first) + (size.encoder if home == "resident" else 0)
+    encoding = size.encoder_layer if home == "streamed" else size.encoder
+    phases = (
+        share(kept, size.workspace, size.standing),
+        share(kept, decode, size.standing),
+        share(0, encoding),
+        *(share(option.held(seat), size.workspace, size.standing) for seat in others),
+    )
+    locked = {"streamed": option.streamed, "disk": option.buffers}.get(option.residency or "", 0)
+    loading = READ_AHEAD_BYTES + (size.block if locked else 0)  # a block is built before it is copied to locked RAM
+    reading = size.encoder_table + 2 * size.encoder_layer if home == "streamed" else 0  # and two locked buffers
+    host = size.once + locked + job.feature_bytes + max(loading, reading)
+    return Peaks(max(phases, key=lambda phase: phase.total), host, locked)
+
+
+def peak_note(found: Peaks) -> str:
+    """Where the memory of the device goes at its fullest, and how much RAM is locked."""
+    if found.device is None:
+        return ""
+    parts = found.device
+    shares = (
+        (parts.weights, "weights and places for those that travel"),
+        (parts.standing, "prepared text, latents and the decoder"),
+        (parts.activations, "activations"),
+        (parts.libraries + parts.slack, "libraries and gaps between tensors"),
+        (parts.context, "the driver"),
+    )
+    listed = ", ".join(f"{gb(size)} {what}" for size, what in shares if size)
+    locked = f" {gb(found.locked)} of RAM are locked for copies." if found.locked else ""
+    return f"At its fullest, {gb(parts.total)} of device memory: {listed}.{locked}"
+
+
+def phase_notes(job: Job, option: Option) -> tuple[str, str]:
+    """A sentence about the encoder, and one about the decoder where it cannot have the whole picture."""
+    encoder = gb(encoder_weights(job.model, 2))
+    first = {
+        "resident": f"The text encoder ({encoder}) stays beside them.",
+        "staged": f"The text encoder ({encoder}) is on the device only while it reads the prompt.",
+        "streamed": f"The text encoder ({encoder}) passes through the device layer by layer, once a prompt.",
+    }[encoder_home(job, option)]
+    side, (width, height) = decode_tile(job, option), job.size
+    whole = gb(option.size.decode_whole)
+    tiles = f"Decoding {width} x {height} at once takes {whole} beside them, so it is done in tiles of {side} pixels."
+    return first, tiles if side else ""
+
+
+def _with_text(option: Option) -> Seat:
+    """The seat of the conditional transformer, where text is encoded and the picture decoded."""
+    return option.seats[0]

@@ -1,0 +1,61 @@
+"""Hashes of large files, found by a thread of their own while other work goes on.
+
+hashlib lets go of Python's lock while it works, so on two cores the hash of an 18.5 GB source (13 s at the 1.4 GB/s of
+one core of a Xeon with SHA instructions) hides behind minutes of packing, and the file is met in the page cache
+by whichever of the two comes second. Left out: several files at once, which a disk would only answer more slowly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+
+from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK
+
+
+class BackgroundHashes:
+    """sha256 of files, one after the other, while the context is open; leaving it early stops the thread.
+
+    Attributes:
+        seconds: what the thread has spent so far.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.seconds = 0.0
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="source hash")
+        self._found: dict[Path, Future[str]] = {path: self._pool.submit(self._hash, path) for path in files}
+
+    def __enter__(self) -> BackgroundHashes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def finished(self) -> list[tuple[Path, str]]:
+        """Those that are known by now, without waiting."""
+        return [(path, future.result()) for path, future in self._found.items() if future.done()]
+
+    def wait(self, path: Path) -> str:
+        """The hash of one file.
+
+        Raises:
+            OSError: it could not be read.
+        """
+        return self._found[path].result()
+
+    def _hash(self, path: Path) -> str:
+        started, digest = time.perf_counter(), hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while not self._stop.is_set() and (chunk := file.read(HASH_CHUNK)):
+                digest.update(chunk)
+        self.seconds += time.perf_counter() - started
+        return digest.hexdigest()

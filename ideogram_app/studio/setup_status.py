@@ -1,0 +1,251 @@
+"""One model's first run as numbers: what is there, what is at work, what is still to come, how long and how large.
+
+`View(state, model)` reads the studio's state and remembers nothing, so that studio/setup_stages.py only has to put it
+into stages and sentences. Times are estimates that say from what: an example rate until bytes come, and packing as it
+was measured.
+
+Left out: measuring this machine's packing ahead of time; once it packs, its own rate is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import Any
+
+from ideogram_app.catalog.models import Model, find_model, weight_bytes
+from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
+from ideogram_app.checkpoints.published.local import Source, find_source
+from ideogram_app.hub.access import Access
+from ideogram_app.planning.footprint import DISK_MARGIN, encoder_weights, gb
+from ideogram_app.planning.planner import Plan
+from ideogram_app.planning.policy import LADDER
+from ideogram_app.studio.backend import SourceState
+from ideogram_app.studio.state import Job, State
+
+EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, said as an example as long as no byte has come
+# Weights a second, trying and hashing included, on two cores without a GPU (benchmarks/results/quantize-full-cpu.json:
+# `weights_per_second_overall` of gguf-q4_k and int8-w8a8). Formats with minima and scales to search stand behind the
+# first; the text encoder, which rests as Q8_0, and everything else behind the second.
+SEARCHED, ROUNDED = 33.2e6, 64.6e6
+SEARCHED_TYPES = ("Q4_K", "Q5_K", "Q6_K")
+NAMES = ("machine", "plan", "licence", "fetch", "quantize", "smoke", "picture")
+DRAWING = ("load", "encode", "denoise", "decode", "result", "done")  # phases of the last stage
+
+
+def made_bytes(model: str, recipe: str) -> int:
+    """What the files of a recipe take, both transformers."""
+    return _made(find_model(model), find_recipe(recipe).protecting())
+
+
+@cache
+def _made(shape: Model, recipe: Recipe) -> int:
+    return sum(weight_bytes(branch, recipe) for branch in shape.branches)
+
+
+@cache
+def _weights(shape: Model) -> int:
+    return sum(branch.parameters() for branch in shape.branches)
+
+
+def lasting(seconds: float) -> str:
+    """A time that is only estimated: under a minute, about 37 minutes, about 1 h 45 min."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return "under a minute"
+    return (
+        f"about {minutes} minute{'s' * (minutes > 1)}"
+        if minutes < 100
+        else f"about {minutes // 60} h {minutes % 60} min"
+    )
+
+
+def both(names: list[str]) -> str:
+    """Names in a sentence: INT8 W8A8, FP8 and GGUF Q4_K."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
+
+
+@dataclass(frozen=True)
+class View:
+    """A state as one model's first run sees it."""
+
+    state: State
+    model: str
+    asked: tuple[str, ...] = ()
+
+    @cached_property
+    def shape(self) -> Model:
+        return find_model(self.model)
+
+    @cached_property
+    def row(self) -> Source:
+        return find_source(self.model)
+
+    @property
+    def source(self) -> SourceState:
+        return self.state.sources.get(self.model, SourceState("missing"))
+
+    @property
+    def access(self) -> Access | None:
+        return self.state.access.get(self.model)
+
+    @cached_property
+    def job(self) -> Job | None:
+        """The job that works on this model, or waits for its turn to."""
+        return next(iter(self.state.at_work(self.model, "prepare", "compare")), None)
+
+    @property
+    def last(self) -> Job | None:
+        """The job that worked on this model last, once it is over."""
+        job = self.state.job
+        return job if job and job.is_over and job.model == self.model and job.kind in ("prepare", "compare") else None
+
+    @cached_property
+    def roomy(self) -> Plan | None:
+        """What the plan would be if the disk were large enough; how much it lacks is this module's to say."""
+        machine = self.state.machine
+        if machine is None or machine.plans[self.model].fits:
+            return machine.plans[self.model] if machine else None
+        limitless = replace(machine.hardware, disk_free_bytes=None)
+        return self.state.planned(limitless, self.model, known=machine.known)
+
+    @cached_property
+    def recipes(self) -> tuple[str, ...]:
+        """What is made: asked for, at work, ready, begun, or planned; the first of these that there is."""
+        if self.asked:
+            return tuple(find_recipe(name).name for name in self.asked)
+        planned = self.roomy.recipe if self.roomy else None
+        at_work = self.job or self.last
+        if at_work and at_work.recipes:
+            named = [planned] if at_work.kind == "compare" and planned in at_work.recipes else list(at_work.recipes)
+            return tuple(named[:1] if at_work.kind == "compare" else named)
+        for there in (self._known("ready"), self._known("partial")):
+            if there:
+                return (planned if planned in there else there[0],)
+        return (planned or LADDER[0],)
+
+    def _known(self, state: str) -> list[str]:
+        """Recipes that were made, or begun."""
+        return [name for name, row in self.state.statuses.get(self.model, {}).items() if row.state == state]
+
+    def status(self, recipe: str) -> Any:
+        return self.state.statuses.get(self.model, {}).get(recipe)
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """Those of `recipes` that are not ready."""
+        rows = {name: self.status(name) for name in self.recipes}
+        return tuple(name for name, row in rows.items() if row is None or not row.usable)
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.missing
+
+    @cached_property
+    def is_drawn(self) -> bool:
+        """Whether there is a picture of this model."""
+        results = [result for entry in self.state.history for result in self._results(entry.comparison)]
+        shown = self.state.comparison
+        results += shown.results if shown and shown.model == self.model else ()
+        return any(result.image for result in results)
+
+    def _results(self, comparison: Any) -> tuple[Any, ...]:
+        return tuple(comparison.results) if comparison.request.model == self.model else ()
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything of it is on disk, or somebody works on it."""
+        beside = self.source.companions_bytes + self.source.companions_begun
+        on_disk = self.source.state in ("partial", "complete") or beside or self._known("partial")
+        return bool(on_disk or self.is_ready or self.job)
+
+    @property
+    def titles(self) -> str:
+        return both([RECIPES[name].title for name in self.recipes])
+
+    @cached_property
+    def at(self) -> int:
+        """Where the job is, as an index into `NAMES`; -1 where none works."""
+        if self.job is None:
+            return -1
+        event = self.job.stage
+        phase = event.phase if event else ""
+        if phase in DRAWING or (self.is_ready and self.job.kind == "compare"):
+            return NAMES.index("picture")
+        if phase in ("smoke", "verify") and event and event.recipe in self.job.recipes:
+            return NAMES.index("smoke")
+        fetching = phase == "fetch" or (not phase and not self.source.at_hand)
+        return NAMES.index("fetch" if fetching else "quantize")
+
+    @property
+    def to_fetch(self) -> int:
+        """Bytes that still have to come."""
+        return 0 if self.source.at_hand or self.is_ready else max(0, self.row.size - self.source.bytes)
+
+    @cached_property
+    def to_make(self) -> int:
+        """Bytes of the files to be made, finished or not: recipes, and the text encoder unless it is kept already."""
+        beside = 0 if self.source.companions_bytes or self.row.included else encoder_weights(self.shape, 2)
+        return sum(made_bytes(self.model, name) for name in self.missing) + (beside if self.missing else 0)
+
+    @property
+    def free(self) -> int | None:
+        return self.state.machine.hardware.disk_free_bytes if self.state.machine else None
+
+    @property
+    def needed(self) -> int:
+        """Free disk that fetching and making still take, the margin included."""
+        begun = [row.bytes for row in map(self.status, self.missing) if row is not None and row.state == "partial"]
+        written = min(self.to_make, sum(begun) + self.source.companions_begun)
+        return round((self.to_fetch + self.to_make - written) * DISK_MARGIN)
+
+    @property
+    def lacking(self) -> int:
+        """Bytes of disk that are not there; 0 where it is enough, or not known."""
+        return 0 if self.free is None else max(0, self.needed - self.free)
+
+    @property
+    def failure(self) -> str:
+        """What went wrong last, where nothing has been tried since."""
+        if self.last is None or self.job:
+            return ""
+        undrawn = [result.error for result in self.last.results if result.error and not result.image]
+        return self.last.error or next(iter(undrawn), "")
+
+    @property
+    def fetch_rate(self) -> float | None:
+        """Bytes a second, once some have come."""
+        event = (self.job or self.last or Job("", "", "")).stage
+        return event.rate if event and event.phase == "fetch" else None
+
+    @property
+    def make_seconds(self) -> float:
+        """Packing, trying and hashing, by what was measured."""
+        rates = [SEARCHED if find_recipe(name).gguf_type in SEARCHED_TYPES else ROUNDED for name in self.missing]
+        seconds = sum(_weights(self.shape) / rate for rate in rates)
+        beside = 0 if self.source.companions_bytes or self.row.included else self.shape.text_encoder_parameters
+        return seconds + (beside / ROUNDED if self.missing else 0)
+
+
+def fetch_time(view: View) -> str:
+    """How long what is missing takes to come: by the rate seen, or by an example that says it is one."""
+    if not view.to_fetch:
+        return ""
+    if view.fetch_rate:
+        return f"{lasting(view.to_fetch / view.fetch_rate)} at {gb(view.fetch_rate)}/s"
+    return f"at 100 Mbit/s {lasting(view.to_fetch / EXAMPLE_RATE)}"
+
+
+def make_time(view: View) -> str:
+    """How long making takes; the machine it was measured on is named, because this one may be faster."""
+    return f"{lasting(view.make_seconds)} on two cores" if view.missing else ""
+
+
+def disk_short(view: View) -> str:
+    """What the disk lacks, and what helps; "" where it is enough."""
+    if not view.lacking:
+        return ""
+    return (
+        f"{gb(view.needed)} of free disk are needed, a tenth to spare, and {gb(view.free or 0)} are free: "
+        f"{gb(view.lacking)} are lacking. Make room, or start the program with --data-dir on another disk."
+    )

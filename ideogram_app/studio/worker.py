@@ -1,0 +1,216 @@
+"""What the worker does: it looks at the machine and at the disk, and does jobs, one after another.
+
+Every event of a backend becomes a newer job on the board, and between two of them Stop is obeyed: whoever drives an
+iterator need only stop asking. Left out: queueing and waiting (studio/studio.py), and the work itself
+(studio/backend.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+from ideogram_app.catalog.models import MODELS, find_model
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.comparison.history import SHEET_FILE, new_name, read_history, write_entry
+from ideogram_app.comparison.record import Comparison
+from ideogram_app.errors import AppError, Cancelled, DeviceError, DiskError, is_disk_full
+from ideogram_app.generation.validate import failed_result
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.planner import Plan
+from ideogram_app.records import Event, Request, Result
+from ideogram_app.studio.backend import Backend
+from ideogram_app.studio.board import Board
+from ideogram_app.studio.state import Job, Machine
+
+log = logging.getLogger(__name__)
+
+
+class Work:
+    """The jobs of one studio. For its worker's thread alone, but for `planned`.
+
+    Args:
+        output: where pictures are kept.
+        reserve_bytes: device memory that is left to other programs.
+    """
+
+    def __init__(self, board: Board, backend: Backend, output: Path, reserve_bytes: int) -> None:
+        self.board, self.backend, self.output, self.reserve_bytes = board, backend, output, reserve_bytes
+        self.stop = threading.Event()  # set to end the job that runs
+
+    def planned(self, hardware: Hardware, model: str, request: Request | None = None) -> Plan:
+        """The plan for a request, or for the model's default size."""
+        machine = self.board.state.machine
+        known = machine.known if machine else None
+        return self.board.state.planned(hardware, model, request, self.reserve_bytes, known)
+
+    def look_around(self) -> None:
+        """What the machine is, then which recipes are at hand."""
+        try:
+            hardware = self._measure_machine()
+            for model in MODELS:
+                self._look_at_disk(model)
+            self._plan(hardware)  # now that it is known what need not be fetched or made again
+        except AppError as problem:
+            self.board.publish(machine_error=str(problem))
+        except Exception as problem:
+            log.exception("looking at the machine failed")
+            self.board.publish(machine_error=bug(problem))
+
+    def do(self, job_id: str) -> AppError | None:
+        """One job from start to end; whatever happens, the worker survives. What failed, where the user can act."""
+        state, error, job = "done", "", self.board.find(job_id)
+        failed: AppError | None = None
+        try:
+            {"prepare": self._prepare, "compare": self._compare, "delete": self._delete}[job.kind](job)
+        except Cancelled:
+            state = "stopped"
+        except AppError as problem:
+            state, error, failed = "failed", str(problem), problem
+        except Exception as problem:
+            log.exception("job %s failed", job_id)
+            state, error = "failed", bug(problem)
+        job = self.board.find(job_id)
+        progress = {recipe: replace(event, preview=None) for recipe, event in job.progress.items()}
+        self.board.put(replace(job, state=state, error=error, finished=time.time(), progress=progress))
+        return failed
+
+    def _measure_machine(self) -> Hardware:
+        hardware = self.backend.detect()
+        self._plan(hardware)
+        return hardware
+
+    def _plan(self, hardware: Hardware) -> None:
+        known, state = self.backend.known(hardware), self.board.state
+        plans = {name: state.planned(hardware, name, None, self.reserve_bytes, known) for name in MODELS}
+        self.board.publish(machine=Machine(hardware, MappingProxyType(plans), known), machine_error="")
+
+    def _look_at_disk(self, model: str) -> None:
+        """What of a model's recipes and of its download is there."""
+        state = self.board.state
+        found = MappingProxyType({recipe: self.backend.status(model, recipe) for recipe in RECIPES})
+        sources = MappingProxyType({**state.sources, model: self.backend.source_state(model)})
+        self.board.publish(statuses=MappingProxyType({**state.statuses, model: found}), sources=sources)
+
+    def _prepare(self, job: Job) -> None:
+        self.backend.unload()  # packing takes minutes, and memory of its own
+        try:
+            for recipe in job.recipes:
+                self._follow(job.id, self.backend.prepare(job.model, recipe), recipe)
+        finally:
+            self._look_at_disk(job.model)
+            self._measure_machine()
+
+    def _delete(self, job: Job) -> None:
+        try:
+            self.backend.delete_source(job.model)
+        finally:
+            self._look_at_disk(job.model)
+            self._measure_machine()
+
+    def _compare(self, job: Job) -> None:
+        request = job.request
+        assert request is not None
+        hardware = self._measure_machine()
+        sized = self.planned(hardware, job.model, request)
+        check_fits(sized)
+        failed = self._prepare_missing(job)
+        drawn = tuple(recipe for recipe in request.recipes if recipe not in failed)
+        if not drawn:
+            raise next(iter(failed.values()))
+        for recipe, problem in failed.items():
+            self._add_result(job.id, failed_result(request, recipe, str(problem)))
+        entry = new_name()
+        folder = self.output / entry
+        folder.mkdir(parents=True)
+        try:
+            events = self.backend.compare(replace(request, recipes=drawn), hardware, sized, folder)
+            self._follow(job.id, events)
+        finally:
+            results = self.board.find(job.id).results
+            if any(result.image for result in results):
+                self._keep(job.id, entry, Comparison(request, hardware, sized, results))
+            elif not any(folder.iterdir()):
+                folder.rmdir()
+
+    def _prepare_missing(self, job: Job) -> dict[str, AppError]:
+        """Prepare what is not at hand; recipes that cannot be prepared, with the reason."""
+        failed: dict[str, AppError] = {}
+        self._look_at_disk(job.model)
+        for recipe in job.recipes:
+            if self.board.state.statuses[job.model][recipe].usable:
+                continue
+            self.backend.unload()
+            try:
+                self._follow(job.id, self.backend.prepare(job.model, recipe), recipe)
+            except Cancelled:
+                raise
+            except AppError as problem:
+                failed[recipe] = problem
+            finally:
+                self._look_at_disk(job.model)
+        return failed
+
+    def _follow(self, job_id: str, events: Iterator[Event], recipe: str | None = None) -> None:
+        """Note every event; between two of them, obey Stop.
+
+        Raises:
+            Cancelled: the user stopped it.
+        """
+        try:
+            while not self.stop.is_set():
+                event = next(events, None)
+                if event is None:
+                    return
+                self._note(job_id, event if event.recipe else replace(event, recipe=recipe))
+            raise Cancelled("Stopped")
+        finally:
+            close = getattr(events, "close", None)
+            if close:
+                close()
+
+    def _note(self, job_id: str, event: Event) -> None:
+        if event.result:
+            self._add_result(job_id, event.result)
+        job = self.board.find(job_id)
+        before = job.progress.get(event.recipe or "")
+        if before and not event.preview and event.phase in ("denoise", "decode"):
+            event = replace(event, preview=before.preview)  # not every step brings a picture
+        progress = {**job.progress, event.recipe: event} if event.recipe else job.progress
+        self.board.put(replace(job, stage=event, progress=progress))
+        if job.stage and job.stage.phase == "fetch" != event.phase:
+            self._look_at_disk(job.model)  # the download is complete now
+
+    def _add_result(self, job_id: str, result: Result) -> None:
+        """Results stay in the order asked for; a later one of the same recipe replaces the earlier."""
+        job = self.board.find(job_id)
+        known = {old.recipe: old for old in job.results} | {result.recipe: result}
+        ordered = tuple(known[recipe] for recipe in job.recipes if recipe in known)
+        self.board.put(replace(job, results=ordered))
+
+    def _keep(self, job_id: str, entry: str, comparison: Comparison) -> None:
+        """Write the comparison into its folder, and tell that the history is longer by one."""
+        folder = self.output / entry
+        write_entry(folder, comparison)
+        self.backend.write_sheet(comparison, folder / SHEET_FILE)
+        self.board.put(replace(self.board.find(job_id), entry=entry))
+        self.board.publish(history=tuple(read_history(self.output)))
+
+
+def check_fits(sized: Plan) -> None:
+    """Refuse what the plan says cannot run here, with its reasons."""
+    if not sized.fits:
+        title = find_model(sized.model).title
+        raise DeviceError(f"{title} cannot run on this machine: {' '.join(sized.reasons)}", do=sized.suggestion)
+
+
+def bug(problem: Exception) -> str:
+    """What to say of what should not have happened; that a disk is full is nobody's mistake."""
+    if is_disk_full(problem):
+        return str(DiskError("The disk filled up, so the picture could not be kept", do="Make room and draw it again"))
+    return f"This is a bug in the program: {type(problem).__name__}: {problem}. The terminal shows where."

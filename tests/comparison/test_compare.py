@@ -1,0 +1,148 @@
+"""One caption through every recipe of the shipped miniature: real pictures and numbers, failures that stay alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.comparison.compare import compare
+from ideogram_app.comparison.contact_sheet import SMALLEST_SIDE, draw_sheet, write_sheet
+from ideogram_app.comparison.metrics import psnr, ssim
+from ideogram_app.comparison.record import Comparison
+from ideogram_app.errors import RequestError
+from ideogram_app.generation.captions import understand
+from ideogram_app.machine.hardware import Hardware, detect
+from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.records import Event, Request, Result
+from ideogram_app.wire import from_json
+
+REQUEST = Request(
+    "miniature", understand("a red circle on a yellow background").caption, tuple(RECIPES), preset="turbo-12", seed=1
+)
+
+
+@pytest.fixture(scope="module")
+def store(prepared_miniature: Store) -> Store:
+    """The miniature in every recipe."""
+    return prepared_miniature
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hardware, Plan]:
+    found = detect(tmp_path_factory.mktemp("disk"))
+    return found, plan(found, "miniature")
+
+
+@pytest.fixture(scope="module")
+def events(store: Store, machine: tuple[Hardware, Plan], tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    return list(compare(REQUEST, store, *machine, tmp_path_factory.mktemp("pictures")))
+
+
+@pytest.fixture(scope="module")
+def results(events: list[Event]) -> dict[str, Result]:
+    return {event.result.recipe: event.result for event in events if event.result}
+
+
+def test_every_recipe_draws_and_says_what_engaged(events: list[Event], results: dict[str, Result]) -> None:
+    assert set(results) == set(RECIPES) and events[-1].phase == "done"
+    for recipe, result in results.items():
+        assert result.error is None and result.engaged == recipe and result.image
+        with Image.open(result.image) as picture:
+            assert picture.size == (128, 128) and picture.format == "PNG"
+
+
+def test_the_reference_is_drawn_first_and_has_no_distance(events: list[Event], results: dict[str, Result]) -> None:
+    assert next(event.result.recipe for event in events if event.result) == "reference"
+    assert results["reference"].psnr is None and results["reference"].ssim is None
+
+
+def test_four_bits_are_farther_from_the_reference_than_eight(results: dict[str, Result]) -> None:
+    distance = {recipe: result.psnr or 0 for recipe, result in results.items() if recipe != "reference"}
+    assert min(distance, key=lambda recipe: distance[recipe]) == "gguf-q4_k", distance
+    assert min(distance.values()) > 20, "even four bits draw the same picture"
+
+
+def test_distances_are_those_of_the_files(results: dict[str, Result]) -> None:
+    with Image.open(results["reference"].image or "") as truth:
+        for recipe, result in results.items():
+            if recipe != "reference":
+                with Image.open(result.image or "") as picture:
+                    assert result.psnr == psnr(picture, truth) and result.ssim == ssim(picture, truth)
+
+
+def test_weights_in_memory_shrink_with_the_bits(results: dict[str, Result]) -> None:
+    held = {recipe: result.weight_bytes or 0 for recipe, result in results.items()}
+    assert held["gguf-q4_k"] < held["gguf-q8_0"] < held["reference"] and held["fp8"] < held["reference"]
+
+
+def test_predicted_weights_are_the_ones_held(results: dict[str, Result], machine: tuple[Hardware, Plan]) -> None:
+    for recipe, result in results.items():
+        expected = plan(machine[0], "miniature", recipe=recipe).predicted.weight_bytes
+        assert result.weight_bytes == pytest.approx(expected, rel=0.02), recipe
+
+
+def test_a_damaged_recipe_fails_alone_and_names_its_file(
+    store: Store, machine: tuple[Hardware, Plan], tmp_path: Path
+) -> None:
+    request = replace(REQUEST, recipes=("reference", "gguf-q8_0", "gguf-q4_k"))
+    file = next(store.path("miniature", "gguf-q8_0").rglob("*.gguf"))
+    original = file.read_bytes()
+    flipped = bytearray(original)
+    flipped[len(flipped) // 2] ^= 1
+    file.write_bytes(flipped)
+    try:
+        drawn = [event.result for event in compare(request, store, *machine, tmp_path) if event.result]
+    finally:
+        file.write_bytes(original)
+    by_name = {result.recipe: result for result in drawn}
+    assert by_name["gguf-q8_0"].image is None and file.name in (by_name["gguf-q8_0"].error or "")
+    assert by_name["reference"].image and by_name["gguf-q4_k"].psnr
+
+
+def test_a_recipe_that_was_never_prepared_fails_with_what_to_do(machine: tuple[Hardware, Plan], tmp_path: Path) -> None:
+    request = replace(REQUEST, recipes=("fp8",))
+    drawn = [event.result for event in compare(request, Store(tmp_path), *machine, tmp_path) if event.result]
+    assert drawn[0].error and "Prepare" in drawn[0].error and drawn[0].image is None
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"recipes": ("int4",)}, "gguf-q4_k"),
+        ({"recipes": ()}, "at least one"),
+        ({"recipes": ("fp8", "fp8")}, "once"),
+        ({"preset": "slow"}, "turbo-12"),
+        ({"width": 130}, "multiple of 16"),
+        ({"model": "ideogram-5"}, "miniature"),
+        ({"seed": -1}, "seed"),
+        ({"guidance": 99.0}, "guidance"),
+    ],
+)
+def test_a_bad_request_is_refused_before_anything_is_loaded(
+    change: dict[str, object], word: str, store: Store, machine: tuple[Hardware, Plan], tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=word):
+        next(compare(replace(REQUEST, **change), store, *machine, tmp_path))  # type: ignore[arg-type]
+
+
+def test_the_contact_sheet_shows_the_pictures_pixel_for_pixel(
+    results: dict[str, Result], machine: tuple[Hardware, Plan], tmp_path: Path
+) -> None:
+    failed = replace(results["fp8"], image=None, error="The device ran out of memory. Try gguf-q4_k.", psnr=None)
+    shown = (results["reference"], failed, results["gguf-q4_k"])
+    comparison = Comparison(REQUEST, *machine, shown)
+    write_sheet(comparison, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(results["reference"].image or "") as picture:
+        inside = from_json(Comparison, sheet.text["ideogram_app"])  # type: ignore[attr-defined]
+        enlarged = picture.convert("RGB").resize((SMALLEST_SIDE,) * 2, Image.Resampling.NEAREST)
+        first_row = enlarged.crop((0, 0, SMALLEST_SIDE, 1)).tobytes()
+        column = sheet.crop((20, 0, 20 + SMALLEST_SIDE, sheet.height))
+        top = next(y for y in range(sheet.height) if column.crop((0, y, SMALLEST_SIDE, y + 1)).tobytes() == first_row)
+        assert column.crop((0, top, SMALLEST_SIDE, top + SMALLEST_SIDE)).tobytes() == enlarged.tobytes()
+    assert inside == comparison
+    assert draw_sheet(comparison).width >= 3 * SMALLEST_SIDE

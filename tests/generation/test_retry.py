@@ -1,0 +1,280 @@
+"""Memory that runs out: what was loaded goes, the way on is offered, or taken for those who said so, and told."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.comparison import compare
+from ideogram_app.generation import draw as pipeline
+from ideogram_app.generation import encode_prompt as reading
+from ideogram_app.generation import retry as attempts
+from ideogram_app.generation.captions import understand
+from ideogram_app.generation.guidance import Velocity
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.model.cache import Kept
+from ideogram_app.model.loader import Loaded
+from ideogram_app.planning.planner import plan
+from ideogram_app.prepare.transformers import prepare
+from ideogram_app.records import Event, Request, Result, Rung
+from ideogram_app.wire import from_json
+
+HOST = Hardware(name="A processor", host_memory_bytes=32 * 10**9, host_free_bytes=24 * 10**9, disk_free_bytes=10**12)
+CAPTION = understand("a red circle on a yellow background").caption
+REQUEST = Request("miniature", CAPTION, ("reference", "gguf-q4_k"), "turbo-12", 96, 64, seed=5)
+Q4_K = Rung("GGUF Q4_K, resident", "It takes less.", "gguf-q4_k", 96, 64)
+PACKED = Rung("INT8", "It is not prepared.", "int8-w8a8", 96, 64)
+SMALLER = Rung("80 x 64", "Nearly the same shape.", "reference", 80, 64, device_limit_bytes=10**9)
+FULL = "CUDA out of memory. Tried to allocate 2.14 GiB. GPU 0 has a total capacity of 8 GiB"
+PHASES = {"load": "weights were loaded", "denoise": "while drawing", "decode": "was decoded", "encode": "was read"}
+
+
+def full() -> Exception:
+    return torch.OutOfMemoryError(FULL)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(tmp_path_factory.mktemp("data"))
+    list(prepare(made, "miniature", "gguf-q4_k"))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They decode too, and on a busy machine there is time for one."""
+    monkeypatch.setattr(pipeline, "PREVIEW_SECONDS", 1e9)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Let a phase run out of memory the first so many times; the list tells how often it was begun."""
+
+    def let(phase: str, times: int = 1, problem: Callable[[], Exception] = full) -> list[int]:
+        begun: list[int] = []
+        places: dict[str, tuple[Any, str]] = {
+            "load": (attempts, "load_transformers"),
+            "denoise": (Velocity, "__call__"),
+            "decode": (pipeline, "decode"),
+            "encode": (reading, "encode"),
+        }
+        owner, name = places[phase]
+        real = getattr(owner, name)
+
+        def perhaps(*given: Any, **named: Any) -> Any:
+            begun.append(len(begun))
+            if len(begun) <= times:
+                raise problem()
+            return real(*given, **named)
+
+        monkeypatch.setattr(owner, name, perhaps)
+        return begun
+
+    return let
+
+
+def ladder(monkeypatch: pytest.MonkeyPatch, *rungs: Rung) -> None:
+    monkeypatch.setattr(attempts, "rungs", lambda *_, **__: rungs)
+
+
+def run(request: Request, store: Store, output: Path, kept: Kept | None = None) -> Iterator[Event]:
+    yield from compare.compare(request, store, HOST, plan(HOST, request.model), output, kept=kept)
+
+
+def results(request: Request, store: Store, output: Path, kept: Kept | None = None) -> dict[str, Result]:
+    return {event.result.recipe: event.result for event in run(request, store, output, kept) if event.result}
+
+
+@pytest.mark.parametrize("phase", ["load", "denoise", "decode"])
+def test_memory_that_runs_out_is_told_and_the_way_on_is_offered(
+    phase: str, failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    failing(phase)
+    ladder(monkeypatch, Q4_K, SMALLER)
+    drawn = results(REQUEST, store, tmp_path)
+    failed = drawn["reference"]
+    assert failed.error and PHASES[phase] in failed.error and "2.3 GB more were asked for" in failed.error
+    assert failed.offers == (Q4_K, SMALLER) and failed.image is None
+    assert (failed.caption, failed.seed) == (REQUEST.caption, REQUEST.seed)
+    assert drawn["gguf-q4_k"].error is None, "one recipe does not take the others down"
+
+
+def test_a_caption_that_found_no_room_is_offered_for_every_recipe(
+    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    failing("encode")
+    ladder(monkeypatch, Q4_K)
+    drawn = results(REQUEST, store, tmp_path)
+    assert all(PHASES["encode"] in (result.error or "") and result.offers == (Q4_K,) for result in drawn.values())
+
+
+def test_who_said_so_gets_the_next_rung_and_is_told_what_ran_instead(
+    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    failing("denoise")
+    ladder(monkeypatch, PACKED, Q4_K)
+    result = results(replace(REQUEST, recipes=("reference",), adapt=True), store, tmp_path)["reference"]
+    assert result.error is None and result.image
+    assert (result.recipe, result.engaged) == ("reference", "gguf-q4_k"), "INT8 would have to be prepared first"
+    (account,) = result.given_up
+    assert account.startswith("The device ran out of memory while drawing") and Q4_K.title in account
+    with Image.open(result.image) as picture:
+        assert from_json(Result, picture.info["ideogram_app"]).given_up == result.given_up
+
+
+def test_rungs_are_taken_one_after_another_until_one_holds(
+    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    begun = failing("load", times=2)
+    ladder(monkeypatch, Q4_K)
+    result = results(replace(REQUEST, recipes=("reference",), adapt=True), store, tmp_path)["reference"]
+    assert result.error is None and len(result.given_up) == 2 and len(begun) == 3
+
+
+def test_a_ladder_that_ends_is_a_failure_that_says_what_was_tried(
+    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    failing("load", times=9)
+    left = iter([(Q4_K,), ()])
+    monkeypatch.setattr(attempts, "rungs", lambda *_, **__: next(left))
+    result = results(replace(REQUEST, recipes=("reference",), adapt=True), store, tmp_path)["reference"]
+    assert result.error and len(result.given_up) == 1 and result.offers == ()
+
+
+def test_a_smaller_picture_has_noise_of_its_size_and_no_distance_to_a_larger_one(
+    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    smaller = replace(SMALLER, recipe="gguf-q4_k")
+    ladder(monkeypatch, smaller)
+    real, calls = attempts.load_transformers, []
+
+    def second_fails(*given: Any, **named: Any) -> Loaded:
+        calls.append(given)
+        if len(calls) == 2:
+            raise full()
+        return real(*given, **named)
+
+    monkeypatch.setattr(attempts, "load_transformers", second_fails)
+    drawn = results(replace(REQUEST, adapt=True), store, tmp_path)
+    assert (drawn["gguf-q4_k"].width, drawn["gguf-q4_k"].height) == (80, 64)
+    assert drawn["gguf-q4_k"].psnr is None and drawn["reference"].width == 96
+    with Image.open(drawn["gguf-q4_k"].image or "") as picture:
+        assert picture.size == (80, 64)
+
+
+def test_everything_is_given_back_before_anything_is_decided(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    ghosts: list[weakref.ref[Any]] = []
+    real = pipeline.Velocity
+
+    class Full(real):  # type: ignore[misc, valid-type]
+        def __call__(self, *given: Any) -> Any:
+            ghosts.extend(weakref.ref(branch.backbone.trunk) for branch in self._branches)
+            raise full()
+
+    def nothing_left(*_: Any, **__: Any) -> tuple[Rung, ...]:
+        gc.collect()
+        assert ghosts and all(ghost() is None for ghost in ghosts)
+        return ()
+
+    monkeypatch.setattr(pipeline, "Velocity", Full)
+    monkeypatch.setattr(attempts, "rungs", nothing_left)
+    kept = Kept()
+    drawn = results(replace(REQUEST, recipes=("reference",)), store, tmp_path, kept)
+    assert drawn["reference"].error and kept.key is None
+
+
+def test_what_is_no_shortage_of_memory_is_no_conversation(
+    failing: Callable[..., list[int]], store: Store, tmp_path: Path
+) -> None:
+    failing("denoise", problem=lambda: ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        results(replace(REQUEST, adapt=True), store, tmp_path)
+
+
+def test_a_second_picture_needs_no_loading_and_is_measured_as_the_first_was(store: Store, tmp_path: Path) -> None:
+    kept, request = Kept(), replace(REQUEST, recipes=("gguf-q4_k",))
+    first = results(request, store, tmp_path / "a", kept)["gguf-q4_k"]
+    second = results(replace(request, seed=6), store, tmp_path / "b", kept)["gguf-q4_k"]
+    assert not first.warm and second.warm
+    assert second.seconds.load < first.seconds.load
+    assert second.peak_host_bytes and second.peak_host_bytes > second.weight_bytes
+    assert first.residency == second.residency == first.planned_residency == "resident"
+    assert first.predicted_host_bytes and first.predicted_host_bytes > first.weight_bytes
+
+
+def test_nothing_stays_loaded_for_who_brought_nothing_to_keep_it_in(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    ghosts = []
+    real = attempts.load_transformers
+
+    def noted(*given: Any, **named: Any) -> Loaded:
+        loaded = real(*given, **named)
+        ghosts.append(weakref.ref(loaded.conditional))
+        return loaded
+
+    monkeypatch.setattr(attempts, "load_transformers", noted)
+    results(REQUEST, store, tmp_path)
+    gc.collect()
+    assert len(ghosts) == 2 and all(ghost() is None for ghost in ghosts)
+
+
+def test_all_recipes_of_a_comparison_are_decoded_in_the_tiles_of_the_one_that_needs_the_smallest(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    """Else seams would be told apart as a recipe's own error."""
+    sides: list[int] = []
+    real, decode = attempts.plan, pipeline.decode
+
+    def sized(*given: Any, **named: Any) -> Any:
+        return replace(real(*given, **named), decode_tile=64 if named["recipe"] == "gguf-q4_k" else 0)
+
+    def noted(vae: Any, *given: Any) -> Any:
+        sides.append(vae.tile)
+        return decode(vae, *given)
+
+    monkeypatch.setattr(attempts, "plan", sized)
+    monkeypatch.setattr(pipeline, "decode", noted)
+    drawn = results(REQUEST, store, tmp_path)
+    assert all(result.error is None for result in drawn.values()) and set(sides) == {64}
+
+
+def test_a_picture_that_was_stopped_leaves_nothing_locked_for_who_brought_nothing_to_keep_it_in(
+    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+) -> None:
+    closed: list[Loaded] = []
+    monkeypatch.setattr(Loaded, "close", lambda loaded: closed.append(loaded))
+    events = run(REQUEST, store, tmp_path)
+    next(event for event in events if event.phase == "denoise")
+    events.close()
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize(
+    ("planned", "loaded", "adapt", "ways"),
+    [
+        ("resident", False, False, ["resident"]),
+        ("resident", True, False, ["resident", "resident"]),  # beside others than those that the plan is for
+        ("staged", True, False, ["streamed", "staged"]),
+        ("staged", True, True, ["streamed", "staged", "streamed"]),
+        ("streamed", True, True, ["streamed", "streamed"]),
+    ],
+)
+def test_the_encoder_tries_beside_what_is_loaded_and_then_without_it(
+    planned: str, loaded: bool, adapt: bool, ways: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(plan(HOST, "miniature"), encoder=planned, device="cuda:0")
+    kept = Kept()
+    monkeypatch.setattr(Kept, "key", property(lambda _: "something" if loaded else None))
+    assert reading._ways(replace(REQUEST, adapt=adapt), chosen, kept) == ways

@@ -1,0 +1,125 @@
+"""One place picks the kernels, with a reason; every set of them computes the same block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_model import random_tensors, relative_error
+from torch import Tensor
+
+from ideogram_app.catalog.models import Branch
+from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.errors import DeviceError, RequestError
+from ideogram_app.kernels import choice, compiled
+from ideogram_app.kernels.choice import choose, kernels
+from ideogram_app.kernels.compiled import BETWEEN_MATRICES, compiled_kernels
+from ideogram_app.kernels.contract import Kernels
+from ideogram_app.kernels.plain import PLAIN
+from ideogram_app.model.transformer.assemble import Placement, assemble
+from ideogram_app.model.transformer.layers import W4A8
+from ideogram_app.quantization import int8, k_quants
+from ideogram_app.quantization.rotation import rotate
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+BRANCH = Branch(1, 64, 4, 256, 64, 130)
+SETTINGS = {"rope_theta": 1000, "mrope_section": (12, 10, 10)}
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "name", "because"),
+    [
+        (CUDA, (8, 6), "triton", "compiles"),
+        (CUDA, (12, 0), "triton", "compiles"),
+        (CUDA, (7, 5), "int_mm", "Turing"),
+        (CUDA, (6, 1), "plain", "sm_61"),
+        (torch.device("mps"), None, "plain", "mps"),
+        (torch.device("xpu"), None, "plain", "xpu"),
+    ],
+)
+def test_each_device_gets_its_kernels_and_a_reason(
+    device: torch.device, capability: tuple[int, int] | None, name: str, because: str
+) -> None:
+    chosen, reason = choose(device, capability)
+    assert chosen == name and because in reason
+
+
+def test_without_triton_plain_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find_spec", lambda _: None)
+    assert choose(CUDA, (8, 6)) == ("plain", "Triton is not installed")
+
+
+def test_kernels_that_do_not_exist_are_refused_with_those_that_do() -> None:
+    with pytest.raises(RequestError, match="plain"):
+        kernels("cutlass")
+
+
+class Weights:
+    """One random block in a storage."""
+
+    def __init__(self, storage: str) -> None:
+        self.tensors, self.storage = random_tensors(BRANCH, seed=9, dtype=torch.float32), storage
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.tensors[name][rows or slice(None)]
+
+    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
+        weight = self.tensor(f"{linear}.weight", rows)
+        if "attention." not in linear and "feed_forward." not in linear:
+            return weight
+        if self.storage == "int8":
+            return PackedWeight("int8", *int8.quantize_rows(weight))
+        if self.storage == "rotated":
+            return PackedWeight("convrot", *int8.quantize_rows(rotate(weight)), rotated=True)
+        if self.storage == "Q4_K":
+            return PackedWeight("gguf", k_quants.encode(weight, "Q4_K"), gguf_type="Q4_K")
+        return weight
+
+
+def velocity(storage: str, arithmetic: str, used: Kernels, device: torch.device = CPU) -> Tensor:
+    """One block over 3 text tokens and 2 x 2 image tokens, in float32."""
+    placement = Placement(torch.float32, device, device, used, arithmetic)
+    backbone = assemble(Weights(storage), BRANCH, SETTINGS, placement, sees_text=True)
+    generator = torch.Generator().manual_seed(1)
+    features, latents = torch.randn(3, 130, generator=generator), torch.randn(4, 128, generator=generator)
+    with torch.inference_mode():
+        prepared = backbone.prepare(features.to(device), torch.tensor([0.3]), 2, 2)
+        return backbone(latents.to(device), prepared, 0).cpu()
+
+
+STORAGES = [("dense", ""), ("int8", ""), ("rotated", ""), ("Q4_K", "w4a16"), ("Q4_K", W4A8)]
+SETS = [(name, *storage) for name in ("triton", "processor") for storage in STORAGES] + [("int_mm", "rotated", "")]
+
+
+@pytest.mark.parametrize(("name", "storage", "arithmetic"), SETS)
+def test_every_set_of_kernels_draws_what_the_plain_ones_draw(name: str, storage: str, arithmetic: str) -> None:
+    """Triton's run in its interpreter. One INT8 value on the edge between two moves a token by 1 / 127.5 of its largest
+    in one of 256 channels: some 0.2 % of it."""
+    if name == "int_mm" and not int8.cpu_multiplies_exactly():
+        pytest.skip("torch._int_mm saturates on this CPU")
+    truth = velocity(storage, arithmetic, PLAIN)
+    bound = 1e-5 if storage == "dense" or arithmetic == "w4a16" else 5e-3
+    assert relative_error(velocity(storage, arithmetic, kernels(name)), truth) < bound
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("storage", "arithmetic"), STORAGES)
+def test_on_a_gpu_its_kernels_draw_what_the_plain_ones_draw(storage: str, arithmetic: str) -> None:
+    name, _ = choose(CUDA, torch.cuda.get_device_capability())
+    truth = velocity(storage, arithmetic, PLAIN)
+    assert relative_error(velocity(storage, arithmetic, kernels(name), CUDA), truth) < 5e-3
+
+
+def test_compiled_kernels_draw_what_the_plain_ones_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler's first stage alone: graphs are captured, for any number of tokens, and run as they are."""
+    made = {name: torch.compile(getattr(PLAIN, name), dynamic=True, backend="eager") for name in BETWEEN_MATRICES}
+    monkeypatch.setattr(compiled.torch, "compile", lambda function, dynamic: made[function.__name__])
+    used = compiled_kernels(PLAIN, CPU)
+    assert used.name == "plain, compiled" and used.matmul is PLAIN.matmul
+    for storage in ("dense", "rotated"):
+        assert relative_error(velocity(storage, "", used), velocity(storage, "", PLAIN)) < 1e-5
+
+
+def test_a_processor_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
+    with pytest.raises(DeviceError, match=r"g\+\+"):
+        compiled_kernels(PLAIN, CPU)

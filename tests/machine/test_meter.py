@@ -1,0 +1,85 @@
+"""Seconds and peaks: phases add up, and a large allocation is seen at its size."""
+
+from __future__ import annotations
+
+import time
+
+import numpy
+import pytest
+import torch
+
+from ideogram_app.machine.meter import HostPeak, Meter, held_bytes, release, trim
+
+MEGABYTE = 1_000_000
+
+
+def test_a_large_array_raises_the_peak_by_its_size_even_when_it_is_gone_at_the_end() -> None:
+    release(torch.device("cpu"))
+    with HostPeak() as peak:
+        block = numpy.ones(200 * MEGABYTE, dtype=numpy.uint8)
+        time.sleep(0.05)
+        del block
+    assert 180 * MEGABYTE < peak.above_start < 300 * MEGABYTE
+
+
+def test_phases_of_the_same_name_add_up() -> None:
+    meter = Meter(torch.device("cpu"))
+    for _ in range(2):
+        with meter.phase("sleep"):
+            time.sleep(0.02)
+    assert meter.seconds["sleep"] >= 0.04 and set(meter.seconds) == {"sleep"}
+
+
+def test_a_phase_that_fails_is_timed_too() -> None:
+    meter = Meter(torch.device("cpu"))
+    with pytest.raises(KeyError), meter.phase("work"):
+        raise KeyError("x")
+    assert "work" in meter.seconds
+
+
+def test_without_a_device_of_its_own_memory_the_process_counts() -> None:
+    with Meter(torch.device("cpu")) as meter:
+        pass
+    assert meter.peak_device_bytes is None and meter.peak_device_reserved_bytes is None
+    assert meter.peak_memory_bytes == meter.peak_host_bytes >= 0
+
+
+def test_what_is_held_grows_by_what_is_kept_and_shrinks_when_it_is_given_back() -> None:
+    trim()
+    before = held_bytes(torch.device("cpu"))
+    block = torch.ones(200 * MEGABYTE, dtype=torch.uint8)
+    kept = held_bytes(torch.device("cpu")) - before
+    assert 180 * MEGABYTE < kept < 300 * MEGABYTE
+    del block
+    trim()
+    assert held_bytes(torch.device("cpu")) - before < 100 * MEGABYTE
+
+
+def test_a_peak_above_the_start_leaves_out_what_was_there_before() -> None:
+    before = torch.ones(100 * MEGABYTE, dtype=torch.uint8)
+    with Meter(torch.device("cpu")) as meter:
+        block = torch.ones(200 * MEGABYTE, dtype=torch.uint8)
+        time.sleep(0.05)
+        del block
+    assert 180 * MEGABYTE < meter.peak_above_start_bytes < 290 * MEGABYTE
+    assert len(before) == 100 * MEGABYTE
+
+
+@pytest.mark.gpu
+def test_a_device_leaves_out_what_was_there_before() -> None:
+    before = torch.ones(100 * MEGABYTE, dtype=torch.uint8, device="cuda")
+    held = held_bytes(torch.device("cuda"))
+    with Meter(torch.device("cuda")) as meter:
+        block = torch.ones(50 * MEGABYTE, dtype=torch.uint8, device="cuda")
+        del block
+    assert held >= 100 * MEGABYTE and len(before) == 100 * MEGABYTE
+    assert 50 * MEGABYTE <= meter.peak_above_start_bytes < 60 * MEGABYTE
+
+
+@pytest.mark.gpu
+def test_a_device_counts_its_own_peak() -> None:
+    with Meter(torch.device("cuda")) as meter:
+        block = torch.ones(50 * MEGABYTE, dtype=torch.uint8, device="cuda")
+        del block
+    assert meter.peak_device_bytes is not None and meter.peak_device_bytes >= 50 * MEGABYTE
+    assert meter.peak_memory_bytes == meter.peak_device_bytes

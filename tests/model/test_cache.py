@@ -1,0 +1,167 @@
+"""What stays loaded: the same thing for the same question, and nothing at all of what came before."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.errors import DeviceError
+from ideogram_app.generation.captions import understand
+from ideogram_app.machine.meter import trim
+from ideogram_app.model.cache import Kept, LoadedKey, host_bytes
+from ideogram_app.model.loader import Homes, Loaded, load_transformers
+from ideogram_app.planning.planner import plan
+from ideogram_app.prepare.transformers import prepare
+from ideogram_app.records import Request
+from ideogram_app.studio.backend import real_backend
+
+CPU = torch.device("cpu")
+RECIPES = ("reference", "int8-w8a8-rotated", "gguf-q4_k", "gguf-q8_0", "fp8")
+HOMES = (Homes.on(CPU), Homes((CPU, CPU), (6, 3)), Homes((CPU, CPU), (3, 0), from_disk=True))
+GROWTH_ALLOWED = 20e6  # bytes over 40 switches: one pair of transformers that stayed is 9 to 44 MB
+SWITCHES = 50
+
+
+@pytest.fixture(scope="module")
+def store(prepared_miniature: Store) -> Store:
+    """The miniature in every recipe."""
+    return prepared_miniature
+
+
+def key(store: Store, recipe: str, homes: Homes = HOMES[0]) -> LoadedKey:
+    return LoadedKey.of("miniature", recipe, store.version("miniature", recipe), torch.float32, homes, "", False)
+
+
+def take(kept: Kept, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
+    return kept.transformers(
+        key(store, recipe, homes), lambda: load_transformers(store, "miniature", recipe, homes, torch.float32)
+    )
+
+
+def held_by_this_process() -> int:
+    gc.collect()
+    trim()
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_memory_does_not_grow_over_fifty_switches_between_recipes(store: Store, tmp_path: Path) -> None:
+    """Fifty pictures by the page's own way, each with another recipe than the one before."""
+    backend = real_backend(store.root)
+    machine, caption = backend.detect(), understand("a red circle on a yellow background").caption
+    threads, sizes = threading.active_count(), []
+    for switch, recipe in enumerate(itertools.islice(itertools.cycle(RECIPES), SWITCHES)):
+        request = Request("miniature", caption, (recipe,), "turbo-12", 64, 64)
+        events = backend.compare(request, machine, plan(machine, "miniature"), tmp_path)
+        (result,) = [event.result for event in events if event.result]
+        assert result.error is None and result.engaged == recipe and not result.warm
+        if switch % 10 == 9:  # every time with the same recipe loaded
+            sizes.append(held_by_this_process())
+    backend.unload()
+    assert threading.active_count() <= threads + 1  # torch's own pool may have come up
+    assert max(sizes) - sizes[0] < GROWTH_ALLOWED, sizes
+
+
+def test_switches_between_recipes_and_homes_leave_nothing_behind(store: Store) -> None:
+    kept, ghosts, threads = Kept(), [], threading.active_count()
+    for homes, recipe in itertools.product(HOMES, RECIPES):
+        loaded = take(kept, store, recipe, homes)
+        ghosts.append(weakref.ref(loaded.conditional.trunk))
+        del loaded
+    kept.unload()
+    gc.collect()
+    assert [ghost for ghost in ghosts if ghost() is not None] == []
+    assert threading.active_count() == threads, "no reader of files is left behind"
+
+
+def test_the_same_question_gets_the_same_transformers_and_another_gets_others(store: Store) -> None:
+    kept = Kept()
+    first = take(kept, store, "gguf-q4_k")
+    assert take(kept, store, "gguf-q4_k") is first
+    assert take(kept, store, "gguf-q4_k", HOMES[1]) is not first, "they live elsewhere"
+    assert kept.key == key(store, "gguf-q4_k", HOMES[1])
+
+
+def test_a_recipe_that_was_made_anew_is_loaded_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    list(prepare(store, "miniature", "gguf-q8_0"))
+    before = key(store, "gguf-q8_0")
+    file = next(store.path("miniature", "gguf-q8_0").rglob("*.gguf"))
+    os.utime(file, ns=(1, 1))
+    assert key(store, "gguf-q8_0") != before
+
+
+def test_the_old_ones_are_gone_before_the_new_ones_come(store: Store) -> None:
+    kept = Kept()
+    ghost = weakref.ref(take(kept, store, "fp8").conditional)
+
+    def load() -> Loaded:
+        assert ghost() is None and kept.key is None
+        return load_transformers(store, "miniature", "gguf-q4_k", CPU, torch.float32)
+
+    kept.transformers(key(store, "gguf-q4_k"), load)
+
+
+def test_what_could_not_be_loaded_is_not_kept(store: Store) -> None:
+    kept = Kept()
+    take(kept, store, "fp8")
+
+    def fail() -> Loaded:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        kept.transformers(key(store, "gguf-q4_k"), fail)
+    assert kept.key is None and kept.host_bytes == 0
+
+
+@pytest.mark.parametrize("homes", HOMES, ids=["resident", "streamed", "disk"])
+def test_host_bytes_are_those_of_the_tensors_in_host_memory(store: Store, homes: Homes) -> None:
+    kept = Kept()
+    loaded = take(kept, store, "gguf-q8_0", homes)
+    whole = take(Kept(), store, "gguf-q8_0")
+    expected = sum(host_bytes(module) for module in whole.modules)
+    if homes.from_disk:
+        assert kept.host_bytes < 0.85 * expected, "three of nine blocks lie in their file"
+    else:
+        assert kept.host_bytes == expected
+    assert loaded.weight_bytes == whole.weight_bytes
+
+
+def test_an_encoder_stays_until_another_is_asked_for() -> None:
+    kept = Kept()
+    first = kept.encoder("a", lambda: nn.Linear(10, 10))
+    assert kept.encoder("a", lambda: nn.Linear(10, 10)) is first
+    assert kept.host_bytes == 440
+    ghost = weakref.ref(first)
+    del first
+    kept.encoder("b", lambda: nn.Linear(5, 5))
+    assert ghost() is None and kept.host_bytes == 120
+    kept.unload()
+    assert kept.host_bytes == 0
+
+
+def test_what_could_not_be_given_back_is_not_kept_for_another_try(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, encoder = Kept(), nn.Linear(3, 3)
+    ghost = weakref.ref(take(kept, store, "fp8").conditional)
+    kept.encoder("a", lambda: encoder)
+
+    def fail(loaded: Loaded) -> None:
+        raise DeviceError("The driver did not give locked RAM back")
+
+    monkeypatch.setattr(Loaded, "close", fail)
+    with pytest.raises(DeviceError):
+        kept.unload()
+    gc.collect()
+    assert (kept.key, kept.host_bytes, ghost()) == (None, 0, None)
+    kept.unload()

@@ -1,0 +1,1 @@
+"""How the embedded model is made; nothing that runs imports it."""
