@@ -29,14 +29,14 @@ sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import MODELS  # noqa: E402
 from ideogram_app.catalog.presets import PRESETS, find_preset, guidance_for  # noqa: E402
-from ideogram_app.catalog.speedups import SAVINGS  # noqa: E402
+from ideogram_app.catalog.speedups import SPEEDUPS  # noqa: E402
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.comparison.metrics import psnr  # noqa: E402
 from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.generation.guidance import Velocity  # noqa: E402
+from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
-from ideogram_app.model.components import Parts, load_pipeline_parts  # noqa: E402
+from ideogram_app.model.components import Components, load_components  # noqa: E402
 from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
 from ideogram_app.model.text_encoder.features import encode  # noqa: E402
 from ideogram_app.prepare.transformers import prepare  # noqa: E402
@@ -83,7 +83,7 @@ class Row:
 def rows() -> list[Row]:
     """Whole pictures at every preset, then everything that is left out or rounded at `default-20`."""
     whole = [Row(name, name) for name in ("default-20", *(name for name in PRESETS if name != "default-20"))]
-    saved = [Row(name, savings=(name,)) for name in SAVINGS]
+    saved = [Row(name, savings=(name,)) for name in SPEEDUPS]
     quartered = [Row(f"gguf-q4_k, {kind}", recipe="gguf-q4_k", arithmetic=kind) for kind in ("w4a16", "w4a8")]
     return [*whole, *saved, *quartered]
 
@@ -95,7 +95,7 @@ def main(
 ) -> None:
     """Measure and write."""
     torch.set_num_threads(threads)
-    parts, made = load_pipeline_parts(MODEL.name, CPU, torch.float32), rows()
+    parts, made = load_components(MODEL.name, CPU, torch.float32), rows()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         list(prepare(store, MODEL.name, "gguf-q4_k"))
@@ -133,7 +133,7 @@ def captions(count: int) -> Iterator[tuple[scenes.Scene, str]]:
         yield scene, scenes.to_wrapped(scene)
 
 
-def draw(row: Row, loaded: Loaded, parts: Parts, features: Tensor, seed: int) -> Image.Image:
+def draw(row: Row, loaded: Loaded, parts: Components, features: Tensor, seed: int) -> Image.Image:
     """One picture; its time and the number of blocks that ran are noted in the row."""
     preset = find_preset(row.preset)
     sigmas = schedule(preset, scenes.SIDE, scenes.SIDE, float(parts.scheduler.config.shift))
@@ -143,7 +143,7 @@ def draw(row: Row, loaded: Loaded, parts: Parts, features: Tensor, seed: int) ->
         ran[0] += 1
 
     handles = [block.register_forward_pre_hook(count) for module in loaded.modules for block in module.trunk.blocks]
-    velocity = Velocity(loaded, features, CELLS, CELLS, times(sigmas), row.savings)
+    velocity = GuidedModel(loaded, features, CELLS, CELLS, times(sigmas), row.savings)
     start = time.perf_counter()
     guidance = guidance_for(preset, MODEL)
     *_, last = denoise(velocity, make_noise(seed, scenes.SIDE, scenes.SIDE), sigmas, guidance)

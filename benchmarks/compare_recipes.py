@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.recipes import RECIPES  # noqa: E402
 from ideogram_app.cli.output import describe_result  # noqa: E402
-from ideogram_app.generation.captions import understand  # noqa: E402
+from ideogram_app.generation.captions import parse_prompt  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.planning.planner import plan  # noqa: E402
@@ -48,7 +48,7 @@ def main(
         chosen = plan(hardware, model, width=side, height=side)
         found: dict[str, list[Result]] = {recipe: [] for recipe in RECIPES}
         for turn in range(rounds + 1):
-            request = Request(model, understand(PROMPT).caption, tuple(RECIPES), preset, side, side, seed=turn)
+            request = Request(model, parse_prompt(PROMPT).caption, tuple(RECIPES), preset, side, side, seed=turn)
             for event in backend.compare(request, hardware, chosen, Path(folder) / str(turn)):
                 if event.result and turn:
                     found[event.result.recipe].append(event.result)

@@ -32,15 +32,21 @@ sys.path.insert(0, str(ROOT))
 from ideogram_app.catalog.models import find_model  # noqa: E402
 from ideogram_app.catalog.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.catalog.recipes import Recipe  # noqa: E402
-from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED, TABLE, TextEncoder, encoder_bytes  # noqa: E402
+from ideogram_app.catalog.text_encoder import (  # noqa: E402
+    EMBEDDING_TABLE,
+    ENCODER_RECIPES,
+    PUBLISHED_ENCODER,
+    TextEncoder,
+    encoder_bytes,
+)
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.checkpoints.published.local import local_folder  # noqa: E402
 from ideogram_app.checkpoints.published.text_encoder import SourceEncoder  # noqa: E402
 from ideogram_app.comparison.metrics import psnr  # noqa: E402
-from ideogram_app.generation.draw import Velocity, decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.generation.draw import GuidedModel, decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
-from ideogram_app.model.components import Parts, load_pipeline_parts  # noqa: E402
+from ideogram_app.model.components import Components, load_components  # noqa: E402
 from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, EncoderWeights, encoder_error, encoder_from_source  # noqa: E402
 from ideogram_app.model.text_encoder.features import features, tokenize  # noqa: E402
@@ -100,7 +106,7 @@ class Decoded:
         weight = self.source.tensor(name, rows)
         if weight.dim() < 2:
             return weight
-        kind = self.table if name == f"{TABLE}.weight" else self.kind
+        kind = self.table if name == f"{EMBEDDING_TABLE}.weight" else self.kind
         columns, block = weight.shape[1], k_quants.find_format(kind).weights
         padded = torch.nn.functional.pad(weight.float(), (0, -columns % block))
         return k_quants.decode(k_quants.encode(padded, kind), kind)[:, :columns]
@@ -126,7 +132,7 @@ class Random:
 
 def miniature(pictures: int, preset: str) -> Iterator[dict[str, Any]]:
     """A row a case: features over all captions at once, pictures against those of the dense encoder."""
-    parts = load_pipeline_parts("miniature", CPU, torch.float32)
+    parts = load_components("miniature", CPU, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_transformers(Store(Path(folder)), "miniature", "reference", CPU, torch.float32)
     source = SourceEncoder(local_folder("miniature") / "text_encoder")
@@ -156,7 +162,7 @@ def full_width() -> Iterator[dict[str, Any]]:
         got = features(encoder, ids, taps=range(WIDE.num_hidden_layers))
         expected = got if expected is None else expected
         errors = encoder_error(expected, got, WIDE.num_hidden_layers)
-        published = encoder_bytes(PUBLISHED, recipe) if weights is source else None
+        published = encoder_bytes(PUBLISHED_ENCODER, recipe) if weights is source else None
         yield shown(row | {"model": "full width", "taps": list(errors)}, published_bytes=published)
 
 
@@ -175,11 +181,11 @@ def built(name: str, recipe: Recipe, weights: EncoderWeights) -> tuple[dict[str,
     return {"name": name, "recipe": recipe.name, "weight_bytes": size}, encoder
 
 
-def draw(parts: Parts, loaded: Loaded, text: Tensor, preset: str, seed: int) -> Image.Image:
+def draw(parts: Components, loaded: Loaded, text: Tensor, preset: str, seed: int) -> Image.Image:
     """The miniature's picture for these text features (1, n, taps x hidden)."""
     steps = find_preset(preset)
     sigmas = schedule(steps, SIDE, SIDE, float(parts.scheduler.config.shift))
-    velocity = Velocity(loaded, text, TOKENS_A_SIDE, TOKENS_A_SIDE, times(sigmas))
+    velocity = GuidedModel(loaded, text, TOKENS_A_SIDE, TOKENS_A_SIDE, times(sigmas))
     guidance = guidance_for(steps, find_model("miniature"), None)
     *_, last = denoise(velocity, make_noise(seed, SIDE, SIDE), sigmas, guidance)
     return decode(parts.vae, last.latents, TOKENS_A_SIDE, TOKENS_A_SIDE)

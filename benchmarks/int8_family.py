@@ -38,8 +38,8 @@ from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.comparison.metrics import psnr, ssim  # noqa: E402
 from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
-from ideogram_app.model.components import Parts, load_pipeline_parts  # noqa: E402
-from ideogram_app.model.reference_model import Stock, StockVelocity, load_stock  # noqa: E402
+from ideogram_app.model.components import Components, load_components  # noqa: E402
+from ideogram_app.model.reference_model import ReferenceGuidance, ReferenceModel, load_reference_model  # noqa: E402
 from ideogram_app.model.text_encoder.features import encode  # noqa: E402
 from ideogram_app.model.transformer.layers import Int8Linear  # noqa: E402
 from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration  # noqa: E402
@@ -97,7 +97,7 @@ def main(
     }
     show("Relative output error of one Linear, synthetic", report["synthetic"])
     calibration = read_calibration(ROOT / "assets" / "miniature" / "calibration.safetensors", MODEL)
-    parts = load_pipeline_parts(MODEL.name, torch.device("cpu"), torch.float32)
+    parts = load_components(MODEL.name, torch.device("cpu"), torch.float32)
     report["layers"] = layer_rows(calibration, parts)
     show("Relative output error by kind of Linear, miniature", report["layers"])
     report["rows"] = picture_rows(calibration, parts, pictures)
@@ -190,12 +190,12 @@ INPUTS: tuple[tuple[str, int, Callable[[int, int, torch.Generator], Tensor]], ..
 # The miniature, layer by layer.
 
 
-def reference(dtype: torch.dtype = torch.float32) -> Stock:
+def reference(dtype: torch.dtype = torch.float32) -> ReferenceModel:
     """Both transformers as they ship."""
-    return load_stock(Store(ROOT), MODEL.name, "reference", "cpu", dtype)
+    return load_reference_model(Store(ROOT), MODEL.name, "reference", "cpu", dtype)
 
 
-def trajectories(parts: Parts, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+def trajectories(parts: Components, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Features and noise of held-out captions, every second one a vague one."""
     rng, made = random.Random(7), 0
     while made < count:
@@ -206,13 +206,13 @@ def trajectories(parts: Parts, count: int) -> Iterator[tuple[Tensor, Tensor]]:
             made += 1
 
 
-def steps_of(parts: Parts) -> tuple[Tensor, tuple[float, ...]]:
+def steps_of(parts: Components) -> tuple[Tensor, tuple[float, ...]]:
     """Noise levels and guidance of the preset."""
     preset = find_preset("default-20")
     return schedule(preset, SIDE, SIDE, float(parts.scheduler.config.shift)), guidance_for(preset, MODEL)
 
 
-def layer_rows(calibration: Calibration, parts: Parts, captions: int = 4) -> list[dict[str, Any]]:
+def layer_rows(calibration: Calibration, parts: Components, captions: int = 4) -> list[dict[str, Any]]:
     """For every kind of Linear the mean over layers, branches, captions and watched steps, in percent."""
     loaded = reference()
     inputs = watched_inputs(loaded, parts, captions)
@@ -236,7 +236,7 @@ def layer_rows(calibration: Calibration, parts: Parts, captions: int = 4) -> lis
     return table
 
 
-def watched_inputs(loaded: Stock, parts: Parts, captions: int) -> dict[tuple[int, str], list[Tensor]]:
+def watched_inputs(loaded: ReferenceModel, parts: Components, captions: int) -> dict[tuple[int, str], list[Tensor]]:
     """(branch, Linear) -> its inputs (tokens, columns) at the watched steps, tokens without a signal left out."""
     found: dict[tuple[int, str], list[Tensor]] = {}
     now = {"step": 0}
@@ -269,7 +269,7 @@ def watched_inputs(loaded: Stock, parts: Parts, captions: int) -> dict[tuple[int
 # The miniature, picture by picture.
 
 
-def quantized(variant: Variant, calibration: Calibration) -> Stock:
+def quantized(variant: Variant, calibration: Calibration) -> ReferenceModel:
     """Both transformers with a recipe applied in memory."""
     loaded, recipe = reference(), variant.effective(calibration)
     for number, (module, branch) in enumerate(zip(loaded.modules, MODEL.branches, strict=True)):
@@ -285,7 +285,7 @@ def quantized(variant: Variant, calibration: Calibration) -> Stock:
     return loaded
 
 
-def picture_rows(calibration: Calibration, parts: Parts, count: int) -> list[dict[str, Any]]:
+def picture_rows(calibration: Calibration, parts: Components, count: int) -> list[dict[str, Any]]:
     """Every variant against the reference; medians over the pictures."""
     sigmas, guidance = steps_of(parts)
     starts = list(trajectories(parts, count))
@@ -298,7 +298,7 @@ def picture_rows(calibration: Calibration, parts: Parts, count: int) -> list[dic
         [(after - before) / (sigmas[i] - sigmas[i + 1]) for i, (before, after) in enumerate(pairwise(walk))]
         for walk in walks
     ]
-    made: list[tuple[str, Stock, Recipe]] = [("bf16", reference(torch.bfloat16), RECIPES["reference"])]
+    made: list[tuple[str, ReferenceModel, Recipe]] = [("bf16", reference(torch.bfloat16), RECIPES["reference"])]
     made += [(v.name, quantized(v, calibration), v.effective(calibration)) for v in VARIANTS]
     table = []
     for name, loaded, recipe in made:
@@ -315,14 +315,14 @@ def picture_rows(calibration: Calibration, parts: Parts, count: int) -> list[dic
     return table
 
 
-def walker(stock: Stock, features: Tensor, sigmas: Tensor) -> StockVelocity:
+def walker(stock: ReferenceModel, features: Tensor, sigmas: Tensor) -> ReferenceGuidance:
     """The guided velocity of a caption at every noise level."""
-    return StockVelocity(stock, features, CELLS, CELLS, times(sigmas))
+    return ReferenceGuidance(stock, features, CELLS, CELLS, times(sigmas))
 
 
 @torch.inference_mode()
 def single_step_error(
-    velocity: StockVelocity, walk: list[Tensor], expected: list[Tensor], sigmas: Tensor, guidance: tuple[float, ...]
+    velocity: ReferenceGuidance, walk: list[Tensor], expected: list[Tensor], sigmas: Tensor, guidance: tuple[float, ...]
 ) -> float:
     """Root mean square over steps of the relative error of the velocity at the reference's own latents."""
     squares = []

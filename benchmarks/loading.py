@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import find_model  # noqa: E402
 from ideogram_app.checkpoints.prefetch import BUFFERS, CHUNK, Sent, Transit, lane_to  # noqa: E402
-from ideogram_app.checkpoints.safetensors import SafetensorsFile, TensorInfo, layout  # noqa: E402
+from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout  # noqa: E402
 from ideogram_app.checkpoints.span import Span  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
@@ -89,7 +89,7 @@ def write(path: Path, blocks: int) -> None:
         for index in range(blocks)
         for linear in inside
     }
-    header, placed = layout([TensorInfo(f"{name}.weight", "I8", shape) for name, shape in names.items()], {})
+    header, placed = layout([SafetensorsTensor(f"{name}.weight", "I8", shape) for name, shape in names.items()], {})
     noise = torch.randint(-128, 128, (2**26,), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     with path.open("wb") as file:
         file.write(header)

@@ -32,15 +32,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.benchmark.memory.counted import Case, count_picture  # noqa: E402
-from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly  # noqa: E402
+from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly  # noqa: E402
 from ideogram_app.benchmark.rows import effective  # noqa: E402
 from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
 from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
 from ideogram_app.catalog.recipes import find_recipe  # noqa: E402
 from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.generation.guidance import Velocity  # noqa: E402
+from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
 from ideogram_app.kernels.attention import backends  # noqa: E402
-from ideogram_app.kernels.choice import choose  # noqa: E402
+from ideogram_app.kernels.choice import choose_kernels  # noqa: E402
 from ideogram_app.kernels.choice import kernels as find_kernels  # noqa: E402
 from ideogram_app.machine.hardware import Hardware, compute_capability, detect  # noqa: E402
 from ideogram_app.machine.meter import release, synchronize  # noqa: E402
@@ -52,7 +52,7 @@ from ideogram_app.model.transformer.backbone import Block  # noqa: E402
 from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.vae import Autoencoder, autoencoder  # noqa: E402
 from ideogram_app.planning.activations import decode_bytes, tile_gaps  # noqa: E402
-from ideogram_app.planning.footprint import device_bytes, footprint, gb, share  # noqa: E402
+from ideogram_app.planning.footprint import device_bytes, device_share, footprint, gb  # noqa: E402
 from ideogram_app.planning.planner import plan  # noqa: E402
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
@@ -142,7 +142,7 @@ def _count(question: Question, name: str, cap: int) -> Row:
     size = {"width": question.width, "height": question.height}
     card = replace(CARD, device_free_bytes=cap)
     chosen = plan(card, "ideogram-4", recipe=name, ready=(name,), text_tokens=question.text_tokens, **size)
-    homes = {"travelling": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
+    homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
     found = count_picture(Case(question, effective(find_recipe(name)), chosen.arithmetic, **homes))
     made = footprint(
         question.model,
@@ -165,7 +165,7 @@ def _count(question: Question, name: str, cap: int) -> Row:
         question.text_tokens,
         chosen.decode_tile or None,
         cap,
-        share(kept, busy).allocated,
+        device_share(kept, busy).allocated,
         device_bytes(kept, with_gaps),
         found.peak,
         found.reserved,
@@ -196,10 +196,10 @@ def predicted(
         arithmetic=arithmetic,
         kernels=kernels,
     )
-    travelling = sum(travellers(question, home))
-    kept = made.weights + (FEWEST_SLOTS - travelling if travelling else 0) * made.block
+    offloaded = sum(travellers(question, home))
+    kept = made.weights + (FEWEST_SLOTS - offloaded if offloaded else 0) * made.block
     busy = max(made.workspace, made.standing + decode_bytes(question.model, *size, question.dense_bytes, tile))
-    allocated = share(kept, busy).allocated
+    allocated = device_share(kept, busy).allocated
     tokens, side = question.text_tokens, question.width
     return Row("predicted", name, arithmetic, home, side, tokens, tile, cap, allocated, device_bytes(kept, busy))
 
@@ -218,7 +218,7 @@ def measured(questions: list[Question]) -> Iterator[Row]:
         for name, arithmetic in RECIPES:
             for home in HOMES:
                 for question in questions:
-                    kernels = choose(device, compute_capability(device))[0]
+                    kernels = choose_kernels(device, compute_capability(device))[0]
                     whole = predicted(name, arithmetic, question, home, None, cap, kernels)
                     tile = None if whole.predicted_total <= cap else TILE
                     row = predicted(name, arithmetic, question, home, tile, cap, kernels)
@@ -242,20 +242,20 @@ def _measure(row: Row, question: Question, device: torch.device) -> Row:
 
 @torch.inference_mode()
 def draw(
-    question: Question, name: str, arithmetic: str, travelling: tuple[int, int], tile: int | None, device: torch.device
+    question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], tile: int | None, device: torch.device
 ) -> float:
     """A few steps and the decoder, on random weights; the median seconds of a step."""
     residences = Residences()
     tiles = Tiles(device, getattr(torch, question.dtype))
     try:
-        loaded = _loaded(question, name, arithmetic, travelling, residences, tiles)
+        loaded = _loaded(question, name, arithmetic, offloaded, residences, tiles)
         if device.type == "cuda":  # noise is made on the device, also that of blocks which files would bring to RAM
             torch.cuda.reset_peak_memory_stats(device)
-        sigmas = schedule(evenly(question.steps), question.width, question.height, SHIFT)
+        sigmas = schedule(evenly(question.steps), question.width, question.height, SCHEDULE_SHIFT)
         features = torch.randn(1, question.text_tokens, question.model.conditional.llm_features_dim)
         noise = make_noise(0, question.width, question.height).to(device)
         vae = _decoder(tiles.dtype, tile).to(device)
-        velocity = Velocity(loaded, features, question.rows, question.columns, times(sigmas))
+        velocity = GuidedModel(loaded, features, question.rows, question.columns, times(sigmas))
         steps, spent = denoise(velocity, noise, sigmas, (GUIDANCE,) * (1 + TIMED)), []
         for _ in range(1 + TIMED):
             synchronize(device)
@@ -274,14 +274,14 @@ def draw(
 
 
 def _loaded(
-    question: Question, name: str, arithmetic: str, travelling: tuple[int, int], residences: Residences, tiles: Tiles
+    question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], residences: Residences, tiles: Tiles
 ) -> Loaded:
     """Both transformers of noise, some of whose blocks travel."""
     device, capability = tiles.device, compute_capability(tiles.device)
-    kernels, made = find_kernels(choose(device, capability)[0]), []
+    kernels, made = find_kernels(choose_kernels(device, capability)[0]), []
     residence, recipe = residences.on(device), effective(find_recipe(name))
     for number, branch in enumerate(question.model.branches):
-        away = spread(travelling[number], branch.num_layers)
+        away = spread(offloaded[number], branch.num_layers)
         built = partial(_let_travel, residence)
         placement = Placement(tiles.dtype, device, CPU, kernels, arithmetic, away, built)
         backbone = assemble(

@@ -43,7 +43,7 @@ sys.path.insert(0, str(ROOT))
 
 from ideogram_app.checkpoints.prepared.storage import PackedWeight  # noqa: E402
 from ideogram_app.kernels import plain, processor  # noqa: E402
-from ideogram_app.kernels.contract import Kernels, Reads, Rows  # noqa: E402
+from ideogram_app.kernels.contract import InputFormat, Kernels, QuantizedActivations  # noqa: E402
 from ideogram_app.kernels.plain import PLAIN  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
@@ -81,7 +81,7 @@ STORAGES = (
     ("q4_k w4a16, float32", "gguf", F32, ""),
     ("q4_k w4a8, float32", "gguf", F32, W4A8),
 )
-READS: tuple[Reads, ...] = ("dense", "int8", "rotated")
+READS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
 SECTIONS = "products,between,attention,q4_k,blocks,apart"
 
 Call = Callable[[], Any]
@@ -175,11 +175,11 @@ def products() -> Tables:
             "bfloat16": partial(functional.linear, values.to(BF16), weight.to(BF16)),
             "keep": partial(processor.processor_kernels().weight, weight),
         }
-        for product in processor.PRODUCTS:
+        for product in processor.PROCESSOR_PRODUCTS:
             if not processor.findings()[product.name]:
-                given = (product, Rows(values, row_scale), product.keep(weight), scale, None, F32)
+                given = (product, QuantizedActivations(values, row_scale), product.keep(weight), scale, None, F32)
                 calls[f"int8 {product.name}"] = partial(processor._matmul, *given)
-        calls["int8 plain"] = partial(plain.matmul, Rows(values, row_scale), weight, scale, None, F32)
+        calls["int8 plain"] = partial(plain.matmul, QuantizedActivations(values, row_scale), weight, scale, None, F32)
         yield f"{m} x {n} x {k}", calls
 
 
@@ -193,7 +193,7 @@ def kept_weights() -> list[dict[str, int]]:
 def between() -> Tables:
     shapes = [(tokens, HEADS, HEAD, WIDE) for tokens in LARGER]
     for tokens, heads, head, wide in (*shapes, (1024, 18, 256, 12288)):  # the last one is the published model's
-        hidden, arms = gaussian(tokens, heads * head), gaussian(tokens, 2 * wide)
+        hidden, gate_up = gaussian(tokens, heads * head), gaussian(tokens, 2 * wide)
         qkv, angles = gaussian(tokens, 3 * heads * head), gaussian(tokens, head // 2)
         vector, ones = gaussian(heads * head), torch.ones(head)
         calls: dict[str, Call] = {}
@@ -202,7 +202,7 @@ def between() -> Tables:
                 given = (vector, EPSILON, reads)
                 calls[f"norm {reads}, {kernels.name}"] = partial(kernels.norm, hidden, *given)
                 calls[f"add_norm {reads}, {kernels.name}"] = partial(kernels.add_norm, hidden, hidden, vector, *given)
-                calls[f"swiglu {reads}, {kernels.name}"] = partial(kernels.swiglu, arms, reads)
+                calls[f"swiglu {reads}, {kernels.name}"] = partial(kernels.swiglu, gate_up, reads)
                 if reads != "dense":
                     calls[f"rows {reads}, {kernels.name}"] = partial(kernels.rows, hidden, reads)
             calls[f"heads, {kernels.name}"] = partial(turned, kernels, qkv, ones, ones, angles, angles, EPSILON)
@@ -253,7 +253,7 @@ def decoded(kernels: Kernels, x: Tensor, packed: Tensor) -> Tensor:
     return functional.linear(x, kernels.decode(packed, x.dtype))
 
 
-def decoded_int8(kernels: Kernels, rows: Rows, packed: Tensor, scale: Tensor) -> Tensor:
+def decoded_int8(kernels: Kernels, rows: QuantizedActivations, packed: Tensor, scale: Tensor) -> Tensor:
     return kernels.matmul(rows, kernels.decode_int8(packed, scale, True), scale, None, F32)
 
 
@@ -274,7 +274,7 @@ def block_call(tokens: int, storage: str, dtype: torch.dtype, kernels: Kernels, 
     block = Block(parts[0], torch.ones(HEAD), torch.ones(HEAD), *parts[1:])
     hidden, vectors, angles = gaussian(tokens, HIDDEN).to(dtype), gaussian(4, HIDDEN), gaussian(tokens, HEAD // 2)
     prepared: Any = SimpleNamespace(cos=angles.cos(), sin=angles.sin())
-    reads: Reads = block.qkv.reads
+    reads: InputFormat = block.qkv.reads
 
     def call() -> Tensor:
         x = kernels.norm(hidden, vectors[0], EPSILON, reads)

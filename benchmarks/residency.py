@@ -39,7 +39,7 @@ from ideogram_app.catalog.presets import PRESETS  # noqa: E402
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
 from ideogram_app.generation.draw import denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.generation.guidance import Velocity  # noqa: E402
+from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.loader import Homes, load_transformers  # noqa: E402
@@ -124,7 +124,7 @@ def run_once(way: str, recipe: str, data: Path, layers: int, size: int, steps: i
     features = torch.randn(1, TEXT_TOKENS, MODELS[NAME].conditional.llm_features_dim)
     preset = replace(PRESETS["turbo-12"], steps=steps, guidance=PRESETS["turbo-12"].guidance[:steps])
     sigmas = schedule(preset, size, size, 1.0)
-    velocity = Velocity(loaded, features, size // 16, size // 16, times(sigmas))
+    velocity = GuidedModel(loaded, features, size // 16, size // 16, times(sigmas))
     seconds, began = [], time.perf_counter()
     for _ in denoise(velocity, make_noise(0, size, size), sigmas, preset.guidance):
         seconds.append(time.perf_counter() - began)

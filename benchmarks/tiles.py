@@ -29,7 +29,7 @@ from triton.testing import do_bench
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.kernels.contract import Rows  # noqa: E402
+from ideogram_app.kernels.contract import QuantizedActivations  # noqa: E402
 from ideogram_app.kernels.fused import matmul  # noqa: E402
 from ideogram_app.kernels.fused.tiles import Tile, choices_of, multiplies_int8, tile_for  # noqa: E402
 from ideogram_app.machine.versions import commit  # noqa: E402
@@ -107,14 +107,14 @@ def shape_row(name: str, m: int, n: int, k: int, card: tuple[int, int], seconds:
     return row
 
 
-def operands(m: int, n: int, k: int) -> tuple[Rows, Tensor, Tensor]:
+def operands(m: int, n: int, k: int) -> tuple[QuantizedActivations, Tensor, Tensor]:
     """Random rows, weight and scale: what multiplies zeros draws less power than a model does."""
     x, weight = (torch.randint(-127, 128, (rows, k), dtype=torch.int8, device="cuda") for rows in (m, n))
-    return Rows(x, torch.rand(m, 1, device="cuda") * 1e-3), weight, torch.rand(n, device="cuda") * 1e-3
+    return QuantizedActivations(x, torch.rand(m, 1, device="cuda") * 1e-3), weight, torch.rand(n, device="cuda") * 1e-3
 
 
 def tile_time(
-    tile: Tile, x: Rows, weight: Tensor, scale: Tensor, expected: Tensor, seconds: float
+    tile: Tile, x: QuantizedActivations, weight: Tensor, scale: Tensor, expected: Tensor, seconds: float
 ) -> dict[str, float | str]:
     """The time of one tile, or why there is none."""
     try:

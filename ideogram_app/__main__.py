@@ -22,14 +22,14 @@ from ideogram_app.benchmark.command import benchmark
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.catalog.speedups import SAVINGS
+from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, find_encoder_recipe
 from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, follow
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
 from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.folders import data_folder, output_folder
-from ideogram_app.generation.captions import understand
+from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.fallbacks import within
 from ideogram_app.planning.footprint import gb
@@ -69,7 +69,7 @@ PromptFlag = Annotated[str, typer.Option(help="Plain text or a JSON caption; `-`
 PresetFlag = Annotated[str, typer.Option(help=", ".join(PRESETS))]
 CalibrationFlag = Annotated[Path | None, typer.Option(help="A calibration file, in place of the model's own.")]
 DeviceFlag = Annotated[str, typer.Option(help="Where rows are packed: cpu, or a GPU as torch names it.")]
-SavingFlag = Annotated[list[str] | None, typer.Option(help=f"What may be left out: {', '.join(SAVINGS)}; repeatable.")]
+SavingFlag = Annotated[list[str] | None, typer.Option(help=f"What may be left out: {', '.join(SPEEDUPS)}; repeatable.")]
 CompileFlag = Annotated[bool, typer.Option("--compile", help="Compile kernels first; seconds, once on a machine.")]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
 AdaptFlag = Annotated[bool, typer.Option("--adapt", help="When memory runs out, go on with less, and say with what.")]
@@ -310,7 +310,7 @@ def _request(
     """The request that the flags describe; sizes left out are the model's own."""
     typed = sys.stdin.read() if prompt == "-" else prompt
     default = find_model(model).default_size
-    caption = understand(typed).caption
+    caption = parse_prompt(typed).caption
     return Request(model, caption, recipes, preset, width or default[0], height or default[1], seed)
 
 

@@ -28,7 +28,7 @@ class Request:
         guidance: one value for all steps, replacing the preset's; None keeps the preset's.
         savings: names of what may be left out (catalog/speedups.py).
         compiled: whether kernels may be compiled first, which takes seconds on a machine's first picture.
-        adapt: whether, when memory runs out, the next `Rung` is taken without asking.
+        adapt: whether, when memory runs out, the next `Fallback` is taken without asking.
         device_limit_bytes: device memory that may be planned with, where that is less than what is free.
         host_limit_bytes: RAM that may be planned with, likewise.
     """
@@ -49,7 +49,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Rung:
+class Fallback:
     """One way to draw the same caption and seed with less memory; the first that helps is offered first.
 
     Attributes:
@@ -123,7 +123,7 @@ class Result:
     residency: str = ""
     planned_residency: str = ""
     given_up: tuple[str, ...] = ()
-    offers: tuple[Rung, ...] = ()
+    offers: tuple[Fallback, ...] = ()
     warm: bool = False
     weight_bytes: int | None = None
     psnr: float | None = None

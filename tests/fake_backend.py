@@ -25,9 +25,9 @@ from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow
-from ideogram_app.planning.oom import Shortage
+from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan
-from ideogram_app.records import REFERENCE, Event, Request, Result, Rung, Seconds
+from ideogram_app.records import REFERENCE, Event, Fallback, Request, Result, Seconds
 from ideogram_app.studio.backend import Backend, SourceState
 
 MACHINE = Hardware(
@@ -41,7 +41,7 @@ MACHINE = Hardware(
     torch="2.13.0",
 )
 MEMORY = MemoryNow(None, None, None, 32_000_000_000, 24_000_000_000, 2_000_000_000)
-SHORTAGE = Shortage("device", 2_300_000_000, "denoise", 1_100_000_000)
+SHORTAGE = OutOfMemory("device", 2_300_000_000, "denoise", 1_100_000_000)
 LIMIT = 9_000_000_000  # of device memory: what a hungry recipe can be drawn with
 MEASURED = {"reference": 44.5e6, "fp8": 13.2e6, "int8-w8a8": 12.9e6, "gguf-q8_0": 15.1e6, "gguf-q4_k": 9.8e6}
 WEIGHTS = {name: MEASURED.get(name, 14.0e6) for name in RECIPES}
@@ -202,20 +202,20 @@ def paint(request: Request, recipe: str) -> Image.Image:
     return picture
 
 
-def offers_for(request: Request, recipe: str) -> tuple[Rung, ...]:
+def offers_for(request: Request, recipe: str) -> tuple[Fallback, ...]:
     """One rung of each kind: the same picture, the smallest recipe, a smaller picture."""
     whole = {"width": request.width, "height": request.height, "device_limit_bytes": LIMIT}
     half = {"width": request.width // 2, "height": request.height // 2, "device_limit_bytes": LIMIT}
     return (
-        Rung(
+        Fallback(
             "Stream 5.3 GB from RAM",
             "The picture stays the same; a step takes longer.",
             recipe,
             **whole,
             same_picture=True,
         ),
-        Rung("GGUF Q4_K, resident", "GGUF Q4_K takes 11.1 GB of weights.", "gguf-q4_k", **whole),
-        Rung(f"{half['width']} × {half['height']}", "The same shape with 25% of the pixels.", recipe, **half),
+        Fallback("GGUF Q4_K, resident", "GGUF Q4_K takes 11.1 GB of weights.", "gguf-q4_k", **whole),
+        Fallback(f"{half['width']} × {half['height']}", "The same shape with 25% of the pixels.", recipe, **half),
     )
 
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from ideogram_app.catalog.models import MODELS, Model, weight_bytes  # noqa: E402
 from ideogram_app.catalog.presets import PRESETS  # noqa: E402
 from ideogram_app.catalog.recipes import RECIPES, Recipe  # noqa: E402
-from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes  # noqa: E402
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes  # noqa: E402
 from ideogram_app.checkpoints.published.layouts import find_layout  # noqa: E402
 from ideogram_app.checkpoints.published.local import SOURCES  # noqa: E402
 from ideogram_app.machine.hardware import Hardware  # noqa: E402
@@ -199,7 +199,11 @@ def encoder_table() -> str:
 
     models = list(dict.fromkeys(row["model"] for row in measured))
     rows = [
-        [f"`{name}`", f"{encoder_bytes(PUBLISHED, recipe) / 1e9:.1f} GB", *(worst(name, model) for model in models)]
+        [
+            f"`{name}`",
+            f"{encoder_bytes(PUBLISHED_ENCODER, recipe) / 1e9:.1f} GB",
+            *(worst(name, model) for model in models),
+        ]
         for name, recipe in ENCODER_RECIPES.items()
     ]
     return table(["recipe", "Ideogram 4", *(f"worst tap, {model}" for model in models)], rows)

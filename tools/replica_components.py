@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.checkpoints.published.transformer import read_config
-from ideogram_app.checkpoints.safetensors import NAMES, SafetensorsFile
+from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, SafetensorsFile
 from ideogram_app.folders import project_folder
 from tools import replica_parts
 from tools.replica_parts import PERIOD, Pack, Part, dense, write_safetensors
@@ -107,7 +107,7 @@ def _packed(tensors: Iterator[tuple[str, tuple[int, ...], Tensor]], pack: Pack |
         elif values.is_floating_point():
             yield dense(name, values, shape, "BF16")
         else:
-            yield Part(name, NAMES[values.dtype], shape, values)
+            yield Part(name, DTYPE_NAMES[values.dtype], shape, values)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

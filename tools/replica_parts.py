@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ideogram_app.checkpoints.gguf import FLOATS
-from ideogram_app.checkpoints.gguf import TensorInfo as GgufInfo
-from ideogram_app.checkpoints.safetensors import DTYPES, NAMES, TensorInfo, layout
+from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
+from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, SafetensorsTensor, layout
 from ideogram_app.quantization import fp8 as fp8_rows
 from ideogram_app.quantization import int8 as int8_rows
 from ideogram_app.quantization import k_quants
@@ -97,7 +97,7 @@ def nf4(weight: Tensor, rows: int, nested: bool = False) -> list[Part]:
     packed, scales = nf4_blocks.encode(weight, nested=False)
     count = rows * weight.shape[1]
     state = {"quant_type": "nf4", "blocksize": nf4_blocks.BLOCK, "dtype": "bfloat16", "shape": [rows, weight.shape[1]]}
-    levels = Part(".weight.quant_map", "F32", (16,), torch.tensor(nf4_blocks.LEVELS))
+    levels = Part(".weight.quant_map", "F32", (16,), torch.tensor(nf4_blocks.NF4_LEVELS))
     made = [Part(".weight", "U8", (-(-count // 2), 1), packed.unsqueeze(-1)), levels]
     blocks = -(-count // nf4_blocks.BLOCK)
     absmax = Part(".weight.absmax", "F32", (blocks,), scales.absmax)
@@ -136,13 +136,15 @@ def ggml(kind: str) -> Pack:
 def write_safetensors(path: Path, parts: Sequence[Part], metadata: Mapping[str, str]) -> int:
     """A file of these parts, in the order that safetensors gives them; says how many bytes its tensors have."""
     by_name = {part.name: part for part in parts}
-    header, placed = layout([TensorInfo(part.name, part.kind, part.shape) for part in parts], metadata)
+    header, placed = layout([SafetensorsTensor(part.name, part.kind, part.shape) for part in parts], metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(header)
         for info in sorted(placed.values(), key=lambda info: info.start):
             part, left = by_name[info.name], info.size
-            assert part.period.dtype == DTYPES[part.kind], f"{part.name} is {NAMES[part.period.dtype]}, not {part.kind}"
+            assert part.period.dtype == DTYPES[part.kind], (
+                f"{part.name} is {DTYPE_NAMES[part.period.dtype]}, not {part.kind}"
+            )
             chunk = part.raw(min(left, WRITTEN_AT_ONCE))
             while left > 0:
                 left -= file.write(chunk[:left].data)

@@ -17,7 +17,7 @@ import typer
 
 from ideogram_app.benchmark.report import Benchmark, file_name, table
 from ideogram_app.benchmark.rows import rows_for
-from ideogram_app.benchmark.shapes import DTYPES, ask, choose_dtype
+from ideogram_app.benchmark.shapes import DTYPE_LABELS, ask, choose_dtype
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware, detect
@@ -37,7 +37,7 @@ def benchmark(
     padding: Annotated[int, typer.Option(help="Text tokens that stock pads the caption to: its own default.")] = 2048,
     against: Annotated[str, typer.Option(help="stock, none, or names of stock rows with commas.")] = "stock",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or another as torch names it.")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"auto, {', '.join(DTYPES)}.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"auto, {', '.join(DTYPE_LABELS)}.")] = "auto",
     budget: Annotated[float, typer.Option(help="Seconds for everything; rows are shortened or dropped to keep it.")] = (
         420.0
     ),
@@ -46,7 +46,7 @@ def benchmark(
     """Time a step of our recipes beside stock diffusers, on the true shapes with random weights."""
     import torch
 
-    from ideogram_app.benchmark.run import Run
+    from ideogram_app.benchmark.run import BenchmarkRun
 
     print("Looking at this machine ...", file=sys.stderr)
     hardware = detect(Path())
@@ -55,7 +55,7 @@ def benchmark(
     question = ask(shape, size, text_tokens, padding, steps, computing)
     here = replace(hardware, kind="cpu") if chosen.type == "cpu" else hardware
     rows = rows_for([name.strip() for name in recipes.split(",") if name.strip()], against, computing, here)
-    run = Run(question, chosen, budget, lambda line: print(line, file=sys.stderr, flush=True))
+    run = BenchmarkRun(question, chosen, budget, lambda line: print(line, file=sys.stderr, flush=True))
     run.notes.append(reason)
     found = run.all(rows, hardware)
     print(table(found))

@@ -16,9 +16,9 @@ from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.generation.draw import Step, denoise, make_noise, schedule, times
-from ideogram_app.generation.guidance import Velocity
+from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose
+from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.machine.hardware import compute_capability
@@ -27,13 +27,13 @@ from ideogram_app.model.transformer.assemble import Placement, assemble
 from ideogram_app.model.transformer.layers import weight_bytes
 
 GUIDANCE = 7.0
-SHIFT = 1.0  # of the published scheduler
-PUBLISHED = PRESETS["quality-48"]
+SCHEDULE_SHIFT = 1.0  # of the published scheduler
+PUBLISHED_PRESET = PRESETS["quality-48"]
 
 
 def evenly(steps: int) -> Preset:
     """The best preset's noise levels for any number of steps."""
-    return Preset("benchmark", steps, (GUIDANCE,) * steps, PUBLISHED.mu, PUBLISHED.std)
+    return Preset("benchmark", steps, (GUIDANCE,) * steps, PUBLISHED_PRESET.mu, PUBLISHED_PRESET.std)
 
 
 class OurLoop:
@@ -58,7 +58,7 @@ def build_ours(row: Row, question: Question, tiles: Tiles, steps: int) -> tuple[
         A function that does the next step and returns the latents (1, tokens, 128); the kernels in use, and why.
     """
     device, capability = tiles.device, compute_capability(tiles.device)
-    name, reason = choose(device, capability)
+    name, reason = choose_kernels(device, capability)
     kernels = compiled_kernels(find_kernels(name), device) if row.compiled else find_kernels(name)
     placement = Placement(tiles.dtype, device, torch.device("cpu"), kernels, row.arithmetic)
     backbones = []
@@ -72,8 +72,8 @@ def build_ours(row: Row, question: Question, tiles: Tiles, steps: int) -> tuple[
     loaded = Loaded(first, second, held, row.recipe.name, (device, device), row.arithmetic, kernels.name)
     features = tiles.dense((question.text_tokens, question.model.conditional.llm_features_dim))[None]
     preset = evenly(steps)
-    sigmas = schedule(preset, question.width, question.height, SHIFT)
-    velocity = Velocity(loaded, features, question.rows, question.columns, times(sigmas))
+    sigmas = schedule(preset, question.width, question.height, SCHEDULE_SHIFT)
+    velocity = GuidedModel(loaded, features, question.rows, question.columns, times(sigmas))
     noise = make_noise(0, question.width, question.height).to(device)
     loop = OurLoop(lambda: denoise(velocity, noise, sigmas, preset.guidance))
     kept = (

@@ -23,7 +23,7 @@ from ideogram_app.benchmark.report import Families
 from ideogram_app.machine.meter import synchronize
 
 ACTIVITIES = {"cpu": ProfilerActivity.CPU, "cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
-LOOK_SECONDS = 0.1
+PROFILE_SECONDS = 0.1
 MOST_OPERATORS = 30_000  # at 40 KB, 1.2 GB
 
 
@@ -53,10 +53,10 @@ def profile_step(step: Callable[[], object], device: torch.device) -> Profile:
         events, _ = _recorded(step, device)
         times = list(_kernels(events))
         return Profile(shares(times), sum(time for _, time in times) / 1e6)
-    events, whole = _recorded(step, device, LOOK_SECONDS)
+    events, whole = _recorded(step, device, PROFILE_SECONDS)
     if whole:
         return Profile(shares(_operators(events)))
-    seconds = LOOK_SECONDS * MOST_OPERATORS / max(1, len(events))
+    seconds = PROFILE_SECONDS * MOST_OPERATORS / max(1, len(events))
     events, whole = _recorded(step, device, seconds)
     return Profile(shares(_operators(events)), first_seconds=None if whole else seconds)
 

@@ -54,7 +54,7 @@ class Families:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRow:
     """One row.
 
     Attributes:
@@ -92,7 +92,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingRow:
     """A row that was asked for and not measured, and why; `failed` where something broke, not where it did not fit."""
 
     name: str
@@ -115,7 +115,7 @@ class Benchmark:
     hardware: Hardware
     versions: dict[str, str]
     ceiling: Ceiling
-    rows: tuple[Measured, ...]
+    rows: tuple[MeasuredRow, ...]
     commit: str
     shape: str
     size: tuple[int, int]
@@ -126,7 +126,7 @@ class Benchmark:
     dtype: str
     step_tflop: float
     group_ceilings: tuple[Ceiling, ...]
-    missing: tuple[Missing, ...]
+    missing: tuple[MissingRow, ...]
     notes: tuple[str, ...]
     seconds: float
     budget: float

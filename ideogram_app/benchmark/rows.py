@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from ideogram_app.benchmark.shapes import DTYPES, Question
+from ideogram_app.benchmark.shapes import DTYPE_LABELS, Question
 from ideogram_app.catalog.models import Branch, weight_bytes
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.errors import RequestError
@@ -65,7 +65,7 @@ class Bytes:
 
 _STOCK_NEEDS = ("diffusers", "transformers", "accelerate")
 # Plain first, then what its users reach for; what compiles comes last, because nobody knows for how long.
-STOCK: tuple[Row, ...] = (
+STOCK_ROWS: tuple[Row, ...] = (
     Row("stock-bf16", RECIPES["reference"], "dense", needs=_STOCK_NEEDS),
     Row("stock-torchao-int8", RECIPES["int8-w8a8-rotated"], "torchao", needs=(*_STOCK_NEEDS, "torchao")),
     Row("stock-gguf-q4_k", RECIPES["gguf-q4_k"], "gguf", needs=(*_STOCK_NEEDS, "gguf")),
@@ -95,7 +95,7 @@ def rows_for(recipes: Sequence[str], against: str, dtype: str, hardware: Hardwar
         RequestError: an unknown recipe or row, or one that is named twice.
     """
     ours = [_own(text, hardware) for text in recipes]
-    stock = [replace(row, name=row.name.replace("bf16", DTYPES[dtype])) for row in STOCK]
+    stock = [replace(row, name=row.name.replace("bf16", DTYPE_LABELS[dtype])) for row in STOCK_ROWS]
     if against == "none":
         stock = []
     elif against != "stock":

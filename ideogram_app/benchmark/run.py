@@ -30,7 +30,7 @@ from ideogram_app.benchmark.limits import (
 )
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import Profile, profile_step
-from ideogram_app.benchmark.report import Benchmark, Ceiling, Measured, Missing
+from ideogram_app.benchmark.report import Benchmark, Ceiling, MeasuredRow, MissingRow
 from ideogram_app.benchmark.rows import Row, absent, int8_share, row_bytes
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.stock import build_stock, load_packages
@@ -38,10 +38,10 @@ from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.errors import AppError
 from ideogram_app.machine.ceiling import measure_ceiling
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.machine.meter import Meter, held_bytes, release, trim
+from ideogram_app.machine.meter import PhaseMeter, held_bytes, release, trim
 from ideogram_app.machine.versions import commit, versions
 from ideogram_app.planning.footprint import gb
-from ideogram_app.planning.step_time import Work, step_work
+from ideogram_app.planning.step_time import Flops, step_flops
 
 # What ends a row without anything being wrong, and what its packages, kernels and drivers raise when a version, a type
 # or a device does not suit them. Either way the other rows are timed all the same.
@@ -65,7 +65,7 @@ class Ready:
     profile: Profile = field(default_factory=Profile)
 
 
-class Run:
+class BenchmarkRun:
     """What one benchmark knows while it goes on."""
 
     def __init__(
@@ -73,11 +73,11 @@ class Run:
     ) -> None:
         self.question, self.device, self._say = question, device, say
         self.dtype: torch.dtype = getattr(torch, question.dtype)
-        self.work = step_work(question.model, question.width, question.height, question.text_tokens)
+        self.work = step_flops(question.model, question.width, question.height, question.text_tokens)
         self.clock = Clock(budget)
         self.ceilings: list[Ceiling] = []
-        self.measured: list[Measured] = []
-        self.missing: list[Missing] = []
+        self.measured: list[MeasuredRow] = []
+        self.missing: list[MissingRow] = []
         self.notes: list[str] = []
 
     def all(self, rows: Sequence[Row], hardware: Hardware) -> Benchmark:
@@ -184,7 +184,7 @@ class Run:
 
     def _build(self, row: Row, tiles: Tiles) -> Ready:
         trim()
-        before, meter = held_bytes(self.device), Meter(self.device)
+        before, meter = held_bytes(self.device), PhaseMeter(self.device)
         steps = SETUP_STEPS + self.question.steps + 1  # the profiled one
         with meter.phase("build"):
             build = build_ours if row.kind == "ours" else build_stock
@@ -193,7 +193,7 @@ class Run:
         warmed: list[float] = []
         while len(warmed) < SETUP_STEPS:
             trim()
-            with Meter(self.device) as memory, memory.phase("step"):
+            with PhaseMeter(self.device) as memory, memory.phase("step"):
                 step()
             warmed.append(memory.seconds["step"])
             if self.device.type == "cpu" and not row.compiled and warmed[0] > LONG_STEP_SECONDS:
@@ -208,7 +208,7 @@ class Run:
                 if self.clock.left < (row.warm if turn else 0):
                     self.notes.append(f"The budget was over after {turn} of {steps} steps.")
                     return
-                meter = Meter(self.device)
+                meter = PhaseMeter(self.device)
                 with meter.phase("step"):
                     row.step()
                 row.times.append(meter.seconds["step"])
@@ -223,11 +223,11 @@ class Run:
             self.say(f"{row.row.name}: profile")
             row.profile = profile_step(row.step, self.device)
 
-    def _measured(self, row: Ready, group: int) -> Measured:
+    def _measured(self, row: Ready, group: int) -> MeasuredRow:
         median = statistics.median(row.times)
         kernel_seconds, first_seconds = row.profile.kernel_seconds, row.profile.first_seconds
         partly = f" Profiled: the first {first_seconds:.1f} s of a step." if first_seconds else ""
-        return Measured(
+        return MeasuredRow(
             name=row.row.name,
             recipe=row.row.recipe.name,
             ms_per_step=1000 * median,
@@ -252,9 +252,9 @@ class Run:
 
     def _skip(self, row: Row, reason: str, failed: bool = False) -> None:
         self.say(f"{row.name}: not measured. {reason}")
-        self.missing.append(Missing(row.name, reason, failed))
+        self.missing.append(MissingRow(row.name, reason, failed))
 
-    def _report(self, hardware: Hardware, measured: Sequence[Measured]) -> Benchmark:
+    def _report(self, hardware: Hardware, measured: Sequence[MeasuredRow]) -> Benchmark:
         question = self.question
         return Benchmark(
             hardware=hardware,
@@ -278,7 +278,7 @@ class Run:
         )
 
 
-def ideal_seconds(work: Work, int8: float, ceiling: Ceiling) -> float:
+def ideal_seconds(work: Flops, int8: float, ceiling: Ceiling) -> float:
     """Seconds of a step in which every product runs at its ceiling and nothing else takes time.
 
     Args:

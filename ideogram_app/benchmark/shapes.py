@@ -17,7 +17,7 @@ from ideogram_app.machine.capabilities import compute_type
 from ideogram_app.machine.hardware import Hardware
 
 LAYERS = "layers="
-DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # torch's name -> what rows are called by
+DTYPE_LABELS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}  # torch's name -> what rows are called by
 BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as machine/hardware.py names them
 
 
@@ -100,8 +100,8 @@ def choose_dtype(hardware: Hardware, kind: str, asked: str) -> tuple[str, str]:
         RequestError: no such type.
     """
     if asked != "auto":
-        if asked not in DTYPES:
-            raise RequestError(f"Unknown computing type {asked!r:.60}", expected=f"auto, {', '.join(DTYPES)}")
+        if asked not in DTYPE_LABELS:
+            raise RequestError(f"Unknown computing type {asked!r:.60}", expected=f"auto, {', '.join(DTYPE_LABELS)}")
         return asked, "Asked for."
     if kind == "cpu":
         units = [name for name in BF16_UNITS if name in hardware.cpu_features]

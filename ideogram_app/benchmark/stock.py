@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.benchmark.ours import GUIDANCE, PUBLISHED
+from ideogram_app.benchmark.ours import GUIDANCE, PUBLISHED_PRESET
 from ideogram_app.benchmark.rows import Row
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.weights import Tiles
@@ -45,7 +45,7 @@ class Nf4Linear(PackedLinear):
         super().__init__(rows, columns, bias)
         self.register_buffer("weight", packed)
         self.register_buffer("absmax", absmax)
-        self.register_buffer("levels", torch.tensor(nf4.LEVELS, device=packed.device))
+        self.register_buffer("levels", torch.tensor(nf4.NF4_LEVELS, device=packed.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows)."""
@@ -91,8 +91,8 @@ class StockLoop:
         self.text_z_padding = torch.zeros(1, padding, LATENT_CHANNELS, device=device)
         self.guidance = torch.full((steps,), GUIDANCE, device=device)
         self.scheduler: Any = FlowMatchEulerDiscreteScheduler()
-        mean = source._resolution_aware_mu(question.height, question.width, PUBLISHED.mu)
-        sigmas = source._logit_normal_sigmas(steps, mean, std=PUBLISHED.std, device=device)
+        mean = source._resolution_aware_mu(question.height, question.width, PUBLISHED_PRESET.mu)
+        sigmas = source._logit_normal_sigmas(steps, mean, std=PUBLISHED_PRESET.std, device=device)
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
         self.index = 0
 

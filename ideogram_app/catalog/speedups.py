@@ -21,7 +21,7 @@ RUN, REUSE, LEAVE = "run", "reuse", "leave"  # what becomes of the unconditional
 
 
 @dataclass(frozen=True)
-class Saving:
+class Speedup:
     """One thing left out.
 
     Attributes:
@@ -42,10 +42,10 @@ class Saving:
     threshold: float | None = None
 
 
-SAVINGS: dict[str, Saving] = {
+SPEEDUPS: dict[str, Speedup] = {
     saving.name: saving
     for saving in (
-        Saving(
+        Speedup(
             "reuse-guidance",
             "Reuse guidance",
             "From the third step on, the unconditional transformer runs in every second step; between, the difference "
@@ -55,7 +55,7 @@ SAVINGS: dict[str, Saving] = {
             every=2,
             keeps_guidance=True,
         ),
-        Saving(
+        Speedup(
             "late-conditional",
             "Conditional at the end",
             "The last 40 % of the steps run the conditional transformer alone, without guidance.",
@@ -63,7 +63,7 @@ SAVINGS: dict[str, Saving] = {
             ends=1.0,
             every=0,
         ),
-        Saving(
+        Speedup(
             "first-block-cache",
             "First-block cache",
             "Where the first block changes little from one step to the next, the other blocks' work is used again.",
@@ -75,22 +75,22 @@ SAVINGS: dict[str, Saving] = {
 }
 
 
-def find_saving(name: str) -> Saving:
+def find_speedup(name: str) -> Speedup:
     """The saving of that name.
 
     Raises:
         RequestError: no such saving; lists those that exist.
     """
-    return choose(SAVINGS, name, "saving")
+    return choose(SPEEDUPS, name, "saving")
 
 
-def check_savings(names: tuple[str, ...]) -> None:
+def check_speedups(names: tuple[str, ...]) -> None:
     """Refuse unknown savings, the same one twice, and two that decide about the same thing.
 
     Raises:
         RequestError: names them.
     """
-    rows = [find_saving(name) for name in names]
+    rows = [find_speedup(name) for name in names]
     if len(set(names)) < len(names):
         raise RequestError("A saving was named twice", got=", ".join(names))
     about_guidance = [row.name for row in rows if row.every != 1]
@@ -102,7 +102,7 @@ def check_savings(names: tuple[str, ...]) -> None:
 
 def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
     """What becomes of the unconditional transformer in a step (0-based): `RUN`, `REUSE` or `LEAVE`."""
-    for row in map(find_saving, names):
+    for row in map(find_speedup, names):
         first = round(row.begins * steps)
         if row.every == 1 or not first <= step < round(row.ends * steps):
             continue
@@ -119,7 +119,7 @@ def remembered_bytes(
     A first-block cache keeps two tensors of the residual's size (tokens, hidden) for each transformer; while the
     conditional one runs there is one more of its own.
     """
-    if all(find_saving(name).threshold is None for name in names):
+    if all(find_speedup(name).threshold is None for name in names):
         return 0
     image = (size[0] // PIXELS_PER_TOKEN) * (size[1] // PIXELS_PER_TOKEN)
     tokens = 3 * (image + text_tokens) + 2 * image
@@ -128,7 +128,7 @@ def remembered_bytes(
 
 def threshold(names: tuple[str, ...], step: int, steps: int) -> float | None:
     """Below which relative change of the first block the others are reused in a step; None where they all run."""
-    for row in map(find_saving, names):
+    for row in map(find_speedup, names):
         if row.threshold is not None and round(row.begins * steps) <= step < round(row.ends * steps):
             return row.threshold
     return None

@@ -22,7 +22,7 @@ from ideogram_app.catalog.models import Linear
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.errors import CheckpointError, choose
 
-TABLE = "language_model.embed_tokens"
+EMBEDDING_TABLE = "language_model.embed_tokens"
 LAYER = "language_model.layers."
 # GGML type -> weights and bytes of one block (k_quants.FORMATS has the bytes drawn).
 BLOCKS = {"Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210), "Q8_0": (32, 34)}
@@ -65,7 +65,7 @@ class TextEncoder:
         """Every matrix, in the order of the forward pass: the embedding table, then seven for each layer."""
         hidden, queries = self.hidden_size, self.num_attention_heads * self.head_dim
         keys = self.num_key_value_heads * self.head_dim
-        yield Linear(TABLE, self.vocab_size, hidden, False)
+        yield Linear(EMBEDDING_TABLE, self.vocab_size, hidden, False)
         for index in range(self.num_hidden_layers):
             attention, mlp = f"{LAYER}{index}.self_attn.", f"{LAYER}{index}.mlp."
             yield Linear(f"{attention}q_proj", queries, hidden, False, True)
@@ -97,7 +97,7 @@ class TextEncoder:
         return sum(linear.rows * linear.columns for linear in self.linears()) + self.norm_parameters()
 
 
-PUBLISHED = TextEncoder(36, 4096, 12288, 32, 8, 128, 151936)
+PUBLISHED_ENCODER = TextEncoder(36, 4096, 12288, 32, 8, 128, 151936)
 
 ENCODER_RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
@@ -158,7 +158,7 @@ def block_type(recipe: Recipe, layer: str, columns: int) -> str:
     """The GGML type of one packed matrix of a GGUF recipe: the recipe's own, or `FALLBACK` for the table and for rows
     that are no whole number of blocks, as the miniature's are (64 and 160 wide). llama.cpp mixes types likewise."""
     own = str(recipe.gguf_type)
-    return own if layer != TABLE and columns % BLOCKS[own][0] == 0 else FALLBACK
+    return own if layer != EMBEDDING_TABLE and columns % BLOCKS[own][0] == 0 else FALLBACK
 
 
 def encoder_bytes(encoder: TextEncoder, recipe: Recipe, dense_bytes: int = 2) -> int:

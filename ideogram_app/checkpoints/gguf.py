@@ -51,7 +51,7 @@ Metadata = Mapping[str, str | bool | int | float]
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class GgufTensor:
     """What a header says of one tensor.
 
     Attributes:
@@ -96,7 +96,7 @@ class GgufWriter:
         RequestError: a type, shape or name that cannot be written.
     """
 
-    def __init__(self, path: Path, infos: Sequence[TensorInfo], metadata: Metadata | None = None) -> None:
+    def __init__(self, path: Path, infos: Sequence[GgufTensor], metadata: Metadata | None = None) -> None:
         import gguf
 
         self.path = path
@@ -168,7 +168,7 @@ class GgufFile:
 
     Attributes:
         metadata: key to value; empty in published files of this model.
-        infos: name to `TensorInfo`, in file order.
+        infos: name to `GgufTensor`, in file order.
 
     Raises:
         CheckpointError: missing, truncated, malformed, or holding a type not in `READABLE_TYPES`.
@@ -180,7 +180,7 @@ class GgufFile:
         fields = reader.fields.items()
         self.metadata: dict[str, Any] = {key: field.contents() for key, field in fields if not key.startswith("GGUF.")}
         self._mapped = {tensor.name: tensor for tensor in reader.tensors}
-        self.infos: dict[str, TensorInfo] = {name: self._info(tensor) for name, tensor in self._mapped.items()}
+        self.infos: dict[str, GgufTensor] = {name: self._info(tensor) for name, tensor in self._mapped.items()}
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A view of the mapped file: floats as `info.shape`, a block type as uint8 (rows, bytes of a row).
@@ -214,7 +214,7 @@ class GgufFile:
         """Let go of the mapping; views already handed out keep it alive until they go."""
         self._mapped.clear()
 
-    def __iter__(self) -> Iterator[tuple[TensorInfo, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[GgufTensor, Tensor]]:
         for name, info in self.infos.items():
             yield info, self.tensor(name)
 
@@ -226,7 +226,7 @@ class GgufFile:
     ) -> None:
         self.close()
 
-    def _info(self, tensor: gguf.ReaderTensor) -> TensorInfo:
+    def _info(self, tensor: gguf.ReaderTensor) -> GgufTensor:
         kind = tensor.tensor_type.name
         if kind not in READABLE_TYPES:
             raise CheckpointError(
@@ -234,7 +234,7 @@ class GgufFile:
                 expected=" or ".join(READABLE_TYPES),
                 got=kind,
             )
-        return TensorInfo(tensor.name, tuple(int(size) for size in reversed(tensor.shape)), kind)
+        return GgufTensor(tensor.name, tuple(int(size) for size in reversed(tensor.shape)), kind)
 
 
 @cache
@@ -284,7 +284,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     return reader
 
 
-def _check_writable(info: TensorInfo) -> None:
+def _check_writable(info: GgufTensor) -> None:
     """Refuse what no reader would take."""
     if info.gguf_type not in KNOWN_TYPES:
         raise RequestError(

@@ -33,12 +33,12 @@ DTYPES: dict[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000  # the limit of the safetensors package
 
 
 @dataclass(frozen=True)
-class TensorInfo:
+class SafetensorsTensor:
     """What a header says of one tensor; `start` and `stop` count from the beginning of the file."""
 
     name: str
@@ -58,7 +58,7 @@ class SafetensorsFile:
 
     Attributes:
         metadata: the header's own strings.
-        infos: name to `TensorInfo`, in file order.
+        infos: name to `SafetensorsTensor`, in file order.
 
     Raises:
         CheckpointError: missing, truncated, not safetensors, or a tensor named twice; the message names the file.
@@ -105,7 +105,9 @@ class SafetensorsFile:
         return Span(self.path, name, start, DTYPES[info.dtype], shape)
 
 
-def layout(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, TensorInfo]]:
+def layout(
+    infos: Sequence[SafetensorsTensor], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, SafetensorsTensor]]:
     """The header of a file to come, and where in that file every tensor will lie.
 
     Wide types come first, so that every tensor is aligned to its type whatever the others' sizes.
@@ -121,7 +123,7 @@ def layout(infos: Sequence[TensorInfo], metadata: Mapping[str, str]) -> tuple[by
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
     placed = {
-        info.name: TensorInfo(info.name, info.dtype, info.shape, *(start + end for end in spans[info.name]))
+        info.name: SafetensorsTensor(info.name, info.dtype, info.shape, *(start + end for end in spans[info.name]))
         for info in ordered
     }
     return len(text).to_bytes(8, "little") + text, placed
@@ -153,11 +155,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _info(path: Path, name: str, row: Any, start: int) -> TensorInfo:
+def _info(path: Path, name: str, row: Any, start: int) -> SafetensorsTensor:
     """One row of a header, checked: its span must be what shape and dtype ask for."""
     try:
         begin, end = (int(offset) for offset in row["data_offsets"])
-        info = TensorInfo(name, str(row["dtype"]), tuple(int(n) for n in row["shape"]), start + begin, start + end)
+        info = SafetensorsTensor(
+            name, str(row["dtype"]), tuple(int(n) for n in row["shape"]), start + begin, start + end
+        )
     except (KeyError, TypeError, ValueError) as problem:
         raise _not_safetensors(path, f"a header whose row {name} is not readable") from problem
     if begin < 0 or end < begin or (info.dtype in DTYPES and info.size != end - begin):

@@ -14,7 +14,7 @@ from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.footprint import gb
 from ideogram_app.planning.planner import Plan
-from ideogram_app.records import IN_BYTES, Event, Result, Rung, decibels
+from ideogram_app.records import IN_BYTES, Event, Fallback, Result, decibels
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
 
@@ -149,7 +149,7 @@ def describe_result(result: Result) -> str:
     return f"{row}{ran}{''.join(further)}"
 
 
-def describe_offer(rung: Rung) -> str:
+def describe_offer(rung: Fallback) -> str:
     """A way to draw with less, and the flags that take it."""
     flags = [f"--recipe {rung.recipe}", f"--width {rung.width}", f"--height {rung.height}"]
     for name, limit in (("device", rung.device_limit_bytes), ("host", rung.host_limit_bytes)):

@@ -20,12 +20,12 @@ from ideogram_app.cli.output import follow
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError, RequestError
 from ideogram_app.folders import data_folder, output_folder
 from ideogram_app.generation.validate import check_recipes
-from ideogram_app.studio.setup_stages import Stage, current, guide
-from ideogram_app.studio.setup_status import View
+from ideogram_app.studio.setup_stages import Stage, current, setup_stages
+from ideogram_app.studio.setup_status import SetupStatus
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
 
-LOOK_SECONDS = 300.0  # the longest that is waited for the first look at the machine, which loads torch
+DETECT_SECONDS = 300.0  # the longest that is waited for the first look at the machine, which loads torch
 ASK_SECONDS = 60.0  # for the Hub's answer
 SETTLE_SECONDS = 0.5  # the plan is made once more when the disk has been looked at
 
@@ -56,17 +56,17 @@ def prepare_by_stages(
         print("Looking at this machine ...", file=told.stream)
         state = _settled(studio, model)
         _insist(told, state, ("machine", "plan"))
-        if not (View(state, model, recipes).is_ready or state.sources[model].at_hand):
+        if not (SetupStatus(state, model, recipes).is_ready or state.sources[model].at_hand):
             studio.check_access(model)
             state = _until(studio, lambda now: model in now.access and model not in now.checking, ASK_SECONDS)
         _insist(told, state, ("licence", "fetch", "quantize"))
-        told.recipes = View(state, model, recipes).recipes
+        told.recipes = SetupStatus(state, model, recipes).recipes
         job = follow(studio, studio.submit_prepare(model, told.recipes), told.stream, told.passed)
         state = studio.state
     finally:
         studio.close()
     if job.state == "failed":
-        raise _problem(guide(state, model, told.recipes), job.error)
+        raise _problem(setup_stages(state, model, told.recipes), job.error)
     if job.state != "done":
         raise RequestError("Stopped; what is done is kept", do="The same command goes on where it stopped")
     told.print(told.passed(state))
@@ -92,14 +92,14 @@ def _until(studio: Studio, is_so: Callable[[State], bool], seconds: float) -> St
 
 def _settled(studio: Studio, model: str) -> State:
     """The state once machine and disk are known, and the plan knows of both."""
-    state = _until(studio, lambda now: bool(now.machine_error) or model in now.sources, LOOK_SECONDS)
+    state = _until(studio, lambda now: bool(now.machine_error) or model in now.sources, DETECT_SECONDS)
     return state if state.machine_error else studio.watch(state.version, SETTLE_SECONDS)
 
 
 def _insist(told: _Told, state: State, names: tuple[str, ...]) -> None:
     """Tell these stages as far as they are passed; refuse where one is blocked."""
     told.print(told.passed(state, names))
-    stages = guide(state, told.model, told.recipes)
+    stages = setup_stages(state, told.model, told.recipes)
     here = current(stages)
     if here.standing == "blocked" and here.name in names:
         if here.facts and here.name != "licence":
@@ -134,7 +134,7 @@ class _Told:
             names: only these; all where none is named.
         """
         lines: list[str] = []
-        stages = guide(state, self.model, self.recipes)
+        stages = setup_stages(state, self.model, self.recipes)
         for number, stage in enumerate(stages, 1):
             if stage.standing != "done":
                 break

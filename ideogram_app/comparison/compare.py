@@ -19,18 +19,18 @@ from PIL import Image
 
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.comparison.metrics import psnr, ssim
-from ideogram_app.generation.draw import Shared
-from ideogram_app.generation.encode_prompt import read
-from ideogram_app.generation.retry import Desk, attempts, smaller_tile
+from ideogram_app.generation.draw import SharedInputs
+from ideogram_app.generation.encode_prompt import encode_prompt
+from ideogram_app.generation.retry import Session, attempts, smaller_tile
 from ideogram_app.generation.validate import check_request, failed_result
 from ideogram_app.kernels.processor import threads
 from ideogram_app.machine.hardware import Hardware, usable_cores
 from ideogram_app.machine.meter import give_back
-from ideogram_app.model.cache import Kept
+from ideogram_app.model.cache import ModelCache
 from ideogram_app.model.text_encoder.features import LONGEST_TEXT, FeatureCache
-from ideogram_app.planning.oom import Shortage
+from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan
-from ideogram_app.planning.profile import Observed, Remembered
+from ideogram_app.planning.profile import MachineProfile, Observation
 from ideogram_app.records import REFERENCE, Event, Request, Result
 
 
@@ -42,10 +42,10 @@ def compare(
     output: Path,
     features: FeatureCache | None = None,
     *,
-    kept: Kept | None = None,
+    kept: ModelCache | None = None,
     reserve_bytes: int = 0,
-    known: Remembered | None = None,
-    observe: Callable[[Observed], None] | None = None,
+    known: MachineProfile | None = None,
+    observe: Callable[[Observation], None] | None = None,
 ) -> Iterator[Event]:
     """Draw the request with each of its recipes; PNGs go to `output`.
 
@@ -67,10 +67,10 @@ def compare(
         count, _ = threads(*usable_cores(), hardware.cpu_allowed)
         torch.set_num_threads(min(torch.get_num_threads(), count))
     yield Event("encode")
-    desk = Desk(store, hardware, kept or Kept(), output, reserve_bytes, known, observe)
+    desk = Session(store, hardware, kept or ModelCache(), output, reserve_bytes, known, observe)
     try:
-        shared = read(request, chosen, desk, features or FeatureCache())
-        if isinstance(shared, Shortage):
+        shared = encode_prompt(request, chosen, desk, features or FeatureCache())
+        if isinstance(shared, OutOfMemory):
             yield from _offers(request, shared, desk)
         else:
             yield from _pictures(request, shared, desk)
@@ -81,7 +81,7 @@ def compare(
     yield Event("done")
 
 
-def _pictures(request: Request, shared: Shared, desk: Desk) -> Iterator[Event]:
+def _pictures(request: Request, shared: SharedInputs, desk: Session) -> Iterator[Event]:
     """Every recipe in turn, the reference first; each result with its distance to the reference."""
     reference: Result | None = None
     plans = (desk.plan(request, recipe, shared.features.shape[1]) for recipe in request.recipes)
@@ -96,7 +96,7 @@ def _pictures(request: Request, shared: Shared, desk: Desk) -> Iterator[Event]:
             yield replace(event, result=result)
 
 
-def _offers(request: Request, shortage: Shortage, desk: Desk) -> Iterator[Event]:
+def _offers(request: Request, shortage: OutOfMemory, desk: Session) -> Iterator[Event]:
     """Failed results of all recipes, because the caption found no room to be read in."""
     desk = desk.seen_now()
     for recipe in request.recipes:

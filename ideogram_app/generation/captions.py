@@ -168,7 +168,7 @@ def check_caption(text: str) -> str:
     return serialise(value)
 
 
-def understand(typed: str) -> Prompt:
+def parse_prompt(typed: str) -> Prompt:
     """Turn what the user typed, plain text or a JSON caption, into what the encoder gets.
 
     Raises:

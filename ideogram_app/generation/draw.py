@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
 from ideogram_app.catalog.presets import Preset, find_preset, guidance_for
-from ideogram_app.generation.guidance import Velocity
-from ideogram_app.machine.meter import Meter, Peaks, give_back
+from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.machine.meter import MeasuredPeaks, PhaseMeter, give_back
 from ideogram_app.machine.versions import versions
 from ideogram_app.model.loader import Loaded
 from ideogram_app.records import Event, Request, Result, Seconds
@@ -44,7 +44,7 @@ PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a si
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedInputs:
     """What every recipe of one request starts from, and what it ends in.
 
     Attributes:
@@ -63,11 +63,11 @@ class Shared:
     shift: float
     tile: int = 0
     given_up: tuple[str, ...] = ()
-    peaks: Peaks = field(default_factory=Peaks)
+    peaks: MeasuredPeaks = field(default_factory=MeasuredPeaks)
 
 
 @dataclass(frozen=True)
-class Terms:
+class Provenance:
     """Under which a picture is drawn; they stand in its result, whose fields of these names they are.
 
     Attributes:
@@ -97,22 +97,24 @@ def make_noise(seed: int, width: int, height: int) -> Tensor:
     return torch.randn(1, tokens, LATENT_CHANNELS, generator=torch.Generator().manual_seed(seed))
 
 
-def share(request: Request, device: torch.device, encoded: Callable[[], Tensor], vae: Any, shift: float) -> Shared:
+def share(
+    request: Request, device: torch.device, encoded: Callable[[], Tensor], vae: Any, shift: float
+) -> SharedInputs:
     """Encode the caption and draw the noise.
 
     Args:
         encoded: makes the caption's features (1, n, taps x hidden), which stay on the host: 436 MB of the longest
             caption, of which a device sees what it needs when it prepares.
-        vae, shift: see `Shared`.
+        vae, shift: see `SharedInputs`.
 
     Raises:
         RequestError: the size is off the grid. CaptionError: the caption is too long.
     """
     check_size(request.width, request.height)
-    with Meter(device) as meter, meter.phase("encode"):
+    with PhaseMeter(device) as meter, meter.phase("encode"):
         features = encoded().cpu()
     noise = make_noise(request.seed, request.width, request.height).to(device)
-    return Shared(features, noise, meter.seconds["encode"], vae, shift, peaks=meter.peaks)
+    return SharedInputs(features, noise, meter.seconds["encode"], vae, shift, peaks=meter.peaks)
 
 
 def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
@@ -180,7 +182,12 @@ def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str:
 
 
 def draw(
-    request: Request, recipe: str, load: Callable[[], Loaded], shared: Shared, output: Path, terms: Terms = Terms()
+    request: Request,
+    recipe: str,
+    load: Callable[[], Loaded],
+    shared: SharedInputs,
+    output: Path,
+    terms: Provenance = Provenance(),
 ) -> Iterator[Event]:
     """Draw one picture with one recipe and save it as a PNG in `output`.
 
@@ -195,12 +202,12 @@ def draw(
     guidance = guidance_for(preset, find_model(request.model), request.guidance)
     rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN
     yield Event("load", recipe)
-    with Meter(shared.noise.device, terms.warm_bytes or 0) as meter:
+    with PhaseMeter(shared.noise.device, terms.warm_bytes or 0) as meter:
         with meter.phase("load"):
             loaded = load()
         sigmas = schedule(preset, request.width, request.height, shared.shift)
         with meter.phase("prepare"):
-            velocity = Velocity(loaded, shared.features, rows, columns, times(sigmas), request.savings)
+            velocity = GuidedModel(loaded, shared.features, rows, columns, times(sigmas), request.savings)
         steps = denoise(velocity, shared.noise, sigmas, guidance)
         step_seconds: list[float] = []
         last_preview = time.monotonic()
@@ -255,11 +262,11 @@ def _result(
     recipe: str,
     loaded: Loaded,
     guidance: tuple[float, ...],
-    meter: Meter,
-    peaks: Peaks,
+    meter: PhaseMeter,
+    peaks: MeasuredPeaks,
     step_seconds: list[float],
     encode_seconds: float,
-    terms: Terms,
+    terms: Provenance,
 ) -> Result:
     load, steps = meter.seconds["load"], sum(step_seconds)
     finish = meter.seconds["let go"] + meter.seconds["decode"]

@@ -18,37 +18,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ideogram_app.generation.draw import Shared, share
-from ideogram_app.generation.retry import Desk
+from ideogram_app.generation.draw import SharedInputs, share
+from ideogram_app.generation.retry import Session
 from ideogram_app.machine.meter import release
-from ideogram_app.model.cache import Kept
-from ideogram_app.model.components import PartsFolder, find_parts
-from ideogram_app.model.offload.offload import DTYPES
+from ideogram_app.model.cache import ModelCache
+from ideogram_app.model.components import ComponentsFolder, find_components
+from ideogram_app.model.offload.offload import COMPUTE_DTYPES
 from ideogram_app.model.text_encoder.features import FeatureCache, FeatureKey, encode
-from ideogram_app.model.text_encoder.on_device import guest
-from ideogram_app.planning.oom import Shortage, understand
+from ideogram_app.model.text_encoder.on_device import encoder_on_device
+from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planner import Plan
 from ideogram_app.records import Request
 
 LIGHTEST = "streamed"
 
 
-def read(request: Request, chosen: Plan, desk: Desk, features: FeatureCache) -> Shared | Shortage:
+def encode_prompt(request: Request, chosen: Plan, desk: Session, features: FeatureCache) -> SharedInputs | OutOfMemory:
     """What every recipe of a request starts from; or the shortage, with everything loaded given back.
 
     Raises:
         AppError: the request or the model's parts cannot be used.
     """
     first, *others = _ways(request, chosen, desk.kept)
-    where = find_parts(request.model, store=desk.store)
-    parts = where, where.vae("cpu", DTYPES[chosen.compute_dtype]), where.scheduler().config.shift
+    where = find_components(request.model, store=desk.store)
+    parts = where, where.vae("cpu", COMPUTE_DTYPES[chosen.compute_dtype]), where.scheduler().config.shift
     outcome = _read(request, chosen, desk, features, parts, first)
     for way in others:
-        if not isinstance(outcome, Shortage):
+        if not isinstance(outcome, OutOfMemory):
             return outcome
         given_up = (outcome.account("the text encoder passed through layer by layer"),)
         outcome = _read(request, chosen, desk, features, parts, way)
-        if not isinstance(outcome, Shortage) and way != chosen.encoder:
+        if not isinstance(outcome, OutOfMemory) and way != chosen.encoder:
             return replace(outcome, given_up=given_up)
     return outcome
 
@@ -56,20 +56,20 @@ def read(request: Request, chosen: Plan, desk: Desk, features: FeatureCache) -> 
 def _read(
     request: Request,
     chosen: Plan,
-    desk: Desk,
+    desk: Session,
     features: FeatureCache,
-    parts: tuple[PartsFolder, Any, float],
+    parts: tuple[ComponentsFolder, Any, float],
     way: str,
-) -> Shared | Shortage:
+) -> SharedInputs | OutOfMemory:
     """One try, with the encoder visiting in one way."""
-    device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
+    device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
     where, vae, shift = parts
     key = FeatureKey(request.model, where.identity, dtype, request.caption)
     reader = _reader(where, way, device, dtype, request.caption, desk.kept)
     try:
         return share(request, device, lambda: features.features(key, reader), vae, shift)
     except Exception as problem:
-        shortage = understand(problem, "encode", desk.now())
+        shortage = classify(problem, "encode", desk.now())
         if shortage is None:
             raise
         clear_frames(problem.__traceback__)
@@ -78,7 +78,7 @@ def _read(
     return shortage
 
 
-def _ways(request: Request, chosen: Plan, kept: Kept) -> list[str]:
+def _ways(request: Request, chosen: Plan, kept: ModelCache) -> list[str]:
     """How the encoder may visit, the first choice first."""
     ways = [chosen.encoder]
     if kept.key is not None:  # what is loaded stays if it can, whatever it is: if not, once more as planned
@@ -89,7 +89,7 @@ def _ways(request: Request, chosen: Plan, kept: Kept) -> list[str]:
 
 
 def _reader(
-    where: PartsFolder, way: str, device: torch.device, dtype: torch.dtype, caption: str, kept: Kept
+    where: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, caption: str, kept: ModelCache
 ) -> Callable[[], Tensor]:
     """Reads the caption: (1, n, taps x hidden)."""
 
@@ -98,7 +98,7 @@ def _reader(
         return encode(where.tokenizer(), kept.encoder(key, lambda: where.text_encoder(device, dtype)), caption)
 
     def visiting() -> Tensor:
-        with guest(where, way, device, dtype) as encoder:
+        with encoder_on_device(where, way, device, dtype) as encoder:
             return encode(where.tokenizer(), encoder, caption)
 
     return staying if way == "resident" else visiting

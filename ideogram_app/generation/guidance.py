@@ -18,12 +18,12 @@ from ideogram_app.catalog.speedups import LEAVE, REUSE, RUN, threshold, uncondit
 from ideogram_app.model.loader import Loaded
 from ideogram_app.model.offload.offload import current, prepare
 from ideogram_app.model.transformer.backbone import Backbone
-from ideogram_app.model.transformer.conditioner import Prepared
+from ideogram_app.model.transformer.conditioner import Conditioning
 
 SMALLEST_NORM = 1e-12  # of the first block's change; keeps the relative change finite where nothing changed
 
 
-class Velocity:
+class GuidedModel:
     """Call it with latents and the number of a step.
 
     Args:
@@ -78,7 +78,7 @@ class _Branch:
     """
 
     backbone: Backbone
-    prepared: Prepared
+    prepared: Conditioning
     device: torch.device
     first: Tensor | None = None
     rest: Tensor | None = None

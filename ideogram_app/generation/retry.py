@@ -24,24 +24,24 @@ import torch
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import AppError, DeviceError
-from ideogram_app.generation.draw import Shared, Terms, draw, make_noise
+from ideogram_app.generation.draw import Provenance, SharedInputs, draw, make_noise
 from ideogram_app.generation.validate import failed_result
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow, memory_now
 from ideogram_app.machine.meter import release
-from ideogram_app.model.cache import Kept, LoadedKey
+from ideogram_app.model.cache import LoadedKey, ModelCache
 from ideogram_app.model.loader import Homes, load_transformers
-from ideogram_app.model.offload.offload import DTYPES
-from ideogram_app.planning.fallbacks import rungs, taken, within
-from ideogram_app.planning.oom import Shortage, understand
+from ideogram_app.model.offload.offload import COMPUTE_DTYPES
+from ideogram_app.planning.fallbacks import fallbacks, taken, within
+from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.profile import Observed, Remembered
+from ideogram_app.planning.profile import MachineProfile, Observation
 from ideogram_app.planning.streaming import FEWEST_SLOTS
-from ideogram_app.records import Event, Request, Result, Rung
+from ideogram_app.records import Event, Fallback, Request, Result
 
 
 @dataclass(frozen=True)
-class Desk:
+class Session:
     """What drawing goes by beside the request.
 
     Attributes:
@@ -52,11 +52,11 @@ class Desk:
 
     store: Store
     hardware: Hardware
-    kept: Kept
+    kept: ModelCache
     output: Path
     reserve_bytes: int = 0
-    known: Remembered | None = None
-    observe: Callable[[Observed], None] | None = None
+    known: MachineProfile | None = None
+    observe: Callable[[Observation], None] | None = None
 
     def plan(self, request: Request, recipe: str, text_tokens: int) -> Plan:
         """The plan for one recipe of a request. Disk is no question any more: loading refuses what was not prepared."""
@@ -75,10 +75,10 @@ class Desk:
         )
 
     def rungs(
-        self, request: Request, recipe: str, planned: Plan, shortage: Shortage, text_tokens: int
-    ) -> tuple[Rung, ...]:
+        self, request: Request, recipe: str, planned: Plan, shortage: OutOfMemory, text_tokens: int
+    ) -> tuple[Fallback, ...]:
         """What can still be drawn after a recipe's plan failed."""
-        return rungs(
+        return fallbacks(
             self.hardware,
             request,
             recipe,
@@ -97,7 +97,7 @@ class Desk:
     def now(self) -> MemoryNow:
         return memory_now(self.hardware)
 
-    def seen_now(self) -> Desk:
+    def seen_now(self) -> Session:
         """The same with the memory that is free now; what torch caches on a device can be given out again."""
         now, machine = self.now(), self.hardware
         device = machine.device_free_bytes if now.device_free is None else now.device_free + (now.device_ours or 0)
@@ -117,7 +117,7 @@ def smaller_tile(*sides: int) -> int:
     return min((side for side in sides if side), default=0)
 
 
-def attempts(request: Request, recipe: str, shared: Shared, desk: Desk) -> Iterator[Event]:
+def attempts(request: Request, recipe: str, shared: SharedInputs, desk: Session) -> Iterator[Event]:
     """Draw one recipe of a request.
 
     Yields:
@@ -138,7 +138,7 @@ def attempts(request: Request, recipe: str, shared: Shared, desk: Desk) -> Itera
                 yield event
             return
         except Exception as problem:
-            shortage = understand(problem, phase, desk.now())
+            shortage = classify(problem, phase, desk.now())
             if shortage is None and not isinstance(problem, AppError):
                 raise
             error = str(problem)
@@ -163,24 +163,24 @@ def attempts(request: Request, recipe: str, shared: Shared, desk: Desk) -> Itera
 
 
 def _note(
-    result: Result, request: Request, planned: Plan, text_tokens: int, observe: Callable[[Observed], None]
+    result: Result, request: Request, planned: Plan, text_tokens: int, observe: Callable[[Observation], None]
 ) -> None:
     """Tell how long a step took, where nothing was left out of it."""
     if result.seconds_per_step is None or request.savings:
         return
-    size, travelling = (result.width, result.height), (planned.streamed_bytes, planned.streamed_blocks)
+    size, offloaded = (result.width, result.height), (planned.streamed_bytes, planned.streamed_blocks)
     devices, from_disk = len(set(planned.branch_devices)), planned.residency == "disk"
     seconds = result.seconds_per_step
-    seen = Observed(request.model, planned.arithmetic, *size, text_tokens, seconds, *travelling, from_disk, devices)
+    seen = Observation(request.model, planned.arithmetic, *size, text_tokens, seconds, *offloaded, from_disk, devices)
     observe(seen)
 
 
-def _next(ladder: tuple[Rung, ...], ready: frozenset[str]) -> Rung | None:
+def _next(ladder: tuple[Fallback, ...], ready: frozenset[str]) -> Fallback | None:
     """The first rung that can be taken at once."""
     return next((rung for rung in ladder if rung.recipe in ready), None)
 
 
-def _stepped_down(request: Request, engaged: str, rung: Rung, shared: Shared) -> tuple[Request, Shared]:
+def _stepped_down(request: Request, engaged: str, rung: Fallback, shared: SharedInputs) -> tuple[Request, SharedInputs]:
     """The request as a rung says, and noise of its size."""
     less = taken(request, engaged, rung)
     if (less.width, less.height) != (request.width, request.height):
@@ -189,19 +189,19 @@ def _stepped_down(request: Request, engaged: str, rung: Rung, shared: Shared) ->
     return less, shared
 
 
-def _terms(planned: Plan, first: str, given_up: tuple[str, ...]) -> Terms:
+def _terms(planned: Plan, first: str, given_up: tuple[str, ...]) -> Provenance:
     expected = planned.predicted
     device = expected.device.allocated if expected.device else None
-    return Terms(device, expected.peak_host_bytes, planned.residency or "", first, given_up)
+    return Provenance(device, expected.peak_host_bytes, planned.residency or "", first, given_up)
 
 
 def _draw(
-    request: Request, asked: str, engaged: str, planned: Plan, shared: Shared, desk: Desk, terms: Terms
+    request: Request, asked: str, engaged: str, planned: Plan, shared: SharedInputs, desk: Session, terms: Provenance
 ) -> Iterator[Event]:
     """One attempt."""
     if not planned.fits:
         raise DeviceError(f"{engaged} does not fit this machine: {' '.join(planned.reasons)}", do=planned.suggestion)
-    homes, dtype, arithmetic = homes_of(planned), DTYPES[planned.compute_dtype], planned.arithmetic
+    homes, dtype, arithmetic = homes_of(planned), COMPUTE_DTYPES[planned.compute_dtype], planned.arithmetic
     version = desk.store.version(request.model, engaged)
     key = LoadedKey.of(request.model, engaged, version, dtype, homes, arithmetic, request.compiled)
     if planned.encoder != "resident":

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ideogram_app.catalog.models import check_size, find_model
 from ideogram_app.catalog.presets import find_preset, guidance_for
 from ideogram_app.catalog.recipes import RECIPES, find_recipe
-from ideogram_app.catalog.speedups import check_savings
+from ideogram_app.catalog.speedups import check_speedups
 from ideogram_app.errors import RequestError
 from ideogram_app.records import Request, Result
 
-SEEDS = 2**63  # torch generators take what fits a signed 64-bit number
+SEED_LIMIT = 2**63  # torch generators take what fits a signed 64-bit number
 
 
 def check_request(request: Request) -> None:
@@ -21,8 +21,8 @@ def check_request(request: Request) -> None:
     check_size(request.width, request.height)
     guidance_for(find_preset(request.preset), find_model(request.model), request.guidance)
     check_recipes(request.recipes)
-    check_savings(request.savings)
-    if not 0 <= request.seed < SEEDS:
+    check_speedups(request.savings)
+    if not 0 <= request.seed < SEED_LIMIT:
         raise RequestError("The seed cannot be used", expected="0 to 2^63 - 1", got=str(request.seed))
 
 

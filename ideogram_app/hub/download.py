@@ -30,8 +30,8 @@ from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK, FileRow, sync
 from ideogram_app.checkpoints.published.local import Source
 from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError, is_disk_full
 from ideogram_app.hub.access import CLIENT_ERRORS, LINE_ERROR, Remote, RemoteFile, address, explain, is_passing, look
-from ideogram_app.hub.record import RECORD, Fetched, fetched, locked, read_record, size_of
-from ideogram_app.hub.resume import WAITS, Chunk, pause, transfer
+from ideogram_app.hub.record import RECORD, DownloadRecord, fetched, locked, read_record, size_of
+from ideogram_app.hub.resume import WAITS, Chunk, download_file, pause
 from ideogram_app.planning.footprint import DISK_MARGIN, gb
 from ideogram_app.records import Event
 from ideogram_app.wire import to_json
@@ -123,7 +123,7 @@ class _Fetch:
             self.meter.total, self.meter.count = remote.size, len(remote.files)
             self._check_disk(remote)
             old = read_record(self.source, self.folder)
-            record = Fetched(self.source.repository, self.source.revision, remote.commit, self.source.patterns)
+            record = DownloadRecord(self.source.repository, self.source.revision, remote.commit, self.source.patterns)
             # Small files first: a configuration that this program cannot read then shows before the gigabytes.
             for file in sorted(remote.files, key=lambda file: file.size):
                 self.meter.begin(file)
@@ -166,7 +166,9 @@ class _Fetch:
     def _write_first(self, remote: Remote) -> None:
         """Mark the folder as ours before the first byte, so that an unfinished one can be recognised and deleted."""
         if read_record(self.source, self.folder) is None:
-            self._write(Fetched(self.source.repository, self.source.revision, remote.commit, self.source.patterns))
+            self._write(
+                DownloadRecord(self.source.repository, self.source.revision, remote.commit, self.source.patterns)
+            )
 
     def _kept(self, file: RemoteFile) -> int:
         """Bytes of a file that are on this disk; a whole file of another content will be replaced by itself."""
@@ -176,7 +178,7 @@ class _Fetch:
     def _part(self, file: RemoteFile) -> Path:
         return self.folder / UNFINISHED / (file.sha256 or file.blob)[:16]
 
-    def _there(self, file: RemoteFile, old: Fetched | None) -> FileRow | None:
+    def _there(self, file: RemoteFile, old: DownloadRecord | None) -> FileRow | None:
         """The row of a file that is there already: recorded by an earlier run, or put there by hand and hashed now."""
         path = self.folder / file.path
         if size_of(path) != file.size:
@@ -220,7 +222,7 @@ class _Fetch:
 
     def _chunks(self, file: RemoteFile, commit: str, part: Path) -> Iterator[Chunk]:
         """The file's bytes, with the client's exceptions in words, for as long as nobody stops."""
-        chunks = transfer(address(self.source, commit, file.path), part, file.size, self.token)
+        chunks = download_file(address(self.source, commit, file.path), part, file.size, self.token)
         with closing(chunks):
             try:
                 for chunk in chunks:
@@ -236,7 +238,7 @@ class _Fetch:
         if self.stop.is_set():
             raise Cancelled("Fetching was stopped")
 
-    def _write(self, record: Fetched) -> None:
+    def _write(self, record: DownloadRecord) -> None:
         write_text(self.folder / RECORD, to_json(record) + "\n")
 
 
@@ -314,7 +316,7 @@ class _Meter:
         return self._rate or None
 
 
-def _merged(record: Fetched, old: Fetched | None) -> Fetched:
+def _merged(record: DownloadRecord, old: DownloadRecord | None) -> DownloadRecord:
     """The record so far, with rows of an earlier run that this one has not come to yet."""
     done = {row.path for row in record.files}
     return replace(record, files=(*record.files, *(row for row in (old.files if old else ()) if row.path not in done)))

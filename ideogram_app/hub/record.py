@@ -29,7 +29,7 @@ RECORD = "fetched.json"
 
 
 @dataclass(frozen=True)
-class Fetched:
+class DownloadRecord:
     """What a folder of fetched files says of itself.
 
     Attributes:
@@ -57,7 +57,7 @@ def source_folder(root: Path, source: Source) -> Path:
     return root / "sources" / (name if source.branches == BRANCHES else f"{name}--{source.layout}")
 
 
-def fetched(source: Source, folder: Path) -> Fetched | None:
+def fetched(source: Source, folder: Path) -> DownloadRecord | None:
     """What was fetched of a source, where all of it is there; by sizes alone, without the network."""
     record = read_record(source, folder)
     if record is None or not record.complete or record.patterns != source.patterns:
@@ -86,10 +86,10 @@ def delete_fetched(folder: Path) -> int:
     return freed
 
 
-def read_record(source: Source, folder: Path) -> Fetched | None:
+def read_record(source: Source, folder: Path) -> DownloadRecord | None:
     """What a folder says it holds of this source; None where it says nothing that can be read."""
     try:
-        record = from_json(Fetched, (folder / RECORD).read_text(encoding="utf-8"))
+        record = from_json(DownloadRecord, (folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RequestError):
         return None
     return record if record.repository == source.repository else None

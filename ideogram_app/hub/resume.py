@@ -42,7 +42,7 @@ class Chunk:
     note: str = ""
 
 
-def transfer(url: str, part: Path, size: int, token: str | None = None) -> Generator[Chunk, None, None]:
+def download_file(url: str, part: Path, size: int, token: str | None = None) -> Generator[Chunk, None, None]:
     """Bring `part` to `size` bytes, first handing out those it has.
 
     Raises:

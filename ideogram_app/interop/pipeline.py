@@ -46,7 +46,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, parse, pieces
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.model.components import STOCK, load_pipeline_parts
+from ideogram_app.model.components import STOCK, load_components
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
@@ -152,9 +152,9 @@ def load_pipeline(
         expect_size(folder / row.path, row.size)
     transformers = {name: _transformer(folder, manifest, name, dtype) for name in BRANCHES}
     store, recorded = Store(folder.absolute().parents[2]), Path(manifest.source)
-    if source is None and recorded.is_dir() and not store.companions_status(manifest.model).usable:
+    if source is None and recorded.is_dir() and not store.components_status(manifest.model).usable:
         source = recorded
-    parts = load_pipeline_parts(manifest.model, "cpu", dtype, Path(source) if source else None, store, STOCK)
+    parts = load_components(manifest.model, "cpu", dtype, Path(source) if source else None, store, STOCK)
     return Ideogram4Pipeline(
         scheduler=parts.scheduler,
         vae=parts.vae,

@@ -43,7 +43,7 @@ from ideogram_app.errors import RequestError, choose
 if TYPE_CHECKING:
     from diffusers import PipelineQuantizationConfig
 
-PUBLISHED = MODELS["ideogram-4"].conditional
+PUBLISHED_BRANCH = MODELS["ideogram-4"].conditional
 TRANSFORMERS = ("transformer", "unconditional_transformer")
 TEXT_ENCODER = "text_encoder"
 COMPONENTS = (*TRANSFORMERS, TEXT_ENCODER)  # of `Ideogram4Pipeline`, those made of Linears
@@ -132,7 +132,7 @@ def available_recipes() -> tuple[str, ...]:
 
 
 def ideogram4_protected_layers(
-    num_layers: int = PUBLISHED.num_layers,
+    num_layers: int = PUBLISHED_BRANCH.num_layers,
     protect_ffn_down: bool = True,
     protect_final_layer: bool = True,
     extra: Iterable[str] = (),
@@ -167,7 +167,7 @@ def ideogram4_protected_layers(
 
 def ideogram4_quant_recipe(
     precision: str,
-    num_layers: int = PUBLISHED.num_layers,
+    num_layers: int = PUBLISHED_BRANCH.num_layers,
     components: Iterable[str] = TRANSFORMERS,
     extra_protected_layers: Iterable[str] = (),
 ) -> QuantRecipe:
@@ -259,7 +259,7 @@ def _linears(num_layers: int) -> tuple[str, ...]:
             expected=f"a whole number from 1: {', '.join(depths)}",
             got=f"{num_layers!r:.40}",
         )
-    return tuple(linear.name for linear in replace(PUBLISHED, num_layers=num_layers).linears())
+    return tuple(linear.name for linear in replace(PUBLISHED_BRANCH, num_layers=num_layers).linears())
 
 
 def _inside(names: tuple[str, ...], asked: Iterable[str], num_layers: int) -> list[str]:

@@ -20,10 +20,10 @@ from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.quantization.k_search import Search
 
-NAMES = ("triton", "int_mm", "processor", "plain")
+KERNEL_SETS = ("triton", "int_mm", "processor", "plain")
 
 
-def choose(device: torch.device, capability: tuple[int, int] | None = None) -> tuple[str, str]:
+def choose_kernels(device: torch.device, capability: tuple[int, int] | None = None) -> tuple[str, str]:
     """Name of the kernels for a device, and why.
 
     Args:
@@ -44,7 +44,7 @@ def choose(device: torch.device, capability: tuple[int, int] | None = None) -> t
 
 def search(device: torch.device, capability: tuple[int, int] | None = None) -> Search | None:
     """Who looks for the scales of Q4_K and Q5_K on a device; None leaves it to `k_quants.fastest_search`."""
-    if choose(device, capability)[0] not in ("triton", "int_mm"):
+    if choose_kernels(device, capability)[0] not in ("triton", "int_mm"):
         return None
     from ideogram_app.kernels.fused.q4_k_search import fused_search
 
@@ -68,4 +68,4 @@ def kernels(name: str) -> Kernels:
         from ideogram_app.kernels.fused.kernels import fused_kernels
 
         return fused_kernels(products=name)
-    raise RequestError(f"There are no kernels {name!r}", expected=" or ".join(NAMES), got=name)
+    raise RequestError(f"There are no kernels {name!r}", expected=" or ".join(KERNEL_SETS), got=name)

@@ -23,18 +23,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Reads = Literal["dense", "int8", "rotated"]
+InputFormat = Literal["dense", "int8", "rotated"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class QuantizedActivations:
     """Rounded activations. values: int8 (M, K); scale: float32 (M, 1); `values * scale` is what was rounded."""
 
     values: Tensor
     scale: Tensor
 
 
-Operand = Tensor | Rows
+Operand = Tensor | QuantizedActivations
 
 
 def _nothing() -> None:
@@ -69,14 +69,14 @@ class Kernels:
     """
 
     name: str
-    norm: Callable[[Tensor, Tensor, float, Reads], Operand]
-    add_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float, Reads], tuple[Tensor, Operand]]
+    norm: Callable[[Tensor, Tensor, float, InputFormat], Operand]
+    add_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float, InputFormat], tuple[Tensor, Operand]]
     add: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    swiglu: Callable[[Tensor, Reads], Operand]
-    rows: Callable[[Tensor, Reads], Operand]
+    swiglu: Callable[[Tensor, InputFormat], Operand]
+    rows: Callable[[Tensor, InputFormat], Operand]
     heads: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
     weight: Callable[[Tensor], Any]
-    matmul: Callable[[Rows, Any, Tensor, Tensor | None, torch.dtype], Tensor]
+    matmul: Callable[[QuantizedActivations, Any, Tensor, Tensor | None, torch.dtype], Tensor]
     decode_int8: Callable[[Tensor, Tensor, bool], Tensor]
     decode: Callable[[Tensor, torch.dtype], Tensor]
     rest: Callable[[], None] = _nothing

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ideogram_app.kernels.contract import Kernels, Operand, Reads, Rows
+from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
 
 
-def norm(x: Tensor, vector: Tensor, epsilon: float, reads: Reads) -> Operand:
+def norm(x: Tensor, vector: Tensor, epsilon: float, reads: InputFormat) -> Operand:
     """x: (M, K) -> x / rms(x) * vector, as `reads` wants it."""
     return _operand(_normed(x, epsilon) * vector, x.dtype, reads)
 
 
 def add_norm(
-    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: Reads
+    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: InputFormat
 ) -> tuple[Tensor, Operand]:
     """The end of one half of a block and the beginning of the next."""
     hidden = add(hidden, update, gate, epsilon)
@@ -33,13 +33,13 @@ def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
     return (hidden.float() + _normed(update, epsilon) * gate).to(hidden.dtype)
 
 
-def swiglu(arms: Tensor, reads: Reads) -> Operand:
+def swiglu(gate_up: Tensor, reads: InputFormat) -> Operand:
     """arms: (M, 2 F) -> silu(first half) * second half, (M, F)."""
-    gate, up = arms.float().chunk(2, -1)
-    return _operand(functional.silu(gate) * up, arms.dtype, reads)
+    gate, up = gate_up.float().chunk(2, -1)
+    return _operand(functional.silu(gate) * up, gate_up.dtype, reads)
 
 
-def rows(x: Tensor, reads: Reads) -> Operand:
+def rows(x: Tensor, reads: InputFormat) -> Operand:
     """x: (M, K), as `reads` wants it."""
     return x if reads == "dense" else _operand(x.float(), x.dtype, reads)
 
@@ -62,7 +62,7 @@ def weight(values: Tensor) -> Tensor:
     return values
 
 
-def matmul(x: Rows, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def matmul(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """INT8 (M, K) times INT8 (N, K), summed exactly."""
     return epilogue(int8.int32_product(x.values, values), x.scale, scale, bias, dtype)
 
@@ -91,11 +91,11 @@ def _normed(x: Tensor, epsilon: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
 
-def _operand(x: Tensor, dtype: torch.dtype, reads: Reads) -> Operand:
+def _operand(x: Tensor, dtype: torch.dtype, reads: InputFormat) -> Operand:
     """float32 (M, K) as a matrix wants to read it."""
     if reads == "dense":
         return x.to(dtype)
-    return Rows(*int8.quantize_tokens(rotate(x) if reads == "rotated" else x))
+    return QuantizedActivations(*int8.quantize_tokens(rotate(x) if reads == "rotated" else x))
 
 
 PLAIN = Kernels("plain", norm, add_norm, add, swiglu, rows, heads, weight, matmul, decode_int8, decode)

@@ -33,13 +33,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ideogram_app.kernels import plain
-from ideogram_app.kernels.contract import Kernels, Operand, Reads, Rows
+from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
 
 # Numbers that a run reads for each thread: 1 MB in float32. Of 2^15 to 2^19, from 2^17 on nearly all kernels are within
 # a fifth of their best at (1054 and 4126, 256 to 1536) and (1024, 4608 to 24576). Second-level caches hold 0.5 to 2 MB.
-RUN = 2**18
+CACHE_CHUNK = 2**18
 DECODED_RUN = 2**19  # of weights: as fast at (4608, 4608), and a matrix of the miniature is one run
 # Times as long as in float32: (32, 256) by (64, 256) takes oneDNN 770 where it has no code, 2 where it has.
 SLOWEST = 10.0
@@ -106,13 +106,13 @@ def threads(logical: int | None, physical: int | None, allowed: float | None) ->
     return cores, "one for each core"
 
 
-def norm(x: Tensor, vector: Tensor, epsilon: float, reads: Reads) -> Operand:
+def norm(x: Tensor, vector: Tensor, epsilon: float, reads: InputFormat) -> Operand:
     """`plain.norm`."""
     return _in_runs(lambda part: _normed(part, epsilon).mul_(vector), (x,), reads)
 
 
 def add_norm(
-    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: Reads
+    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: InputFormat
 ) -> tuple[Tensor, Operand]:
     """`plain.add_norm`."""
     made = torch.empty_like(hidden)
@@ -129,17 +129,17 @@ def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
     return _normed(update, epsilon).mul_(gate).add_(hidden).to(hidden.dtype)
 
 
-def swiglu(arms: Tensor, reads: Reads) -> Operand:
+def swiglu(gate_up: Tensor, reads: InputFormat) -> Operand:
     """`plain.swiglu`."""
 
     def mixed(part: Tensor) -> Tensor:
         gate, up = part.float().chunk(2, -1)
         return functional.silu(gate).mul_(up)
 
-    return _in_runs(mixed, (arms,), reads)
+    return _in_runs(mixed, (gate_up,), reads)
 
 
-def rows(x: Tensor, reads: Reads) -> Operand:
+def rows(x: Tensor, reads: InputFormat) -> Operand:
     """`plain.rows`."""
     return x if reads == "dense" else _in_runs(lambda part: part.to(torch.float32, copy=True), (x,), reads)
 
@@ -154,7 +154,7 @@ def heads(
     """
     parts = qkv.unflatten(-1, (3, -1, norm_q.shape[0]))  # (M, 3, H, D)
     weights = torch.stack((norm_q, norm_k)).unsqueeze(1)
-    run = _rows_of(RUN, qkv.shape[1])
+    run = _rows_of(CACHE_CHUNK, qkv.shape[1])
     for part, cosines, sines in zip(parts[:, :2].split(run), cos.split(run), sin.split(run), strict=True):
         cosines, sines = cosines[:, None, None], sines[:, None, None]
         first, second = _normed(part, epsilon).mul_(weights).chunk(2, -1)
@@ -174,21 +174,23 @@ def decode_int8(packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
     return values
 
 
-def _in_runs(make: Callable[..., Tensor], given: tuple[Tensor, ...], reads: Reads) -> Operand:
+def _in_runs(make: Callable[..., Tensor], given: tuple[Tensor, ...], reads: InputFormat) -> Operand:
     """An operand of what `make` makes, float32 (m, K) in a tensor of its own, of all these in runs of m rows."""
     length, dtype = len(given[0]), given[0].dtype
     # A dense float32 result is itself what temporaries would be, and joining its runs is one pass more.
-    run = length if reads == "dense" and dtype == torch.float32 else _rows_of(RUN, given[0].shape[1])
+    run = length if reads == "dense" and dtype == torch.float32 else _rows_of(CACHE_CHUNK, given[0].shape[1])
     parts = [_operand(make(*part), dtype, reads) for part in zip(*(x.split(run) for x in given), strict=True)]
     if len(parts) == 1:
         return parts[0]
-    rounded = [part for part in parts if isinstance(part, Rows)]
+    rounded = [part for part in parts if isinstance(part, QuantizedActivations)]
     if rounded:
-        return Rows(torch.cat([part.values for part in rounded]), torch.cat([part.scale for part in rounded]))
+        return QuantizedActivations(
+            torch.cat([part.values for part in rounded]), torch.cat([part.scale for part in rounded])
+        )
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
-def _operand(x: Tensor, dtype: torch.dtype, reads: Reads) -> Operand:
+def _operand(x: Tensor, dtype: torch.dtype, reads: InputFormat) -> Operand:
     """float32 (m, K) as a matrix wants to read it; x is overwritten.
 
     `int8.quantize_tokens` in place: two reductions pass over x, and none writes |x|.
@@ -198,7 +200,7 @@ def _operand(x: Tensor, dtype: torch.dtype, reads: Reads) -> Operand:
     x = rotate(x) if reads == "rotated" else x
     largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
     scale = largest.div_(int8.ACTIVATION_LEVELS).clamp_(min=int8.SMALLEST_ACTIVATION_SCALE)
-    return Rows(x.mul_(1.0 / scale).round_().clamp_(max=127).to(torch.int8), scale)
+    return QuantizedActivations(x.mul_(1.0 / scale).round_().clamp_(max=127).to(torch.int8), scale)
 
 
 def _normed(x: Tensor, epsilon: float) -> Tensor:
@@ -244,7 +246,7 @@ def _as_it_is(weight: Tensor) -> Tensor:
 
 
 FLOAT = Product("float32", _as_it_is, _multiply_float)
-PRODUCTS = (
+PROCESSOR_PRODUCTS = (
     Product("prepacked", _prepack, _multiply_prepacked),
     Product("int_mm", _as_it_is, _multiply_int_mm),
     FLOAT,
@@ -254,7 +256,7 @@ PRODUCTS = (
 @cache
 def findings() -> dict[str, str]:
     """What is wrong with each product on this processor, "" where nothing is."""
-    return {product.name: _judge(product) for product in PRODUCTS}
+    return {product.name: _judge(product) for product in PROCESSOR_PRODUCTS}
 
 
 def _judge(product: Product) -> str:
@@ -284,7 +286,9 @@ def _best_seconds(product: Product, left: Tensor, right: Tensor) -> float:
     return best
 
 
-def _matmul(product: Product, x: Rows, weight: Any, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _matmul(
+    product: Product, x: QuantizedActivations, weight: Any, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     """`plain.matmul`, up to the order of the two scales."""
     y = product.multiply(x.values, weight, scale).mul_(x.scale)
     return (y if bias is None else y.add_(bias)).to(dtype)
@@ -292,7 +296,7 @@ def _matmul(product: Product, x: Rows, weight: Any, scale: Tensor, bias: Tensor 
 
 @cache
 def _kernels(name: str) -> Kernels:
-    product = next(product for product in PRODUCTS if product.name == name)
+    product = next(product for product in PROCESSOR_PRODUCTS if product.name == name)
     matmul = partial(_matmul, product)
     return Kernels(
         f"processor, {name}",

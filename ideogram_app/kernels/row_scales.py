@@ -13,7 +13,7 @@ from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
 
 # Weights decoded at once. With up to five float32 copies of them alive, 40 MB, whatever the matrix.
-RUN = 2**21
+ROW_SCALES_CHUNK = 2**21
 
 
 def row_scales(packed: Tensor, rotated: bool) -> Tensor:
@@ -24,7 +24,7 @@ def row_scales(packed: Tensor, rotated: bool) -> Tensor:
     """
     columns = k_quants.unpacked_columns(packed.shape[1], "Q4_K")
     scales = []
-    for part in packed.split(max(1, RUN // columns)):
+    for part in packed.split(max(1, ROW_SCALES_CHUNK // columns)):
         values = k_quants.decode(part, "Q4_K")
         values = rotate(values) if rotated else values
         scales.append(values.abs().amax(-1) / int8.WEIGHT_LEVELS)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.footprint import gb
-from ideogram_app.planning.step_time import Work
+from ideogram_app.planning.step_time import Flops
 
 USE_MINIATURE = "Use the miniature (--model miniature), a small model of the same build that runs on any machine."
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less
@@ -74,7 +74,7 @@ def product_note(hardware: Hardware, recipe: Recipe) -> str:
     return "INT8 products are PyTorch's own: Triton compiles none for Turing. All that stands between them is fused."
 
 
-def obstacle(hardware: Hardware, work: Work) -> tuple[str, str] | None:
+def obstacle(hardware: Hardware, work: Flops) -> tuple[str, str] | None:
     """What rules the published model out before any byte is counted: the reason, and what to do."""
     if hardware.kind == "cpu":
         operations = work.matrices + work.attention

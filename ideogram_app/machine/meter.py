@@ -103,7 +103,7 @@ class HostPeak:
 
 
 @dataclass(frozen=True)
-class Peaks:
+class MeasuredPeaks:
     """Highest memory of a run, in bytes; that of the fullest device where there are several.
 
     Attributes:
@@ -115,9 +115,9 @@ class Peaks:
     reserved: int | None = None
     host: int = 0
 
-    def with_those_of(self, other: Peaks) -> Peaks:
+    def with_those_of(self, other: MeasuredPeaks) -> MeasuredPeaks:
         """The higher ones, of two runs after one another."""
-        return Peaks(
+        return MeasuredPeaks(
             _higher(self.device, other.device), _higher(self.reserved, other.reserved), max(self.host, other.host)
         )
 
@@ -127,7 +127,7 @@ class Peaks:
         return self.device if self.device is not None else self.host
 
 
-class Meter:
+class PhaseMeter:
     """Collects one run: seconds by phase and peaks over the whole of it.
 
     Args:
@@ -141,7 +141,7 @@ class Meter:
         self._device_peaks: tuple[int, int] | None = None
         self._device_start = 0
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> PhaseMeter:
         if self.device.type == "cuda":
             self._device_start = torch.cuda.memory_allocated(self.device)
             for device in range(torch.cuda.device_count()):
@@ -183,9 +183,9 @@ class Meter:
         return self._device_peaks[1] if self._device_peaks else None
 
     @property
-    def peaks(self) -> Peaks:
+    def peaks(self) -> MeasuredPeaks:
         """All of them, once the context has ended."""
-        return Peaks(self.peak_device_bytes, self.peak_device_reserved_bytes, self.peak_host_bytes)
+        return MeasuredPeaks(self.peak_device_bytes, self.peak_device_reserved_bytes, self.peak_host_bytes)
 
     @property
     def peak_memory_bytes(self) -> int:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from ideogram_app.machine.meter import Meter
-from ideogram_app.planning.profile import Measured
+from ideogram_app.machine.meter import PhaseMeter
+from ideogram_app.planning.profile import MeasuredRates
 
 SECONDS_EACH = 0.3  # of repeats after the first, which warms up
 # M, N, K of feed_forward.w1 of the published model for 4096 tokens; a processor gets what it can repeat: 5 GFLOP.
@@ -35,7 +35,7 @@ DISK_SECONDS = 0.7
 F_NOCACHE = 48  # macOS: reads of this file neither use nor fill the cache
 
 
-def probe(device: torch.device, folder: Path | None = None) -> Measured:
+def probe(device: torch.device, folder: Path | None = None) -> MeasuredRates:
     """Measure a device, and the disk that holds a folder.
 
     Args:
@@ -46,7 +46,7 @@ def probe(device: torch.device, folder: Path | None = None) -> Measured:
     """
     shape = ON_A_CPU if device.type == "cpu" else ON_A_DEVICE
     dtype = _dense_type(device)
-    return Measured(
+    return MeasuredRates(
         _or_none(lambda: dense_tflops(device, dtype, *shape)),
         _or_none(lambda: int8_tops(device, *shape)),
         _or_none(lambda: link_bytes_per_second(device)) if device.type == "cuda" else None,
@@ -105,7 +105,7 @@ def fastest(work: Callable[[], object], device: torch.device, limit: float = SEC
     work()
     best, spent = float("inf"), 0.0
     while spent < limit:
-        meter = Meter(device)
+        meter = PhaseMeter(device)
         with meter.phase("run"):
             work()
         best, spent = min(best, meter.seconds["run"]), spent + meter.seconds["run"]

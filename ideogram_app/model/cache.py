@@ -31,7 +31,7 @@ class LoadedKey:
     version: str
     dtype: torch.dtype
     devices: tuple[torch.device, torch.device]
-    travelling: tuple[int, int]
+    offloaded: tuple[int, int]
     from_disk: bool
     slots: int
     arithmetic: str
@@ -42,11 +42,11 @@ class LoadedKey:
         cls, model: str, recipe: str, version: str, dtype: torch.dtype, homes: Homes, arithmetic: str, compiled: bool
     ) -> LoadedKey:
         """That of transformers in their homes."""
-        places = homes.devices, homes.travelling, homes.from_disk, homes.slots
+        places = homes.devices, homes.offloaded, homes.from_disk, homes.slots
         return cls(model, recipe, version, dtype, *places, arithmetic, compiled)
 
 
-class Kept:
+class ModelCache:
     """At most one pair of transformers and one text encoder. For one thread at a time."""
 
     def __init__(self) -> None:

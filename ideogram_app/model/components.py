@@ -30,7 +30,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import find_source, local_folder
 from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.checkpoints.published.transformer import read_config, weight_files
-from ideogram_app.checkpoints.safetensors import SafetensorsFile, TensorInfo
+from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
 from ideogram_app.errors import CheckpointError
 from ideogram_app.folders import identity
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file, encoder_from_source
@@ -60,7 +60,7 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What stands around the transformers."""
 
     tokenizer: Any
@@ -85,7 +85,7 @@ class Makers:
 
 
 @dataclass(frozen=True)
-class PartsFolder:
+class ComponentsFolder:
     """Where the parts of a model lie.
 
     Attributes:
@@ -132,9 +132,9 @@ class PartsFolder:
         return self.makers.scheduler(self.folder / SCHEDULER)
 
 
-def find_parts(
+def find_components(
     model_name: str, source: Path | None = None, store: Store | None = None, makers: Makers | None = None
-) -> PartsFolder:
+) -> ComponentsFolder:
     """Where the parts of a model lie; what ships with the program is compared with its sums.
 
     Args:
@@ -146,30 +146,30 @@ def find_parts(
         AccessError: the weights do not ship with the program, no folder was named, and none were prepared.
         CheckpointError: what ships was altered.
     """
-    status = store.companions_status(model_name) if store and source is None else None
+    status = store.components_status(model_name) if store and source is None else None
     if status and status.state == "ready":
-        return PartsFolder(status.path, status.recipe, makers or OWN)
+        return ComponentsFolder(status.path, status.recipe, makers or OWN)
     folder = local_folder(model_name, source)
     if folder == find_source(model_name).included:
         verify_sums(folder, (ENCODER, TOKENIZER, VAE))
-    return PartsFolder(folder, "", makers or OWN)
+    return ComponentsFolder(folder, "", makers or OWN)
 
 
-def load_pipeline_parts(
+def load_components(
     model_name: str,
     device: torch.device | str,
     dtype: torch.dtype,
     source: Path | None = None,
     store: Store | None = None,
     makers: Makers | None = None,
-) -> Parts:
-    """Load all of them; arguments and errors are those of `find_parts` and of the parts.
+) -> Components:
+    """Load all of them; arguments and errors are those of `find_components` and of the parts.
 
     Args:
         dtype: the computing type.
     """
-    where = find_parts(model_name, source, store, makers)
-    return Parts(where.tokenizer(), where.text_encoder(device, dtype), where.vae(device, dtype), where.scheduler())
+    where = find_components(model_name, source, store, makers)
+    return Components(where.tokenizer(), where.text_encoder(device, dtype), where.vae(device, dtype), where.scheduler())
 
 
 def read_scheduler(folder: Path) -> Scheduler:
@@ -224,7 +224,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
     return module.eval().requires_grad_(False)
 
 
-def _dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, TensorInfo]]:
+def _dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, SafetensorsTensor]]:
     """Every tensor of a folder's weights; refuses files that are truncated, or need more than a change of type."""
     found = {}
     for path in weight_files(folder):

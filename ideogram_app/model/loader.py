@@ -26,7 +26,7 @@ from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
 from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose
+from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
@@ -94,7 +94,7 @@ class Homes:
     """
 
     devices: tuple[torch.device, torch.device]
-    travelling: tuple[int, int] = (0, 0)
+    offloaded: tuple[int, int] = (0, 0)
     from_disk: bool = False
     slots: int = FEWEST_SLOTS
     carriers: Mapping[torch.device, Carrier] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def load_transformers(
     try:
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
             found = _kernels(homes.devices[number], kernels, compiled)
-            away = spread(homes.travelling[number], branch.num_layers)
+            away = spread(homes.offloaded[number], branch.num_layers)
             residence = residences.on(homes.devices[number])
             placement = Placement(
                 dtype,
@@ -164,7 +164,7 @@ def load_transformers(
 
 def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
     """Those of a name, or of the device."""
-    found = find_kernels(name or choose(device, compute_capability(device))[0])
+    found = find_kernels(name or choose_kernels(device, compute_capability(device))[0])
     return compiled_kernels(found, device) if compiled else found
 
 

@@ -30,7 +30,7 @@ TEXT, IMAGE = 3, 2  # diffusers' LLM_TOKEN_INDICATOR and OUTPUT_IMAGE_INDICATOR
 
 
 @dataclass(frozen=True)
-class Stock:
+class ReferenceModel:
     """Both transformers as diffusers builds them. engaged: the recipe that was loaded."""
 
     conditional: nn.Module
@@ -43,9 +43,9 @@ class Stock:
         return self.conditional, self.unconditional
 
 
-def load_stock(
+def load_reference_model(
     store: Store, model_name: str, recipe_name: str, device: torch.device | str, dtype: torch.dtype
-) -> Stock:
+) -> ReferenceModel:
     """Fill both transformers of a prepared recipe.
 
     Raises:
@@ -56,10 +56,10 @@ def load_stock(
         _filled(weights, branch, config, torch.device(device), dtype)
         for branch, weights, config in open_branches(store, model_name, recipe_name)
     )
-    return Stock(first, second, dtype, recipe_name)
+    return ReferenceModel(first, second, dtype, recipe_name)
 
 
-class StockVelocity:
+class ReferenceGuidance:
     """Guided velocity of both transformers: `guidance x conditional + (1 - guidance) x unconditional`, in float32.
 
     Args:
@@ -67,7 +67,7 @@ class StockVelocity:
         times: (steps,), 0 is noise and 1 is data.
     """
 
-    def __init__(self, stock: Stock, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
+    def __init__(self, stock: ReferenceModel, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
         self.stock, self.times = stock, times.to(features.device, stock.dtype)
         self.text = features.shape[1]
         no_text = features.new_zeros(1, rows * columns, features.shape[2])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ideogram_app.errors import CheckpointError
 
-EPSILON = 1e-6  # of every group norm, fixed in diffusers' Decoder
+GROUP_NORM_EPSILON = 1e-6  # of every group norm, fixed in diffusers' Decoder
 OVERLAP = 0.25  # of a tile, diffusers' tile_overlap_factor
 STAGE = "UpDecoderBlock2D"
 # Attention's one head of 512 is too wide for the fast kernels of AMD cards and of MPS, where torch then holds every
@@ -90,9 +90,9 @@ class Residual(nn.Module):
 
     def __init__(self, inside: int, outside: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, inside, EPSILON)
+        self.norm1 = nn.GroupNorm(groups, inside, GROUP_NORM_EPSILON)
         self.conv1 = nn.Conv2d(inside, outside, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, outside, EPSILON)
+        self.norm2 = nn.GroupNorm(groups, outside, GROUP_NORM_EPSILON)
         self.conv2 = nn.Conv2d(outside, outside, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(inside, outside, 1) if inside != outside else None
 
@@ -104,12 +104,12 @@ class Residual(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + hidden
 
 
-class Attention(nn.Module):
+class SpatialAttention(nn.Module):
     """Every place of the grid attends to every other, in one head."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(groups, width, EPSILON)
+        self.group_norm = nn.GroupNorm(groups, width, GROUP_NORM_EPSILON)
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
@@ -136,7 +136,7 @@ class Middle(nn.Module):
     def __init__(self, width: int, groups: int, attends: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(Residual(width, width, groups) for _ in range(2))
-        self.attentions = nn.ModuleList([Attention(width, groups)] if attends else [])
+        self.attentions = nn.ModuleList([SpatialAttention(width, groups)] if attends else [])
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, width, h, w) -> the same."""
@@ -154,7 +154,7 @@ class Enlarged(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
 
-class Stage(nn.Module):
+class DecoderStage(nn.Module):
     """Residual blocks of one width, and what doubles the side behind all stages but the last."""
 
     upsamplers: Any  # an nn.ModuleList of `Enlarged`, whose items PyTorch types as bare modules
@@ -183,7 +183,7 @@ def doubled(x: Tensor) -> Tensor:
 class Decoder(nn.Module):
     """Latents to pixels."""
 
-    up_blocks: Any  # of `Stage`, likewise
+    up_blocks: Any  # of `DecoderStage`, likewise
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -191,10 +191,10 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = Middle(widths[0], config.groups, config.attends)
         self.up_blocks = nn.ModuleList(
-            Stage(widths[max(0, index - 1)], width, config.layers + 1, config.groups, index < last)
+            DecoderStage(widths[max(0, index - 1)], width, config.layers + 1, config.groups, index < last)
             for index, width in enumerate(widths)
         )
-        self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], EPSILON)
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], GROUP_NORM_EPSILON)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from ideogram_app.catalog.models import (
 )
 from ideogram_app.catalog.recipes import Recipe
 
-TEXT_TOKENS = 2048  # the longest caption the text encoder takes
+MAX_TEXT_TOKENS = 2048  # the longest caption the text encoder takes
 STEPS = 48  # of the longest preset
 UNPACKING = 40_000_000  # plain torch decodes GGUF in runs of 2^21 weights, at most four float32 copies and two of bytes
 WIDENING = 4 * 2**24  # bytes of a run of INT8 or FP8 rows in float32 (`RUN` in quantization/int8.py and fp8.py)
@@ -44,7 +44,7 @@ DECODER_SHARE = 1.06
 # Tiles of 1024 pixels and more leave gaps to the next row of tiles: 0.4 GB beside Q4_K at 2048 x 2048, a fifth of what
 # a tile takes. Smaller ones fit into what steps leave behind (the same file).
 LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
-ROUNDED = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
+ROUNDING_KERNELS = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
 PREVIEW_TOKENS = 16  # a side of a preview, at most (generation/draw.py)
 ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
 ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
@@ -65,7 +65,7 @@ class Drawing:
     recipe: Recipe
     size: tuple[int, int]
     dense_bytes: int
-    text_tokens: int = TEXT_TOKENS
+    text_tokens: int = MAX_TEXT_TOKENS
     steps: int = STEPS
     arithmetic: str = ""
     kernels: str = "triton"
@@ -140,7 +140,7 @@ def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
         decoded, multiplied = _decoding(drawing, linear)
         return resting + max(decoded, multiplied + beside)
 
-    rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDED else 0
+    rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDING_KERNELS else 0
     projecting = features + visiting(TEXT_PROJECTION, hidden, branch.llm_features_dim, rounded + text)
     embedding = text + visiting("t_embedding.mlp_in", hidden, hidden)
     modulating = text + _vectors(drawing, branch) + visiting("layers.0.adaln_modulation", 4 * hidden, branch.adaln_dim)
@@ -241,12 +241,12 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tupl
     qkv_kind, arms_kind = _merged_kind(layout[:3]), _merged_kind(layout[4:6])
 
     def operand(kind: str, columns: int) -> int:
-        return tokens * (columns + 4 if kind in ROUNDED else columns * width)
+        return tokens * (columns + 4 if kind in ROUNDING_KERNELS else columns * width)
 
     def product(kind: str, rows: int, columns: int) -> int:
         """A product's result, with what it takes to make it."""
         result = tokens * rows * width
-        if kind in ROUNDED and drawing.kernels == "int_mm":
+        if kind in ROUNDING_KERNELS and drawing.kernels == "int_mm":
             return result + min(tokens, INT32_ROWS) * rows * 4
         if kind == "apart":  # each by itself, then side by side
             return 2 * result + rows * columns * (4 + width)
@@ -258,7 +258,7 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tupl
     x, qkv, mixed = operand(qkv_kind, hidden), tokens * 3 * hidden * width, operand(layout[3], hidden)
     kept = dense + x  # the residual, and what the first matrix reads, which the caller holds
     attended = dense + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
-    rounded = mixed if layout[3] in ROUNDED else 0
+    rounded = mixed if layout[3] in ROUNDING_KERNELS else 0
     second, third = operand(arms_kind, hidden), operand(layout[6], inner)
     arms = tokens * 2 * inner * width
     return max(

@@ -1,9 +1,9 @@
-"""What can still be drawn when memory ran out: `rungs(...) -> (Rung, ...)`, the first that helps first, and pure.
+"""What can still be drawn when memory ran out: `rungs(...) -> (Fallback, ...)`, the first that helps first, and pure.
 
 In this order. The same picture with less of it held: more of its weights streamed, the text encoder in pieces, the
 picture decoded in tiles; for RAM, the weights read from disk. Then GGUF Q4_K, the smallest recipe. Then a smaller
 picture of the same shape. Every rung is a plan that was made again within a lower limit and expects less of what ran
-out than the plan that failed, so a ladder ends. Where nothing is left, `Shortage.sentence` still says what helps.
+out than the plan that failed, so a ladder ends. Where nothing is left, `OutOfMemory.sentence` still says what helps.
 
 Left out: fewer steps and shorter captions, which save next to no memory, and taking a rung, which is the caller's.
 """
@@ -17,15 +17,15 @@ from ideogram_app.catalog.models import PIXELS_PER_TOKEN
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import TEXT_TOKENS
+from ideogram_app.planning.activations import MAX_TEXT_TOKENS
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, gb
-from ideogram_app.planning.oom import Shortage
+from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.policy import LADDER
-from ideogram_app.planning.profile import Remembered
-from ideogram_app.records import Request, Rung
+from ideogram_app.planning.policy import PREFERRED_RECIPES
+from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.records import Fallback, Request
 
-SMALLEST = LADDER[-1]
+SMALLEST_RECIPE = PREFERRED_RECIPES[-1]
 SPARE_BYTES = 512 * 2**20  # beside what was wanted: what else the failed plan did not see coming, nobody knows
 UNKNOWN_SHARE = 1 / 8  # of the expected peak, where nobody said how much was wanted
 # The last request is not all that was missing, and may be one that another plan never makes (a picture decoded in
@@ -34,22 +34,22 @@ GIVEN_UP = (1.0, 0.5, 0.25)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the peak, where only a lighter text encoder helps
 SIDES = (3 / 4, 1 / 2, 3 / 8, 1 / 4)  # of a smaller picture; half a side is a quarter of the pixels
 ENCODERS = ("resident", "staged", "streamed")  # the text encoder's homes, the lightest last
-DRAWING = ("", "denoise", "decode")  # phases whose memory grows with the picture
+DRAWING_PHASES = ("", "denoise", "decode")  # phases whose memory grows with the picture
 
 
-def rungs(
+def fallbacks(
     hardware: Hardware,
     request: Request,
     recipe: str,
     planned: Plan,
-    shortage: Shortage,
+    shortage: OutOfMemory,
     ready: Collection[str],
     *,
     stored_bytes: int = 0,
-    text_tokens: int = TEXT_TOKENS,
+    text_tokens: int = MAX_TEXT_TOKENS,
     reserve_bytes: int = 0,
-    known: Remembered | None = None,
-) -> tuple[Rung, ...]:
+    known: MachineProfile | None = None,
+) -> tuple[Fallback, ...]:
     """The ways to go on.
 
     Args:
@@ -63,15 +63,15 @@ def rungs(
     whole = request.width, request.height
     same = failed.less(recipe, whole)
     found = [_same_rung(failed, same)] if same else []
-    if recipe != SMALLEST and SMALLEST not in request.recipes:  # else it is drawn beside this one anyway
-        smaller = failed.less(SMALLEST, whole)
+    if recipe != SMALLEST_RECIPE and SMALLEST_RECIPE not in request.recipes:  # else it is drawn beside this one anyway
+        smaller = failed.less(SMALLEST_RECIPE, whole)
         found += [_smaller_rung(failed, smaller)] if smaller else []
-    if not found or shortage.phase in DRAWING:
+    if not found or shortage.phase in DRAWING_PHASES:
         found += [_picture_rung(failed, fewer) for fewer in _smaller_pictures(failed)]
     return tuple(found)
 
 
-def taken(request: Request, recipe: str, rung: Rung) -> Request:
+def taken(request: Request, recipe: str, rung: Fallback) -> Request:
     """The request with one of its recipes drawn as the rung says; caption, seed and everything else stay."""
     swapped = dict.fromkeys(rung.recipe if name == recipe else name for name in request.recipes)
     return replace(
@@ -99,7 +99,7 @@ class _Wishes:
     stored_bytes: int
     text_tokens: int
     reserve_bytes: int
-    known: Remembered | None
+    known: MachineProfile | None
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class _Failed:
     request: Request
     recipe: str
     planned: Plan
-    shortage: Shortage
+    shortage: OutOfMemory
     ready: frozenset[str]
     wishes: _Wishes
 
@@ -178,7 +178,7 @@ class _Failed:
 
 def _smaller_pictures(failed: _Failed) -> list[_Found]:
     """The largest picture of the same shape that fits: with the same recipe, else with the smallest."""
-    for recipe in dict.fromkeys((failed.recipe, SMALLEST)):
+    for recipe in dict.fromkeys((failed.recipe, SMALLEST_RECIPE)):
         for share in SIDES:
             size = _sides(failed.request, share)
             try:
@@ -196,7 +196,7 @@ def _sides(request: Request, share: float) -> tuple[int, int]:
     return across * PIXELS_PER_TOKEN, down * PIXELS_PER_TOKEN
 
 
-def _same_rung(failed: _Failed, found: _Found) -> Rung:
+def _same_rung(failed: _Failed, found: _Found) -> Fallback:
     changes = _changes(failed.planned, found.plan)
     title = ", ".join(changes) if changes else "hold less at a time"
     is_cut = found.plan.decode_tile != failed.planned.decode_tile and found.plan.decode_tile
@@ -205,16 +205,16 @@ def _same_rung(failed: _Failed, found: _Found) -> Rung:
     return _rung(title[0].upper() + title[1:], reason, failed, found, same_picture=True)
 
 
-def _smaller_rung(failed: _Failed, found: _Found) -> Rung:
-    title = find_recipe(SMALLEST).title
-    first = "" if SMALLEST in failed.ready else "It is not prepared yet: that is done first."
+def _smaller_rung(failed: _Failed, found: _Found) -> Fallback:
+    title = find_recipe(SMALLEST_RECIPE).title
+    first = "" if SMALLEST_RECIPE in failed.ready else "It is not prepared yet: that is done first."
     weights = found.plan.predicted.weight_bytes
     reason = f"{title} takes {gb(weights)} of weights and is further from the reference. {first} {_cost(failed, found)}"
     return _rung(f"{title}, {_home(found.plan)}", reason, failed, found)
 
 
-def _picture_rung(failed: _Failed, found: _Found) -> Rung:
-    width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST
+def _picture_rung(failed: _Failed, found: _Found) -> Fallback:
+    width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST_RECIPE
     pixels = width * height / (failed.request.width * failed.request.height)
     other = "" if recipe == failed.recipe else f", {find_recipe(recipe).title}"
     other += f", {_home(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
@@ -222,8 +222,8 @@ def _picture_rung(failed: _Failed, found: _Found) -> Rung:
     return _rung(f"{width} × {height}{other}", reason + _cost(failed, found), failed, found)
 
 
-def _rung(title: str, reason: str, failed: _Failed, found: _Found, same_picture: bool = False) -> Rung:
-    return Rung(
+def _rung(title: str, reason: str, failed: _Failed, found: _Found, same_picture: bool = False) -> Fallback:
+    return Fallback(
         title=title,
         reason=" ".join(reason.split()),
         recipe=found.plan.recipe or failed.recipe,

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from ideogram_app.catalog.models import LATENT_CHANNELS, Branch, Linear, Model, held_bytes, weight_bytes
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.catalog.text_encoder import DEFAULT, PUBLISHED, TABLE, find_encoder_recipe
+from ideogram_app.catalog.text_encoder import DEFAULT, EMBEDDING_TABLE, PUBLISHED_ENCODER, find_encoder_recipe
 from ideogram_app.planning.activations import (
+    MAX_TEXT_TOKENS,
     STEPS,
-    TEXT_TOKENS,
     Drawing,
     decode_bytes,
     encode_bytes,
@@ -42,7 +42,7 @@ STEP_SHARE = 1.2
 DEVICE_CONTEXT_BYTES = 600_000_000
 LIBRARY_BYTES = 2**25  # cuBLAS's workspace, from PyTorch's own allocator: 8.1 MiB, 32 on Hopper (CublasHandlePool.cpp)
 HOST_PROCESS_BYTES = 2_000_000_000  # Python, torch and Gradio: 0.5 GB measured without CUDA, the rest is CUDA's own
-TILE = 512  # side in pixels of the tiles of `decode_tiled`
+DECODE_TILE = 512  # side in pixels of the tiles of `decode_tiled`
 DISK_MARGIN = 1.1  # free disk asked for, per byte that will be written
 STAGING_BYTES = 2**26  # locked buffers through which weights reach a device (checkpoints/prefetch.py)
 
@@ -122,7 +122,7 @@ def footprint(
     dense_bytes: int,
     fused_attention: bool = True,
     *,
-    text_tokens: int = TEXT_TOKENS,
+    text_tokens: int = MAX_TEXT_TOKENS,
     steps: int = STEPS,
     arithmetic: str = "",
     kernels: str = "triton",
@@ -157,7 +157,7 @@ def footprint(
         encoder_layer=FEWEST_SLOTS * layer + reading,
         encoder_table=table,
         decode_whole=standing + decode_bytes(model, *size, dense_bytes),
-        decode_tiled=standing + decode_bytes(model, *size, dense_bytes, TILE),
+        decode_tiled=standing + decode_bytes(model, *size, dense_bytes, DECODE_TILE),
         staging=max(STAGING_BYTES, 2 * 4 * max(_count(linear) for linear in model.conditional.linears())),
         download=model.source_bytes,
         disk=model.source_bytes + stored + (encoder if model.source_bytes else 0),
@@ -192,7 +192,7 @@ def encoder_weights(model: Model, dense_bytes: int) -> int:
     return round(model.text_encoder_parameters * each)
 
 
-def share(kept: int, busy: int, standing: int = 0) -> Share:
+def device_share(kept: int, busy: int, standing: int = 0) -> Share:
     """Where memory goes when `kept` bytes of weights lie on a device and a phase needs `busy` more.
 
     Args:
@@ -205,7 +205,7 @@ def share(kept: int, busy: int, standing: int = 0) -> Share:
 
 def device_bytes(kept: int, busy: int) -> int:
     """Device memory in use when `kept` bytes of weights lie there and a phase needs `busy` more."""
-    return share(kept, busy).total
+    return device_share(kept, busy).total
 
 
 def room_for_weights(free: int, busy: int) -> int:
@@ -235,9 +235,9 @@ def _outside_and_block(drawing: Drawing, branch: Branch) -> tuple[int, int]:
 
 def _encoder(model: Model, dense_bytes: int) -> tuple[int, int, int]:
     """The text encoder, its embedding table, and one of its layers."""
-    whole, layers = encoder_weights(model, dense_bytes), PUBLISHED.num_hidden_layers
-    shares = [_count(linear) for linear in PUBLISHED.linears() if linear.name == TABLE]
-    table = round(whole * sum(shares) / PUBLISHED.parameters()) if model.source_bytes else 0
+    whole, layers = encoder_weights(model, dense_bytes), PUBLISHED_ENCODER.num_hidden_layers
+    shares = [_count(linear) for linear in PUBLISHED_ENCODER.linears() if linear.name == EMBEDDING_TABLE]
+    table = round(whole * sum(shares) / PUBLISHED_ENCODER.parameters()) if model.source_bytes else 0
     return whole, table, (whole - table) // layers
 
 

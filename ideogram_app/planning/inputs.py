@@ -1,8 +1,8 @@
 """The question that a plan answers: a machine, a model, a picture, and what may be used for it.
 
-Everything that planning/placement.py and planning/planner.py compute from stands in one frozen `Job`, with the few
-numbers that follow from it directly: free memory of each device, RAM that is missing, bytes and seconds of a recipe.
-Free memory counts, never the total.
+Everything that planning/placement.py and planning/planner.py compute from stands in one frozen `PlanInputs`, with the
+few numbers that follow from it directly: free memory of each device, RAM that is missing, bytes and seconds of a
+recipe. Free memory counts, never the total.
 
 Left out: answers.
 """
@@ -17,11 +17,11 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.speedups import remembered_bytes
 from ideogram_app.machine.capabilities import arithmetic, products
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import TEXT_TOKENS, decode_bytes, tile_gaps
+from ideogram_app.planning.activations import MAX_TEXT_TOKENS, decode_bytes, tile_gaps
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footprint
-from ideogram_app.planning.profile import UNIT, Remembered, known_rates
-from ideogram_app.planning.step_time import TEXT_TOKENS as USUAL_TOKENS
-from ideogram_app.planning.step_time import Rates, branch_work, find_rates, ideal_seconds, published_share
+from ideogram_app.planning.profile import UNIT_RATES, MachineProfile, known_rates
+from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS as USUAL_TOKENS
+from ideogram_app.planning.step_time import Rates, branch_flops, find_rates, ideal_seconds, published_share
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
 # Windows locks no more than about half of the RAM for devices; ComfyUI keeps to this share of it (model_management.py).
@@ -33,7 +33,7 @@ TILE_SIDES = (1024, 768, 512, 384, 256)
 
 
 @dataclass(frozen=True)
-class Seat:
+class DeviceAssignment:
     """A device, the bytes that may be used of it, and which transformers it holds: 0 conditional, 1 unconditional."""
 
     device: int
@@ -42,7 +42,7 @@ class Seat:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlanInputs:
     """The question: everything the answer is computed from.
 
     Attributes:
@@ -62,10 +62,10 @@ class Job:
     dtype: str
     stored_bytes: int = 0
     ready: frozenset[str] = frozenset()
-    text_tokens: int = TEXT_TOKENS
+    text_tokens: int = MAX_TEXT_TOKENS
     reserve_bytes: int = 0
     limit_bytes: int | None = None
-    known: Remembered | None = None
+    known: MachineProfile | None = None
     savings: tuple[str, ...] = ()
 
     @property
@@ -87,9 +87,9 @@ class Job:
     @property
     def device_free(self) -> int:
         """Usable bytes of the device that would hold both transformers."""
-        return self.seatings()[0][0].free
+        return self.device_assignments()[0][0].free
 
-    def seatings(self) -> tuple[tuple[Seat, ...], ...]:
+    def device_assignments(self) -> tuple[tuple[DeviceAssignment, ...], ...]:
         """Who may sit where: both transformers on one device, and where there is a second, one on each.
 
         Alone stands the freest device of the first one's kind, which is what the machine is described by. Of a pair
@@ -98,10 +98,10 @@ class Job:
         """
         (device, free), *others = self.devices
         alike = [row for row in self.devices if self._name(row[0]) == self.hardware.name]
-        alone = (Seat(*alike[0], (0, 1)),)
+        alone = (DeviceAssignment(*alike[0], (0, 1)),)
         if not others or not self._pair(self._name(device), self._name(others[0][0])):
             return (alone,)
-        return alone, (Seat(device, free, (0,)), Seat(*others[0], (1,)))
+        return alone, (DeviceAssignment(device, free, (0,)), DeviceAssignment(*others[0], (1,)))
 
     def host_lacks(self, loose: int, locked: int = 0) -> int:
         """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known.
@@ -169,8 +169,8 @@ class Job:
             share = published_share(recipe, how)
         if share is None:
             return None
-        tokens = USUAL_TOKENS if self.text_tokens == TEXT_TOKENS else self.text_tokens
-        return ideal_seconds(rates or UNIT, branch_work(self.model, self.size, tokens)[branch], how) / share
+        tokens = USUAL_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
+        return ideal_seconds(rates or UNIT_RATES, branch_flops(self.model, self.size, tokens)[branch], how) / share
 
     def _usable(self, free: int) -> int:
         usable = max(0, free - self.reserve_bytes)

@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.profile import FILE, Observed, Remembered, key, learn, read, remember_measured, write
+from ideogram_app.planning.profile import FILE, MachineProfile, Observation, key, learn, read, remember_measured, write
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +23,14 @@ PROBED = ("cuda", "rocm")
 ROOM_TO_PROBE = 2_000_000_000  # bytes of free device memory: the probe's operands, results and copies take 1
 
 
-class Learning:
+class ProfileStore:
     """One machine's memory in a folder."""
 
     def __init__(self, data: Path) -> None:
         self._data, self._file = data, data / FILE
         self._refused: set[str] = set()  # names of machines that could not be measured; not tried again
 
-    def known(self, hardware: Hardware) -> Remembered | None:
+    def known(self, hardware: Hardware) -> MachineProfile | None:
         """What is remembered of a machine; a card is measured first where it never was."""
         name = key(hardware.name, hardware.torch)
         known = read(self._file, name)
@@ -55,7 +55,7 @@ class Learning:
         self._write(name, known)
         return known
 
-    def note(self, hardware: Hardware, seen: Observed) -> None:
+    def note(self, hardware: Hardware, seen: Observation) -> None:
         """A picture was drawn."""
         name = key(hardware.name, hardware.torch)
         before = read(self._file, name)
@@ -63,7 +63,7 @@ class Learning:
         if after != before:
             self._write(name, after)
 
-    def _write(self, name: str, known: Remembered) -> None:
+    def _write(self, name: str, known: MachineProfile) -> None:
         try:
             write(self._file, name, known)
         except OSError as problem:

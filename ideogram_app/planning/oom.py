@@ -59,7 +59,7 @@ HELPS = {
     "commit": "Enlarge the page file (System, Advanced system settings, Performance, Virtual memory) or let Windows "
     "manage its size; closing other programs helps as well.",
 }
-PHASES = {
+PHASE_WORDS = {
     "prepare": "while weights were prepared",
     "load": "while the weights were loaded",
     "encode": "while the caption was read",
@@ -69,7 +69,7 @@ PHASES = {
 
 
 @dataclass(frozen=True)
-class Shortage:
+class OutOfMemory:
     """Memory that was wanted and not to be had.
 
     Attributes:
@@ -86,7 +86,7 @@ class Shortage:
 
     def happened(self) -> str:
         """What, when, and the numbers, as one sentence without its full stop."""
-        when = f" {PHASES[self.phase]}" if self.phase in PHASES else ""
+        when = f" {PHASE_WORDS[self.phase]}" if self.phase in PHASE_WORDS else ""
         parts = []
         if self.wanted_bytes:
             parts.append(f"{gb(self.wanted_bytes)} more were asked for")
@@ -108,9 +108,9 @@ class Shortage:
         return f"{self.happened()}. Went on with less: {done}."
 
 
-def understand(
+def classify(
     problem: BaseException, phase: str = "", now: MemoryNow | None = None, windows: bool = os.name == "nt"
-) -> Shortage | None:
+) -> OutOfMemory | None:
     """What kind of memory ran out; None where the problem is another one.
 
     Args:
@@ -145,7 +145,7 @@ def _kind(problem: BaseException, text: str) -> str:
     return found or by_type
 
 
-def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) -> Shortage:
+def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) -> OutOfMemory:
     """The kind that the numbers leave, with those numbers."""
     wanted = _amount(WANTED.search(text))
     free = _told_free(text)
@@ -159,7 +159,7 @@ def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) ->
         kind = "locked" if has_ram or now.host_free is None else "host"
     elif windows and kind != "locked" and not ALLOWED.search(text) and (has_ram if kind == "host" else has_device):
         kind = "commit"
-    return Shortage(kind, wanted, phase, device_free if kind in ("device", "commit") else now.host_free)
+    return OutOfMemory(kind, wanted, phase, device_free if kind in ("device", "commit") else now.host_free)
 
 
 def _told_free(text: str) -> int | None:

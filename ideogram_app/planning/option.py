@@ -1,6 +1,6 @@
 """One recipe placed on one machine, and what that takes of memory and time.
 
-`Option` is an answer of planning/placement.py: who sits on which device, what travels, how long a step takes. The
+`Candidate` is an answer of planning/placement.py: who sits on which device, what travels, how long a step takes. The
 functions beside it count for one that is being tried: what a phase needs beside the weights, how few blocks must
 travel, through how many places, and the seconds of a step with and without that.
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.planning.footprint import Footprint, room_for_weights
-from ideogram_app.planning.inputs import TILE_SIDES, Job, Seat
-from ideogram_app.planning.streaming import FILE_BUFFERS, Pass, apportion, fewest, step_seconds
+from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
+from ideogram_app.planning.streaming import FILE_BUFFERS, TransformerPass, apportion, fewest, step_seconds
 
 
 @dataclass(frozen=True)
-class Passed:
+class RejectedPlacement:
     """A home that was passed over.
 
     Attributes:
@@ -34,7 +34,7 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Option:
+class Candidate:
     """One recipe, placed.
 
     Attributes:
@@ -50,14 +50,14 @@ class Option:
     recipe: Recipe
     size: Footprint
     residency: str | None = None
-    seats: tuple[Seat, ...] = (Seat(0, 0, (0, 1)),)
+    seats: tuple[DeviceAssignment, ...] = (DeviceAssignment(0, 0, (0, 1)),)
     streamed_blocks: tuple[int, int] = (0, 0)
     slots: int = 0
     seconds: float | None = None
     copying: float = 0.0
     reason: str = ""
     lacks: str = ""
-    passed: tuple[Passed, ...] = ()
+    passed: tuple[RejectedPlacement, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -79,14 +79,14 @@ class Option:
         reached = sum(any(self.streamed_blocks[branch] for branch in seat.branches) for seat in self.seats)
         return reached * FILE_BUFFERS * self.size.block
 
-    def held(self, seat: Seat) -> int:
+    def held(self, seat: DeviceAssignment) -> int:
         """Bytes of weights, and of places for those that travel, on one device while a step runs."""
         moved = sum(self.streamed_blocks[branch] for branch in seat.branches)
         weights = sum(self.size.branches[branch] for branch in seat.branches)
         return weights + (self.slots - moved) * self.size.block if moved else weights
 
 
-def least_busy(job: Job, size: Footprint, seat: Seat) -> int:
+def least_busy(job: PlanInputs, size: Footprint, seat: DeviceAssignment) -> int:
     """Device bytes that a phase needs beside the weights: decoding can shrink to tiles, the encoder to layers; both
     happen where the conditional transformer is."""
     if 0 not in seat.branches:
@@ -94,7 +94,7 @@ def least_busy(job: Job, size: Footprint, seat: Seat) -> int:
     return max(size.workspace, job.decoding(size, TILE_SIDES[-1]), size.encoder_layer)
 
 
-def with_slots(job: Job, option: Option, bytes_per_second: Sequence[float], slots: int) -> Option | None:
+def with_slots(job: PlanInputs, option: Candidate, bytes_per_second: Sequence[float], slots: int) -> Candidate | None:
     """The option with this many places; None where a device is too small for it."""
     size, blocks, seconds, copying = option.size, [0, 0], [], []
     for seat, speed in zip(option.seats, bytes_per_second, strict=True):
@@ -119,7 +119,7 @@ def with_slots(job: Job, option: Option, bytes_per_second: Sequence[float], slot
     )
 
 
-def resident_seconds(job: Job, option: Option) -> float | None:
+def resident_seconds(job: PlanInputs, option: Candidate) -> float | None:
     """Seconds of a step if nothing travelled: both transformers in turn, or the longer one where each has a device."""
     each = [passes_of(job, option, seat, (0, 0)) for seat in option.seats]
     if any(passes is None for passes in each):
@@ -127,12 +127,14 @@ def resident_seconds(job: Job, option: Option) -> float | None:
     return max(sum(row.seconds for row in passes or ()) for passes in each)
 
 
-def passes_of(job: Job, option: Option, seat: Seat, streamed: tuple[int, int]) -> list[Pass] | None:
+def passes_of(
+    job: PlanInputs, option: Candidate, seat: DeviceAssignment, streamed: tuple[int, int]
+) -> list[TransformerPass] | None:
     """The transformers of one device for planning/streaming.py; None where their time is not known."""
     passes = []
     for branch in seat.branches:
         seconds = job.pass_seconds(option.recipe, branch, seat.device)
         if seconds is None:
             return None
-        passes.append(Pass(job.model.branches[branch].num_layers, seconds, streamed[branch]))
+        passes.append(TransformerPass(job.model.branches[branch].num_layers, seconds, streamed[branch]))
     return passes

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ideogram_app.planning.footprint import Share, device_bytes, encoder_weights, gb, share
-from ideogram_app.planning.inputs import TILE_SIDES, Job, Seat
-from ideogram_app.planning.option import Option
+from ideogram_app.planning.footprint import Share, device_bytes, device_share, encoder_weights, gb
+from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
+from ideogram_app.planning.option import Candidate
 
 READ_AHEAD_BYTES = (
     2**28 + 2**26
@@ -27,7 +27,7 @@ PROCESSOR_DECODES = 1.4
 PROCESSOR_BYTES = 80_000_000
 
 
-def encoder_home(job: Job, option: Option) -> str:
+def encoder_home(job: PlanInputs, option: Candidate) -> str:
     """Where the text encoder lives: resident, staged or streamed."""
     if job.hardware.kind == "cpu":
         return "resident"
@@ -38,7 +38,7 @@ def encoder_home(job: Job, option: Option) -> str:
     return "staged" if device_bytes(0, size.encoder) <= seat.free else "streamed"
 
 
-def decode_tile(job: Job, option: Option) -> int:
+def decode_tile(job: PlanInputs, option: Candidate) -> int:
     """The side in pixels of the largest tiles that fit beside the weights; 0 where the whole picture does."""
     if job.hardware.kind == "cpu":
         return 0
@@ -54,7 +54,7 @@ def decode_tile(job: Job, option: Option) -> int:
 
 
 @dataclass(frozen=True)
-class Peaks:
+class PredictedPeaks:
     """What a plan takes in its worst phase.
 
     Attributes:
@@ -67,31 +67,31 @@ class Peaks:
     locked: int = 0
 
 
-def peaks(job: Job, option: Option) -> Peaks:
+def peaks(job: PlanInputs, option: Candidate) -> PredictedPeaks:
     """The worst phase: on the fuller device, and of RAM."""
     size = option.size
     decode = job.decoding(size, decode_tile(job, option))
     if job.hardware.kind == "cpu":
         busy = max(size.workspace, round(decode * PROCESSOR_DECODES), size.encoder)
-        return Peaks(None, size.weights + size.once + encoder_weights(job.model, 4) + busy + PROCESSOR_BYTES)
+        return PredictedPeaks(None, size.weights + size.once + encoder_weights(job.model, 4) + busy + PROCESSOR_BYTES)
     home = encoder_home(job, option)
     first, *others = option.seats
     kept = option.held(first) + (size.encoder if home == "resident" else 0)
     encoding = size.encoder_layer if home == "streamed" else size.encoder
     phases = (
-        share(kept, size.workspace, size.standing),
-        share(kept, decode, size.standing),
-        share(0, encoding),
-        *(share(option.held(seat), size.workspace, size.standing) for seat in others),
+        device_share(kept, size.workspace, size.standing),
+        device_share(kept, decode, size.standing),
+        device_share(0, encoding),
+        *(device_share(option.held(seat), size.workspace, size.standing) for seat in others),
     )
     locked = {"streamed": option.streamed, "disk": option.buffers}.get(option.residency or "", 0)
     loading = READ_AHEAD_BYTES + (size.block if locked else 0)  # a block is built before it is copied to locked RAM
     reading = size.encoder_table + 2 * size.encoder_layer if home == "streamed" else 0  # and two locked buffers
     host = size.once + locked + job.feature_bytes + max(loading, reading)
-    return Peaks(max(phases, key=lambda phase: phase.total), host, locked)
+    return PredictedPeaks(max(phases, key=lambda phase: phase.total), host, locked)
 
 
-def peak_note(found: Peaks) -> str:
+def peak_note(found: PredictedPeaks) -> str:
     """Where the memory of the device goes at its fullest, and how much RAM is locked."""
     if found.device is None:
         return ""
@@ -108,7 +108,7 @@ def peak_note(found: Peaks) -> str:
     return f"At its fullest, {gb(parts.total)} of device memory: {listed}.{locked}"
 
 
-def phase_notes(job: Job, option: Option) -> tuple[str, str]:
+def phase_notes(job: PlanInputs, option: Candidate) -> tuple[str, str]:
     """A sentence about the encoder, and one about the decoder where it cannot have the whole picture."""
     encoder = gb(encoder_weights(job.model, 2))
     first = {
@@ -122,6 +122,6 @@ def phase_notes(job: Job, option: Option) -> tuple[str, str]:
     return first, tiles if side else ""
 
 
-def _with_text(option: Option) -> Seat:
+def _with_text(option: Candidate) -> DeviceAssignment:
     """The seat of the conditional transformer, where text is encoded and the picture decoded."""
     return option.seats[0]

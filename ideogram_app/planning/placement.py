@@ -17,29 +17,29 @@ from dataclasses import replace
 
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.planning.footprint import DISK_MARGIN, HOST_PROCESS_BYTES, Footprint, device_bytes, gb
-from ideogram_app.planning.inputs import Job, Seat
-from ideogram_app.planning.option import Option, Passed, least_busy, resident_seconds, with_slots
+from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
+from ideogram_app.planning.option import Candidate, RejectedPlacement, least_busy, resident_seconds, with_slots
 from ideogram_app.planning.step_time import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from ideogram_app.planning.streaming import FEWEST_SLOTS, SLOTS, STREAMING_OVERHEAD
 
-HOMES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
+RESIDENCIES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
 STALLED_SHARE = 0.02  # of a step: less waiting than this is called none
 
 
-def place(job: Job, recipe: Recipe) -> Option:
+def place(job: PlanInputs, recipe: Recipe) -> Candidate:
     """Find where a recipe can live: disk space first, then the fastest home that has room."""
-    option = Option(recipe, job.measure(recipe))
+    option = Candidate(recipe, job.measure(recipe))
     lacking = 0 if recipe.name in job.ready else _disk_lacks(job, option.size)
     if lacking:
         return replace(option, reason=_disk_reason(job, option.size, lacking), lacks="disk")
     if job.hardware.kind == "cpu":
         return _on_processor(job, option)
-    found: list[Option] = []
-    passed: list[Passed] = []
+    found: list[Candidate] = []
+    passed: list[RejectedPlacement] = []
     for seats in _seatings(job, option.size):
         for home in (_resident, _from_ram, _from_disk):
             answer = home(job, replace(option, seats=seats))
-            if isinstance(answer, Option):
+            if isinstance(answer, Candidate):
                 found.append(answer)
                 break
             passed.append(answer)
@@ -51,14 +51,16 @@ def place(job: Job, recipe: Recipe) -> Option:
     return replace(best, passed=(*once, *(_slower(best, other) for other in found if other is not best)))
 
 
-def _seatings(job: Job, size: Footprint) -> tuple[tuple[Seat, ...], ...]:
+def _seatings(job: PlanInputs, size: Footprint) -> tuple[tuple[DeviceAssignment, ...], ...]:
     """Those of the job; a GPU that shares the RAM leaves to the process what it needs of it beside the weights."""
     free = job.hardware.host_free_bytes
     if job.hardware.kind != "mps" or free is None:
-        return job.seatings()
+        return job.device_assignments()
     ours = HOST_PROCESS_BYTES + size.once + size.staging + FEWEST_SLOTS * size.block
     shared = max(0, free - ours)
-    return tuple(tuple(replace(seat, free=min(seat.free, shared)) for seat in seats) for seats in job.seatings())
+    return tuple(
+        tuple(replace(seat, free=min(seat.free, shared)) for seat in seats) for seats in job.device_assignments()
+    )
 
 
 def duration(seconds: float) -> str:
@@ -66,12 +68,12 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
 
 
-def _slowness(option: Option) -> tuple[float, int, bool]:
+def _slowness(option: Candidate) -> tuple[float, int, bool]:
     """What the fastest has least of; where no time is known, the home decides, and then two devices before one."""
-    return option.seconds or 0.0, HOMES.index(option.residency or "disk"), not option.split
+    return option.seconds or 0.0, RESIDENCIES.index(option.residency or "disk"), not option.split
 
 
-def _slower(best: Option, other: Option) -> Passed:
+def _slower(best: Candidate, other: Candidate) -> RejectedPlacement:
     """The same recipe on one device instead of two, or the other way round."""
     where = "One device for each transformer" if other.split else "On one device both transformers"
     if best.seconds and other.seconds:
@@ -81,27 +83,27 @@ def _slower(best: Option, other: Option) -> Passed:
         reason = f"{where} would let {gb(other.streamed)} travel in every step, not {gb(best.streamed)}."
     else:
         reason = f"{where} would compute one after the other; on two a step takes the longer one."
-    return Passed(other.residency, reason)
+    return RejectedPlacement(other.residency, reason)
 
 
-def _disk_lacks(job: Job, size: Footprint) -> int:
+def _disk_lacks(job: PlanInputs, size: Footprint) -> int:
     """Bytes of disk space missing; 0 where it is enough or not known."""
     free = job.hardware.disk_free_bytes
     return 0 if free is None else max(0, _disk_wanted(job, size) - free)
 
 
-def _disk_wanted(job: Job, size: Footprint) -> int:
+def _disk_wanted(job: PlanInputs, size: Footprint) -> int:
     return round(max(0, size.disk - job.stored_bytes) * DISK_MARGIN)
 
 
-def _disk_reason(job: Job, size: Footprint, lacking: int) -> str:
+def _disk_reason(job: PlanInputs, size: Footprint, lacking: int) -> str:
     return (
         f"The disk lacks {gb(lacking)}: the download ({gb(size.download)}) and the files made from it need "
         f"{gb(_disk_wanted(job, size))} with a tenth to spare, {gb(job.hardware.disk_free_bytes or 0)} are free."
     )
 
 
-def _on_processor(job: Job, option: Option) -> Option:
+def _on_processor(job: PlanInputs, option: Candidate) -> Candidate:
     size = option.size
     missing = job.host_lacks(size.weights + size.once + size.encoder + max(size.workspace, size.decode_whole))
     if missing:
@@ -112,7 +114,7 @@ def _on_processor(job: Job, option: Option) -> Option:
     return replace(option, residency="resident", seconds=resident_seconds(job, option), reason=reason)
 
 
-def _resident(job: Job, option: Option) -> Option | Passed:
+def _resident(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlacement:
     """Everything stays. On two devices that is exact too, since the transformers meet only in their outputs."""
     size, title = option.size, option.recipe.title
     for seat in option.seats:
@@ -120,10 +122,10 @@ def _resident(job: Job, option: Option) -> Option | Passed:
         if needed > seat.free:
             what = "both transformers" if len(seat.branches) > 1 else f"the {_name(seat.branches[0])} transformer"
             reason = f"{title} needs {gb(needed)} of device memory for {what} to stay; {gb(seat.free)} are free."
-            return Passed("resident", reason, "device", needed - seat.free)
+            return RejectedPlacement("resident", reason, "device", needed - seat.free)
     short = job.host_lacks(size.once + size.staging)
     if short:
-        return Passed("resident", _no_ram(option, short), "ram", short)
+        return RejectedPlacement("resident", _no_ram(option, short), "ram", short)
     seconds = resident_seconds(job, option)
     if option.split:
         reason = f"{title}: {_pair_reason(job, option, seconds)}"
@@ -133,34 +135,34 @@ def _resident(job: Job, option: Option) -> Option | Passed:
     return replace(option, residency="resident", seconds=seconds, reason=reason)
 
 
-def _from_ram(job: Job, option: Option) -> Option | Passed:
+def _from_ram(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlacement:
     """The blocks that do not fit come from locked RAM. No gain where the GPU shares the RAM."""
     size, title = option.size, option.recipe.title
     if job.hardware.kind == "mps":
         reason = f"{title} gains nothing from blocks that wait in RAM: the GPU shares it."
-        return Passed("streamed", reason, "device")
+        return RejectedPlacement("streamed", reason, "device")
     moved = _moved(job, option, [_link(job, seat) for seat in option.seats])
-    if isinstance(moved, Passed):
+    if isinstance(moved, RejectedPlacement):
         return moved
     short = job.host_lacks(size.once + size.staging, moved.streamed)
     if short:
         limit = " Windows locks about half of the RAM." if job.windows else ""
         reason = f"RAM lacks {gb(short)} for the {gb(moved.streamed)} of {title} that would travel from it.{limit}"
-        return Passed("streamed", reason, "ram", short)
+        return RejectedPlacement("streamed", reason, "ram", short)
     return replace(moved, residency="streamed", reason=_road(job, moved, "locked RAM"))
 
 
-def _from_disk(job: Job, option: Option) -> Option | Passed:
+def _from_disk(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlacement:
     """The blocks that do not fit are read from disk in every step, through two locked buffers; the last resort."""
     size = option.size
     rates = job.rates()
     disk = (rates.disk if rates else None) or DISK_BYTES_PER_SECOND
     moved = _moved(job, option, [min(disk / len(option.seats), _link(job, seat)) for seat in option.seats])
-    if isinstance(moved, Passed):
+    if isinstance(moved, RejectedPlacement):
         return replace(moved, residency="disk")
     short = job.host_lacks(size.once + size.staging, moved.buffers)
     if short:
-        return Passed("disk", _no_ram(option, short), "ram", short)
+        return RejectedPlacement("disk", _no_ram(option, short), "ram", short)
     missing = job.host_lacks(size.once + size.staging, moved.streamed)
     why = "the GPU shares the RAM" if job.hardware.kind == "mps" else f"RAM lacks {gb(missing)} to hold them"
     reason = f"{_road(job, moved, 'disk')} They are read there because {why}."
@@ -169,7 +171,7 @@ def _from_disk(job: Job, option: Option) -> Option | Passed:
     return replace(moved, residency="disk", reason=reason)
 
 
-def _moved(job: Job, option: Option, bytes_per_second: Sequence[float]) -> Option | Passed:
+def _moved(job: PlanInputs, option: Candidate, bytes_per_second: Sequence[float]) -> Candidate | RejectedPlacement:
     """As few travelling blocks as the devices allow, with as many places as make a step the fastest.
 
     Args:
@@ -190,15 +192,15 @@ def _moved(job: Job, option: Option, bytes_per_second: Sequence[float]) -> Optio
         f"{option.recipe.title} needs {gb(needed)} of device memory even when all of its blocks travel; "
         f"{gb(seat.free)} are free."
     )
-    return Passed("streamed", reason, "device", max(1, needed - seat.free))
+    return RejectedPlacement("streamed", reason, "device", max(1, needed - seat.free))
 
 
-def _link(job: Job, seat: Seat) -> float:
+def _link(job: PlanInputs, seat: DeviceAssignment) -> float:
     rates = job.rates(seat.device)
     return rates.link if rates else LINK_BYTES_PER_SECOND
 
 
-def _no_ram(option: Option, short: int) -> str:
+def _no_ram(option: Candidate, short: int) -> str:
     return f"{option.recipe.title} lacks {gb(short)} of free RAM to load even one matrix at a time."
 
 
@@ -206,7 +208,7 @@ def _name(branch: int) -> str:
     return ("conditional", "unconditional")[branch]
 
 
-def _pair_reason(job: Job, option: Option, seconds: float | None) -> str:
+def _pair_reason(job: PlanInputs, option: Candidate, seconds: float | None) -> str:
     """Why two devices, and what each has."""
     sizes = option.size.branches
     first, second = option.seats
@@ -221,7 +223,7 @@ def _pair_reason(job: Job, option: Option, seconds: float | None) -> str:
     return f"{reason}, {duration(seconds)}, and not their sum, {duration(alone)}."
 
 
-def _road(job: Job, moved: Option, source: str) -> str:
+def _road(job: PlanInputs, moved: Candidate, source: str) -> str:
     """What stays, what travels, and whether copying hides behind computing."""
     size, count = moved.size, sum(moved.streamed_blocks)
     blocks = sum(branch.num_layers for branch in job.model.branches)

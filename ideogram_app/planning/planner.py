@@ -1,7 +1,7 @@
 """Which recipe, where its weights live, and why: `plan(hardware, model, ...) -> Plan`, a pure function without torch.
 
 The plan is made before a byte is fetched, from *free* memory, and every decision leaves a sentence with its numbers.
-The question is a `Job` (planning/inputs.py); planning/placement.py says where each recipe could live,
+The question is a `PlanInputs` (planning/inputs.py); planning/placement.py says where each recipe could live,
 planning/policy.py which one to take, planning/peaks.py what the encoder and the decoder do around it; here the answers
 become one `Plan`.
 
@@ -29,15 +29,15 @@ from ideogram_app.machine.capabilities import (
     users_note,
 )
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import TEXT_TOKENS
+from ideogram_app.planning.activations import MAX_TEXT_TOKENS
 from ideogram_app.planning.footprint import Share, device_bytes, gb
-from ideogram_app.planning.inputs import Job, Seat
-from ideogram_app.planning.option import Option, least_busy
+from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
+from ideogram_app.planning.option import Candidate, least_busy
 from ideogram_app.planning.peaks import decode_tile, encoder_home, peak_note, peaks, phase_notes
 from ideogram_app.planning.placement import place
-from ideogram_app.planning.policy import LADDER, choose, comparison, objection
-from ideogram_app.planning.profile import Remembered
-from ideogram_app.planning.step_time import step_work
+from ideogram_app.planning.policy import PREFERRED_RECIPES, choose_candidate, comparison, reason_against
+from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.planning.step_time import step_flops
 
 WHAT_HELPS = {
     "disk": "Free that much disk space, or put the weights on another disk.",
@@ -125,10 +125,10 @@ def plan(
     recipe: str | None = None,
     stored_bytes: int = 0,
     ready: Iterable[str] = (),
-    text_tokens: int = TEXT_TOKENS,
+    text_tokens: int = MAX_TEXT_TOKENS,
     reserve_bytes: int = 0,
     limit_bytes: int | None = None,
-    known: Remembered | None = None,
+    known: MachineProfile | None = None,
     savings: tuple[str, ...] = (),
 ) -> Plan:
     """Decide.
@@ -154,15 +154,15 @@ def plan(
     machine, moved = _usable(hardware, shape.source_bytes == 0)
     dtype, dtype_reason = compute_type(machine)
     wishes = (text_tokens, reserve_bytes, limit_bytes, known, savings)
-    job = Job(machine, shape, size, dtype, stored_bytes, frozenset(ready), *wishes)
-    rows = [find_recipe(name).protecting() for name in ((recipe,) if recipe else LADDER)]
-    blocked = obstacle(machine, step_work(shape, *size)) if shape.source_bytes else None
+    job = PlanInputs(machine, shape, size, dtype, stored_bytes, frozenset(ready), *wishes)
+    rows = [find_recipe(name).protecting() for name in ((recipe,) if recipe else PREFERRED_RECIPES)]
+    blocked = obstacle(machine, step_flops(shape, *size)) if shape.source_bytes else None
     if blocked:
         reason, suggestion = blocked
-        options = tuple(Option(row, job.measure(row), reason=reason) for row in rows)
+        options = tuple(Candidate(row, job.measure(row), reason=reason) for row in rows)
         return replace(_answer(job, options[-1], options, (reason,), recipe), suggestion=suggestion)
     options = tuple(place(job, row) for row in rows)
-    chosen, why = choose(job, options)
+    chosen, why = choose_candidate(job, options)
     notes = (moved, *why, chosen.reason, *_notes(job, chosen), dtype_reason, build_note(machine), users_note(machine))
     answer = _answer(job, chosen, options, tuple(note for note in notes if note), recipe)
     return replace(answer, suggestion=_suggestion(job, chosen, options, recipe))
@@ -176,7 +176,7 @@ def _usable(hardware: Hardware, small: bool) -> tuple[Hardware, str]:
     return replace(hardware, kind="cpu", compute_capability=None, architecture=""), reason
 
 
-def _notes(job: Job, option: Option) -> tuple[str, ...]:
+def _notes(job: PlanInputs, option: Candidate) -> tuple[str, ...]:
     """Sentences about what surrounds the transformers, and about what was asked for or is known of the machine."""
     shown = _shown(job, option)
     if job.hardware.kind == "cpu":
@@ -188,22 +188,31 @@ def _notes(job: Job, option: Option) -> tuple[str, ...]:
     asked = f"INT8 was asked for by name, but {units}" if units else ""
     how = arithmetic(job.hardware, option.recipe)[1], product_note(job.hardware, option.recipe)
     peak = peak_note(peaks(job, option))
-    return *phase_notes(job, option), peak, *limits, *shown, _laptop(job, option), asked, *how, _roomy(job, option)
+    return (
+        *phase_notes(job, option),
+        peak,
+        *limits,
+        *shown,
+        _laptop(job, option),
+        asked,
+        *how,
+        _plan_ignoring_disk(job, option),
+    )
 
 
-def _limits(job: Job) -> tuple[str, ...]:
+def _limits(job: PlanInputs) -> tuple[str, ...]:
     """What less than the free memory was planned with, and for how long a caption."""
     notes = []
     if job.reserve_bytes:
         notes.append(f"{gb(job.reserve_bytes)} of free device memory are left to other programs, as asked.")
     if job.limit_bytes is not None:
         notes.append(f"No more than {gb(job.limit_bytes)} of device memory are planned with, as asked.")
-    if job.text_tokens != TEXT_TOKENS:
-        notes.append(f"Planned for a caption of {job.text_tokens} tokens; the longest has {TEXT_TOKENS}.")
+    if job.text_tokens != MAX_TEXT_TOKENS:
+        notes.append(f"Planned for a caption of {job.text_tokens} tokens; the longest has {MAX_TEXT_TOKENS}.")
     return tuple(notes)
 
 
-def _shown(job: Job, option: Option) -> tuple[str, ...]:
+def _shown(job: PlanInputs, option: Candidate) -> tuple[str, ...]:
     """What was measured on this machine and is counted with."""
     if job.known is None:
         return ()
@@ -223,7 +232,7 @@ def _shown(job: Job, option: Option) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _laptop(job: Job, option: Option) -> str:
+def _laptop(job: PlanInputs, option: Candidate) -> str:
     """What a time from the table is worth for a laptop part."""
     measured = job.known is not None and job.known.measured is not None
     if option.seconds is None or measured or " laptop " not in f"{job.hardware.name} ".lower():
@@ -231,9 +240,9 @@ def _laptop(job: Job, option: Option) -> str:
     return "Laptop parts of one name differ by their power limits; the time is that of the slowest of them."
 
 
-def _roomy(job: Job, option: Option) -> str:
+def _plan_ignoring_disk(job: PlanInputs, option: Candidate) -> str:
     """What to know where the reference itself would be resident."""
-    if not job.published or option.recipe.name != LADDER[0] or option.residency != "resident":
+    if not job.published or option.recipe.name != PREFERRED_RECIPES[0] or option.residency != "resident":
         return ""
     reference = place(job, find_recipe("reference"))
     if reference.residency != "resident":
@@ -245,21 +254,21 @@ def _roomy(job: Job, option: Option) -> str:
     return note
 
 
-def _suggestion(job: Job, chosen: Option, options: tuple[Option, ...], asked: str | None) -> str:
+def _suggestion(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], asked: str | None) -> str:
     """What would help: another recipe, memory that others hold, or the miniature."""
     if not chosen.fits:
         if asked:
-            fallback, _ = choose(job, tuple(place(job, find_recipe(name)) for name in LADDER))
+            fallback, _ = choose_candidate(job, tuple(place(job, find_recipe(name)) for name in PREFERRED_RECIPES))
             if fallback.fits:
                 return f"Without a recipe asked for, {fallback.recipe.title} would be taken ({fallback.residency})."
         help_first = WHAT_HELPS.get(chosen.lacks, "")
         return f"{help_first} {USE_MINIATURE}".strip() if job.published else help_first
-    if job.hardware.kind == "cpu" or chosen.recipe.name == LADDER[0] or asked:
+    if job.hardware.kind == "cpu" or chosen.recipe.name == PREFERRED_RECIPES[0] or asked:
         return ""
     return _better(job, chosen, options[0])
 
 
-def _better(job: Job, chosen: Option, best: Option) -> str:
+def _better(job: PlanInputs, chosen: Candidate, best: Candidate) -> str:
     """What it would take for the best recipe of the ladder."""
     if int8_units(job.hardware):
         spare = "More free RAM would spare the disk; smaller pictures need less of both."
@@ -268,17 +277,19 @@ def _better(job: Job, chosen: Option, best: Option) -> str:
     short = [row.missing for row in best.passed if row.residency == "streamed" and row.lacks == "ram"]
     if short and not job.windows:
         return f"With {gb(min(short))} more RAM free, {title} would be streamed."
-    needed = device_bytes(best.size.weights, least_busy(job, best.size, Seat(0, 0, (0, 1))))
+    needed = device_bytes(best.size.weights, least_busy(job, best.size, DeviceAssignment(0, 0, (0, 1))))
     if job.device_free < needed <= (job.hardware.device_memory_bytes or 0):
         return f"With {gb(needed)} of device memory free, {title} would be resident."
     return ""
 
 
-def _answer(job: Job, chosen: Option, options: tuple[Option, ...], reasons: tuple[str, ...], asked: str | None) -> Plan:
+def _answer(
+    job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], reasons: tuple[str, ...], asked: str | None
+) -> Plan:
     """Put the decision into the shape that travels."""
     torch_kind = {"rocm": "cuda"}.get(job.hardware.kind, job.hardware.kind)
     numbered = torch_kind in ("cuda", "xpu")
-    seats = chosen.seats if chosen.fits else (Seat(0, 0, (0, 1)),)
+    seats = chosen.seats if chosen.fits else (DeviceAssignment(0, 0, (0, 1)),)
     first, second = (f"{torch_kind}:{seat.device}" if numbered else torch_kind for seat in (seats[0], seats[-1]))
     tile, expected = decode_tile(job, chosen) if chosen.fits else 0, peaks(job, chosen)
     size, device = chosen.size, expected.device.total if expected.device else 0
@@ -309,7 +320,7 @@ def _answer(job: Job, chosen: Option, options: tuple[Option, ...], reasons: tupl
     )
 
 
-def _rejected(job: Job, chosen: Option, options: tuple[Option, ...]) -> tuple[Rejected, ...]:
+def _rejected(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...]) -> tuple[Rejected, ...]:
     """A row for every home and recipe that was passed over, in the order of the ladder.
 
     Of a recipe that stands below the chosen one, only where it would have lived: nobody asks why not better there.
@@ -325,6 +336,6 @@ def _rejected(job: Job, chosen: Option, options: tuple[Option, ...]) -> tuple[Re
         elif not option.fits:
             rows += [] if option.passed else [Rejected(name, None, option.reason)]
         else:
-            reason = comparison(chosen, option) if below else objection(job, option, chosen)
+            reason = comparison(chosen, option) if below else reason_against(job, option, chosen)
             rows.append(Rejected(name, option.residency, reason[:1].upper() + reason[1:]))
     return tuple(rows)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from ideogram_app.machine.capabilities import int8_units
 from ideogram_app.planning.footprint import gb
-from ideogram_app.planning.inputs import Job
-from ideogram_app.planning.option import Option
+from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.option import Candidate
 from ideogram_app.planning.placement import duration
 
 # What an unasked plan picks from, best quality first. Of the INT8 family the rotated one: on the miniature its error is
 # that of bf16 itself (velocity 1.66 % against 1.65; int8-w8a8 3.8 as calibrated), it needs no calibration, and keeping
 # all fragile layers instead, which is as good, makes 23.2 GB of 19.8 (benchmarks/results/int8-family.json).
-LADDER = ("int8-w8a8-rotated", "gguf-q4_k")
+PREFERRED_RECIPES = ("int8-w8a8-rotated", "gguf-q4_k")
 # The better recipe may cost this much more time, for its quality: 20 steps that take a minute may take 78 seconds.
 SLOWER_AT_MOST = 1.3
 # Where no time is known no more of the better recipe than this may be on the road: a fifth is 3.5 GB a step, 0.3 s over
@@ -27,18 +27,18 @@ SLOWER_AT_MOST = 1.3
 STREAMED_AT_MOST = 0.2
 
 
-def choose(job: Job, options: tuple[Option, ...]) -> tuple[Option, tuple[str, ...]]:
+def choose_candidate(job: PlanInputs, options: tuple[Candidate, ...]) -> tuple[Candidate, tuple[str, ...]]:
     """The first option that nothing speaks against, else the last; with a sentence for each that was passed over."""
     passed: list[str] = []
     for option in options[:-1]:
-        against = objection(job, option, options[-1])
+        against = reason_against(job, option, options[-1])
         if not against:
             return option, tuple(passed)
         passed.append(f"Not {option.recipe.title}: {against}" if option.fits else against)
     return options[-1], tuple(passed)
 
 
-def objection(job: Job, better: Option, smaller: Option) -> str:
+def reason_against(job: PlanInputs, better: Candidate, smaller: Candidate) -> str:
     """Why the better recipe is not the one to take, or ""."""
     if not better.fits:
         return better.reason
@@ -63,7 +63,7 @@ def objection(job: Job, better: Option, smaller: Option) -> str:
     return ""
 
 
-def comparison(better: Option, smaller: Option) -> str:
+def comparison(better: Candidate, smaller: Candidate) -> str:
     """Why the smaller recipe was not taken, though it fits."""
     saved = f"It would save {gb(better.size.weights - smaller.size.weights)}"
     closer = f"{better.recipe.title} is closer to the reference"
@@ -76,7 +76,7 @@ def comparison(better: Option, smaller: Option) -> str:
     )
 
 
-def _too_slow(better: Option, smaller: Option) -> str:
+def _too_slow(better: Candidate, smaller: Candidate) -> str:
     """Both have times."""
     slow, fast = better.seconds or 0.0, smaller.seconds or 0.0
     if slow <= SLOWER_AT_MOST * fast:
@@ -88,7 +88,7 @@ def _too_slow(better: Option, smaller: Option) -> str:
     )
 
 
-def _missing_ram(option: Option) -> str:
+def _missing_ram(option: Candidate) -> str:
     """What keeps its blocks from RAM, as the beginning of a longer sentence."""
     short = min((row.missing for row in option.passed if row.residency == "streamed" and row.lacks == "ram"), default=0)
     return f"RAM lacks {gb(short)} to stream it; " if short else ""

@@ -28,7 +28,7 @@ from ideogram_app.planning.step_time import (
     DISK_BYTES_PER_SECOND,
     LINK_BYTES_PER_SECOND,
     Rates,
-    branch_work,
+    branch_flops,
     find_rates,
     ideal_seconds,
 )
@@ -36,14 +36,14 @@ from ideogram_app.planning.streaming import STREAMING_OVERHEAD
 from ideogram_app.wire import from_plain, to_plain
 
 FILE = "machine.json"
-KEPT = 5  # pictures whose times are remembered for each model and arithmetic
+OBSERVATIONS_KEPT = 5  # pictures whose times are remembered for each model and arithmetic
 # Where copying takes more than this of a step it may be what the step waited for, and says nothing of computing.
 MOST_COPYING = 0.8
-UNIT = Rates(1.0, 1.0)  # the ideal of a device without known peaks
+UNIT_RATES = Rates(1.0, 1.0)  # the ideal of a device without known peaks
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRates:
     """Teraflops in 16 bits (a processor: in its computing type), INT8 teraops, bytes a second; None: not measured."""
 
     tflops_16bit: float | None = None
@@ -58,10 +58,10 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class MachineProfile:
     """One machine's rates and shares; see above. `shares` is keyed as `miniature/w8a8`."""
 
-    measured: Measured | None = None
+    measured: MeasuredRates | None = None
     shares: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Remembered:
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observation:
     """Steps of one picture that was drawn whole, without savings.
 
     Attributes:
@@ -102,7 +102,7 @@ def key(device: str, torch: str) -> str:
     return f"{device}, torch {torch}"
 
 
-def known_rates(device: str, known: Remembered | None) -> Rates | None:
+def known_rates(device: str, known: MachineProfile | None) -> Rates | None:
     """The published peaks of a device with those that were measured in their places; None where there are neither."""
     published, measured = find_rates(device), known.measured if known else None
     if measured is None:
@@ -115,53 +115,55 @@ def known_rates(device: str, known: Remembered | None) -> Rates | None:
     return Rates(flops, ops, link, measured.disk)
 
 
-def remember_measured(known: Remembered | None, measured: Measured) -> Remembered:
+def remember_measured(known: MachineProfile | None, measured: MeasuredRates) -> MachineProfile:
     """New rates in place of the old ones; what was not measured anew stays.
 
     Shares of other peaks mean nothing: where products were measured anew they are forgotten.
     """
-    old = known or Remembered()
-    before = vars(old.measured or Measured())
-    merged = Measured(**{name: rate if rate is not None else before[name] for name, rate in vars(measured).items()})
+    old = known or MachineProfile()
+    before = vars(old.measured or MeasuredRates())
+    merged = MeasuredRates(
+        **{name: rate if rate is not None else before[name] for name, rate in vars(measured).items()}
+    )
     same = (merged.tflops_16bit, merged.tops_int8) == (before["tflops_16bit"], before["tops_int8"])
-    return Remembered(merged, old.shares if same else {})
+    return MachineProfile(merged, old.shares if same else {})
 
 
-def learn(known: Remembered | None, device: str, seen: Observed) -> Remembered:
+def learn(known: MachineProfile | None, device: str, seen: Observation) -> MachineProfile:
     """What is known after one more picture; the same as before where its time was that of copying.
 
     Raises:
         RequestError: there is no model of that name.
     """
-    known = known or Remembered()
-    rates = known_rates(device, known) or UNIT
+    known = known or MachineProfile()
+    rates = known_rates(device, known) or UNIT_RATES
     way = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
     if not seen.seconds > 0 or seen.streamed_bytes / way > MOST_COPYING * seen.seconds:
         return known
     model = find_model(seen.model)
-    works = branch_work(model, (seen.width, seen.height), seen.text_tokens)
+    works = branch_flops(model, (seen.width, seen.height), seen.text_tokens)
     ideal = [
         ideal_seconds(rates, work, seen.arithmetic) * (1 + (STREAMING_OVERHEAD - 1) * moved / branch.num_layers)
         for work, branch, moved in zip(works, model.branches, seen.streamed_blocks, strict=True)
     ]
     share = (max(ideal) if seen.devices > 1 else sum(ideal)) / seen.seconds
     name = f"{seen.model}/{seen.arithmetic}"
-    kept = (*known.shares.get(name, ()), share)[-KEPT:]
+    kept = (*known.shares.get(name, ()), share)[-OBSERVATIONS_KEPT:]
     return replace(known, shares={**known.shares, name: kept})
 
 
-def read(file: Path, name: str) -> Remembered | None:
+def read(file: Path, name: str) -> MachineProfile | None:
     """What is remembered under a name; None where nothing is, or nothing that can be read."""
     row = _rows(file).get(name)
     if row is None:
         return None
     try:
-        return from_plain(Remembered, row)
+        return from_plain(MachineProfile, row)
     except RequestError:
         return None
 
 
-def write(file: Path, name: str, remembered: Remembered) -> None:
+def write(file: Path, name: str, remembered: MachineProfile) -> None:
     """Keep it beside what the file holds under other names; the file is whole at any time.
 
     Raises:

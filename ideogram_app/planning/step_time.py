@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ideogram_app.catalog.models import PIXELS_PER_TOKEN, Branch, Model
 from ideogram_app.catalog.recipes import Recipe
 
-TEXT_TOKENS = 300  # of a usual JSON caption; the text is trimmed to what is there
+TYPICAL_TEXT_TOKENS = 300  # of a usual JSON caption; the text is trimmed to what is there
 
 # Share of the ideal time that published runs reached on a 3090, 48 steps at 1024 x 1024, from the table of times in
 # speed-and-memory.md section 2: INT8 fused 156.5 s of 40 s ideal (arXiv 2606.14598); FP8 172.9 s of 114 s; GGUF Q8_0
@@ -163,14 +163,14 @@ CARDS: dict[str, Rates] = {
 
 
 @dataclass(frozen=True)
-class Work:
+class Flops:
     """Floating-point operations: those in matrices that recipes pack, and those in attention."""
 
     matrices: float
     attention: float
 
-    def __add__(self, other: Work) -> Work:
-        return Work(self.matrices + other.matrices, self.attention + other.attention)
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.matrices + other.matrices, self.attention + other.attention)
 
 
 def find_rates(name: str) -> Rates | None:
@@ -184,7 +184,7 @@ def find_rates(name: str) -> Rates | None:
     return CARDS[max(rows, key=len)] if rows else None
 
 
-def branch_work(model: Model, size: tuple[int, int], text_tokens: int = TEXT_TOKENS) -> tuple[Work, Work]:
+def branch_flops(model: Model, size: tuple[int, int], text_tokens: int = TYPICAL_TEXT_TOKENS) -> tuple[Flops, Flops]:
     """Work of the conditional and of the unconditional transformer in one step, multiply and add counted apart.
 
     The conditional one sees text and image, the other the image alone. The text projection runs once for a prompt and
@@ -195,13 +195,13 @@ def branch_work(model: Model, size: tuple[int, int], text_tokens: int = TEXT_TOK
     return _work(model.conditional, image_tokens + text_tokens), _work(model.unconditional, image_tokens)
 
 
-def step_work(model: Model, width: int, height: int, text_tokens: int = TEXT_TOKENS) -> Work:
+def step_flops(model: Model, width: int, height: int, text_tokens: int = TYPICAL_TEXT_TOKENS) -> Flops:
     """Work of one step: both transformers."""
-    first, second = branch_work(model, (width, height), text_tokens)
+    first, second = branch_flops(model, (width, height), text_tokens)
     return first + second
 
 
-def ideal_seconds(rates: Rates, work: Work, arithmetic: str) -> float:
+def ideal_seconds(rates: Rates, work: Flops, arithmetic: str) -> float:
     """Seconds in which the peaks do this work; products run on INT8 units where activations have 8 bits."""
     products = rates.tops_int8 if arithmetic.endswith("a8") else rates.tflops_16bit
     return work.matrices / (products * 1e12) + work.attention / (rates.tflops_16bit * 1e12)
@@ -218,8 +218,8 @@ def published_share(recipe: Recipe, arithmetic: str) -> float:
     return EFFICIENCY.get(recipe.name, EFFICIENCY["dense"])
 
 
-def _work(branch: Branch, tokens: int) -> Work:
-    return Work(2.0 * _weights_per_token(branch) * tokens, 4.0 * branch.num_layers * branch.hidden_size * tokens**2)
+def _work(branch: Branch, tokens: int) -> Flops:
+    return Flops(2.0 * _weights_per_token(branch) * tokens, 4.0 * branch.num_layers * branch.hidden_size * tokens**2)
 
 
 @functools.cache  # a plan asks some twenty times, and summing 272 matrices takes 3 ms

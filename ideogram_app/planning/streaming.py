@@ -32,32 +32,32 @@ STEPS_PLAYED = 8  # the first two fill the places; the others are averaged, for 
 
 
 @dataclass(frozen=True)
-class Pass:
+class TransformerPass:
     """One transformer in one step: its blocks, seconds with all of them at hand, and how many of them travel."""
 
     blocks: int
     seconds: float
-    travelling: int = 0
+    offloaded: int = 0
 
 
-def spread(travelling: int, blocks: int) -> frozenset[int]:
+def spread(offloaded: int, blocks: int) -> frozenset[int]:
     """Which of so many blocks travel: as evenly as can be, the last one among them.
 
     >>> sorted(spread(3, 12))
     [3, 7, 11]
     """
-    return frozenset((turn + 1) * blocks // travelling - 1 for turn in range(travelling))
+    return frozenset((turn + 1) * blocks // offloaded - 1 for turn in range(offloaded))
 
 
-def apportion(travelling: int, blocks: Sequence[int]) -> tuple[int, ...]:
+def apportion(offloaded: int, blocks: Sequence[int]) -> tuple[int, ...]:
     """Travelling blocks of each transformer, in proportion to its depth; what is left over goes to the first one,
     which computes the longest and hides the most.
 
     >>> apportion(5, (34, 34))
     (3, 2)
     """
-    shares = [travelling * own // sum(blocks) for own in blocks]
-    shares[0] += travelling - sum(shares)
+    shares = [offloaded * own // sum(blocks) for own in blocks]
+    shares[0] += offloaded - sum(shares)
     return tuple(shares)
 
 
@@ -77,19 +77,19 @@ def fewest(room: int, weights: int, block: int, movable: int, slots: int) -> int
     return moved if moved <= movable else None
 
 
-def step_seconds(passes: Sequence[Pass], copy_seconds: float, slots: int) -> float:
+def step_seconds(passes: Sequence[TransformerPass], copy_seconds: float, slots: int) -> float:
     """Seconds of one step on one device, once a step repeats itself.
 
     Args:
         passes: of the transformers on this device, in order.
         copy_seconds: of one block.
     """
-    if not any(row.travelling for row in passes):
+    if not any(row.offloaded for row in passes):
         return sum(row.seconds for row in passes)
     order = [
         (row.seconds / row.blocks, index in chosen)
         for row in passes
-        for chosen in [spread(row.travelling, row.blocks)]
+        for chosen in [spread(row.offloaded, row.blocks)]
         for index in range(row.blocks)
     ]
     computed = arrived = 0.0

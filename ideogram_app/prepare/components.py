@@ -26,7 +26,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.packing import Packing
-from ideogram_app.prepare.run import Run, Work
+from ideogram_app.prepare.run import PrepareRun, PrepareTask
 from ideogram_app.prepare.smoke_test import BLOCK, SEED, TOKENS, Read, check, fill
 from ideogram_app.records import Event
 
@@ -34,7 +34,7 @@ LEAST_CHANGE = 0.01  # of the hidden states: a trained layer that adds less than
 COPIED = {"tokenizer": ("*",), "scheduler": ("*.json",), "vae": ("*.json", "*.safetensors")}
 
 
-def prepare_companions(
+def prepare_components(
     store: Store, model_name: str, source: Path, encoder: str = DEFAULT, device: str = "cpu"
 ) -> Iterator[Event]:
     """Make a model's companions from a pipeline folder, or do nothing where they are ready.
@@ -52,7 +52,7 @@ def prepare_companions(
     """
     recipe, place = find_encoder_recipe(encoder), store.companions(model_name)
     with place.lock():
-        status = store.companions_status(model_name)
+        status = store.components_status(model_name)
         if status.usable and status.recipe == encoder:
             yield Event("prepare", encoder, status.bytes, status.bytes, message=f"{encoder} is ready")
             return
@@ -62,8 +62,8 @@ def prepare_companions(
         copies = _copies(source)
         read = (*(file.path for file in reader.files), *copies.values())
         smoke, tries = _smoke(reader, recipe.name), len(_tried(reader))
-        work = Work(model_name, recipe, (packing,), read, source, source, smoke, tries, copies=copies)
-        yield from Run(place, work).guarded()
+        work = PrepareTask(model_name, recipe, (packing,), read, source, source, smoke, tries, copies=copies)
+        yield from PrepareRun(place, work).guarded()
 
 
 def _copies(source: Path) -> dict[str, Path]:

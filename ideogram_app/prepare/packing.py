@@ -24,7 +24,7 @@ from torch import Tensor
 from ideogram_app.catalog.models import Component, row_runs
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.file_plan import Blank, Unit
+from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.journal import MismatchError
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.published.local import BRANCHES
@@ -152,14 +152,14 @@ class Packing:
     scaling: Scaling = field(default_factory=dict)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     units: list[Unit] = field(init=False)
-    blank: Blank = field(init=False)
+    blank: FilePlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.units = formats.units(self.recipe, self.component, self.reader.dtypes)
         self._shapes = self.component.shapes()
         dense = next(self.reader.dtypes[name] for name, shape in self._shapes.items() if len(shape) == 1)
         self._search = search(self.device, compute_capability(self.device))
-        self.blank = formats.blank(self.recipe, self.units, dense)
+        self.blank = formats.plan_file(self.recipe, self.units, dense)
 
     def size(self, unit: Unit) -> int:
         """Bytes of a unit in the file."""

@@ -21,9 +21,9 @@ from ideogram_app import __version__
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import Unit
-from ideogram_app.checkpoints.prepared.folder import Place
+from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.journal import Filling, Journal, MismatchError, hash_parts, make_blank
-from ideogram_app.checkpoints.prepared.manifest import FORMAT, FileRow, Manifest, hash_file, write_text
+from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow, Manifest, hash_file, write_text
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.errors import CheckpointError, DiskError, is_disk_full
 from ideogram_app.planning.footprint import DISK_MARGIN, gb
@@ -62,7 +62,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Work:
+class PrepareTask:
     """What a run makes, and of what.
 
     Attributes:
@@ -86,15 +86,15 @@ class Work:
     copies: Mapping[str, Path] = field(default_factory=dict)
 
 
-class Run:
+class PrepareRun:
     """From the source to the published folder."""
 
-    def __init__(self, place: Place, work: Work) -> None:
+    def __init__(self, place: PreparedFolder, work: PrepareTask) -> None:
         self.place, self.work, self.recipe, self.packings = place, work, work.recipe, work.packings
         self._seen = [_file_identity(path) for path in work.sources]
         copied = sum(path.stat().st_size for path in work.copies.values())
         self.written = copied + sum(packing.blank.size for packing in self.packings)
-        self.meter = Meter(work.recipe.name, self.written)
+        self.meter = ProgressMeter(work.recipe.name, self.written)
         self.journal = Journal(place.journal, self._identity())
         self.smoke: dict[str, float] = {}
         self.weights = self.kept = 0
@@ -142,7 +142,7 @@ class Run:
             self.files = yield from self._hash_all(beside)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         work, tuning = self.work, self.work.tuning
-        made = (FORMAT, work.model, self.recipe.name, self.recipe.protected, str(work.named), rows, self.files)
+        made = (MANIFEST_FORMAT, work.model, self.recipe.name, self.recipe.protected, str(work.named), rows, self.files)
         calibration = tuning.calibration or tuning.identity
         with self.meter.timed("publish"):
             final = self.place.publish(Manifest(*made, __version__, now, calibration, self.smoke))
@@ -167,7 +167,7 @@ class Run:
     def _identity(self) -> dict[str, object]:
         """What a journal must say of its job for this one to continue it."""
         return {
-            "format": FORMAT,
+            "format": MANIFEST_FORMAT,
             "program": __version__,
             "recipe": self.recipe.name,
             "tuning": self.work.tuning.identity,
@@ -279,7 +279,7 @@ class Run:
         )
 
 
-class Meter:
+class ProgressMeter:
     """Turns finished bytes into events; the rate is that of work done in this run, not of what was kept.
 
     Attributes:

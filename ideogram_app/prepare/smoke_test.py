@@ -25,7 +25,7 @@ from ideogram_app.catalog.models import Branch, row_runs
 from ideogram_app.checkpoints.prepared.journal import MismatchError
 
 TOKENS, INPUTS, SEED = 16, 4, 4
-RUN = 2**22  # weights read at once
+SMOKE_CHUNK = 2**22  # weights read at once
 # Largest relative error of what a block adds to its input, by storage or block type: a few times what random weights
 # and the miniature give (0.06, 0.015, 0.015, 0.013 and 0.19 for fp8, int8, convrot, Q8_0 and Q4_K).
 BLOCK = {"dense": 0.02, "fp8": 0.2, "int8": 0.2, "convrot": 0.2, "Q8_0": 0.1, "Q6_K": 0.2, "Q5_K": 0.3, "Q4_K": 0.5}
@@ -133,7 +133,7 @@ def _block_inputs(branch: Branch) -> dict[str, Any]:
 def fill(block: nn.Module, prefix: str, read: Callable[[str, slice], Tensor]) -> None:
     """Copy every parameter of a block from somewhere, in float32."""
     for name, parameter in block.named_parameters():
-        for rows in row_runs(tuple(parameter.shape), RUN):
+        for rows in row_runs(tuple(parameter.shape), SMOKE_CHUNK):
             parameter[rows].copy_(read(prefix + name, rows))
 
 
@@ -141,7 +141,7 @@ def _product_error(shape: tuple[int, int], name: str, source: Read, written: Rea
     """The relative error of a Linear's output, bias apart."""
     x = torch.randn(INPUTS, shape[1], generator=torch.Generator().manual_seed(SEED))
     expected, got = (
-        torch.cat([x @ read(name, run).cpu().float().t() for run in row_runs(shape, RUN)], -1)
+        torch.cat([x @ read(name, run).cpu().float().t() for run in row_runs(shape, SMOKE_CHUNK)], -1)
         for read in (source, written)
     )
     return relative_error(got, expected)

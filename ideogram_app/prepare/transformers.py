@@ -22,15 +22,15 @@ import torch
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.folder import Place
-from ideogram_app.checkpoints.prepared.manifest import FORMAT, Manifest, read_manifest
+from ideogram_app.checkpoints.prepared.folder import PreparedFolder
+from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, Manifest, read_manifest
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
 from ideogram_app.checkpoints.published.transformer import SourceModel, open_source
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning
-from ideogram_app.prepare.run import Report, Run, Work
+from ideogram_app.prepare.run import PrepareRun, PrepareTask, Report
 from ideogram_app.prepare.smoke_test import Subject, smoke_test, tries
 from ideogram_app.records import Event
 
@@ -77,7 +77,7 @@ def prepare(
         if status.state == "ready" and _same(read_manifest(place.final), opened, folder, tuning):
             yield _ready(recipe_name, status.bytes)
             return
-        yield from Run(place, _work(place, model_name, recipe, opened, folder, tuning, device)).guarded()
+        yield from PrepareRun(place, _work(place, model_name, recipe, opened, folder, tuning, device)).guarded()
 
 
 def quantize(
@@ -103,23 +103,23 @@ def quantize(
     """
     recipe, opened = find_recipe(recipe_name), open_source(source, unconditional)
     _expect_device(device)
-    model, place = model_of(opened), Place(out.absolute(), str(out))
+    model, place = model_of(opened), PreparedFolder(out.absolute(), str(out))
     with place.lock():
         if place.final.exists():
             made = _made_before(place)
-            same = (made.model, made.recipe, made.format) == (model, recipe_name, FORMAT)
+            same = (made.model, made.recipe, made.format) == (model, recipe_name, MANIFEST_FORMAT)
             if same and made.protected == tuning.effective(recipe).protected and _same(made, opened, source, tuning):
                 place.verify()
                 yield _ready(recipe_name, sum(row.size for row in made.files))
                 return Report(model, recipe_name, str(place.final), files=made.files)
-        run = Run(place, _work(place, model, recipe, opened, source, tuning, device))
+        run = PrepareRun(place, _work(place, model, recipe, opened, source, tuning, device))
         yield from run.guarded()
         return run.report()
 
 
 def _work(
-    place: Place, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
-) -> Work:
+    place: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
+) -> PrepareTask:
     """Both transformers of a source as a recipe packs them; which layers it protects is the tuning's to say."""
     effective = tuning.effective(recipe)
     kind = recipe.gguf_type or recipe.storage
@@ -145,7 +145,7 @@ def _work(
         return smoke_test(Subject(branch, reader.config, kind, reader.tensor, scaled, written.values))
 
     count = sum(tries(branch) for branch in branches.values())
-    return Work(model, effective, packings, source.files, source.folder, named, smoke, count, tuning)
+    return PrepareTask(model, effective, packings, source.files, source.folder, named, smoke, count, tuning)
 
 
 def _expect_device(device: str) -> None:
@@ -162,7 +162,7 @@ def _same(made: Manifest, source: SourceModel, folder: Path, tuning: Tuning) -> 
     return made.made_from(str(folder), source.folder, source.files) and calibration in ("", made.calibration)
 
 
-def _made_before(place: Place) -> Manifest:
+def _made_before(place: PreparedFolder) -> Manifest:
     """What a folder that is there already says of itself.
 
     Raises:

@@ -16,7 +16,7 @@ from ideogram_app.catalog.models import row_runs
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # keeps 1 / scale finite for rows of zeros
-RUN = 2**24  # weights widened at once: 64 MB in float32, where the largest matrix would take 450
+WIDEN_CHUNK = 2**24  # weights widened at once: 64 MB in float32, where the largest matrix would take 450
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The inverse of `quantize_rows` up to rounding; computed in float32, rounded to `dtype` once, run by run."""
     made = torch.empty(values.shape, dtype=dtype, device=values.device)
-    for rows in row_runs(values.shape, RUN):
+    for rows in row_runs(values.shape, WIDEN_CHUNK):
         made[rows] = values[rows].float().mul_(scale[rows].unsqueeze(-1))
     return made
 

@@ -29,7 +29,7 @@ SMALLEST_WEIGHT_SCALE = torch.finfo(torch.float32).tiny
 SMALLEST_ACTIVATION_SCALE = torch.finfo(torch.float32).eps
 # A sum of so many products of int8 stays within 2^24 = 1024 * 128 * 128, where float32 still holds every whole number.
 EXACT_RUN = 1024
-RUN = 2**24  # weights widened at once: 64 MB in float32, where the largest matrix would take 450
+WIDEN_CHUNK = 2**24  # weights widened at once: 64 MB in float32, where the largest matrix would take 450
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The inverse of `quantize_rows` up to rounding; computed in float32, rounded to `dtype` once, run by run."""
     made = torch.empty(values.shape, dtype=dtype, device=values.device)
-    for rows in row_runs(values.shape, RUN):
+    for rows in row_runs(values.shape, WIDEN_CHUNK):
         made[rows] = values[rows].float().mul_(scale[rows].unsqueeze(-1))
     return made
 

@@ -24,7 +24,7 @@ from ideogram_app.errors import RequestError
 
 BLOCK, NESTED_BLOCK = 64, 256
 # Dettmers et al., QLoRA, appendix E.
-LEVELS = (
+NF4_LEVELS = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
     *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
@@ -75,7 +75,7 @@ def encode(weight: Tensor, nested: bool = True) -> tuple[Tensor, Scales]:
     padded = torch.nn.functional.pad(flat, (0, blocks * BLOCK - flat.numel())).view(blocks, BLOCK)
     absmax = padded.abs().amax(-1)
     unit = padded / absmax.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    codes = _nearest(unit.flatten()[: flat.numel()], torch.tensor(LEVELS))
+    codes = _nearest(unit.flatten()[: flat.numel()], torch.tensor(NF4_LEVELS))
     packed = (codes[::2] << 4) | codes[1::2]
     return packed, nest(absmax) if nested else Scales(absmax)
 

@@ -28,9 +28,9 @@ from ideogram_app.hub.access import Access, access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow, memory_now
 from ideogram_app.planning.footprint import DISK_MARGIN, encoder_weights
-from ideogram_app.planning.learning import Learning
+from ideogram_app.planning.learning import ProfileStore
 from ideogram_app.planning.planner import Plan
-from ideogram_app.planning.profile import Remembered
+from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.records import Event, Request
 
 
@@ -80,7 +80,7 @@ class Backend:
     memory: Callable[[Hardware | None], MemoryNow] = memory_now
     loaded: Callable[[], str] = str
     unload: Callable[[], None] = lambda: None
-    known: Callable[[Hardware], Remembered | None] = lambda hardware: None
+    known: Callable[[Hardware], MachineProfile | None] = lambda hardware: None
 
 
 def real_backend(
@@ -109,7 +109,7 @@ def real_backend(
     hush()
     sources = _Sources(data, given or {}, offline)
 
-    staying, learning = _Staying(), Learning(data)
+    staying, learning = _Staying(), ProfileStore(data)
 
     def detect() -> Hardware:
         from ideogram_app.machine import hardware
@@ -166,12 +166,12 @@ class _Staying:
         self._features_and_kept: tuple[Any, Any] | None = None
 
     def features_and_kept(self) -> tuple[Any, Any]:
-        """The `FeatureCache` and the `Kept` of this process."""
+        """The `FeatureCache` and the `ModelCache` of this process."""
         if self._features_and_kept is None:
-            from ideogram_app.model.cache import Kept
+            from ideogram_app.model.cache import ModelCache
             from ideogram_app.model.text_encoder.features import FeatureCache
 
-            self._features_and_kept = FeatureCache(), Kept()
+            self._features_and_kept = FeatureCache(), ModelCache()
         return self._features_and_kept
 
     def title(self) -> str:
@@ -209,7 +209,7 @@ class _Preparing:
         from ideogram_app.prepare.transformers import prepare
 
         store = Store(self.data)
-        usable, kept = store.status(model, recipe).usable, store.companions_status(model)
+        usable, kept = store.status(model, recipe).usable, store.components_status(model)
         is_other = kept.state != "included" and self.encoder not in (None, kept.recipe)
         if not usable or is_other:
             yield from self.sources.fetch(model, recipe)
@@ -224,11 +224,11 @@ class _Preparing:
     def _companions(self, store: Any, model: str) -> Iterator[Event]:
         """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
         from ideogram_app.checkpoints.prepared.components import ENCODER
-        from ideogram_app.prepare.components import prepare_companions
+        from ideogram_app.prepare.components import prepare_components
 
         folder = self.sources.folder(model)
         if folder and (folder / ENCODER).is_dir():
-            yield from prepare_companions(store, model, folder, self.encoder or DEFAULT, self.device)
+            yield from prepare_components(store, model, folder, self.encoder or DEFAULT, self.device)
 
 
 class _Sources:
@@ -242,7 +242,7 @@ class _Sources:
         from ideogram_app.checkpoints.prepared.store import Store
         from ideogram_app.hub.record import fetched
 
-        source, beside = find_source(model), Store(self.data).companions_status(model)
+        source, beside = find_source(model), Store(self.data).components_status(model)
         kept, begun = beside.bytes if beside.usable else 0, beside.bytes if beside.state == "partial" else 0
         if model in self.given:
             return SourceState("given", 0, self.given[model], "", kept, begun)
@@ -285,7 +285,7 @@ class _Sources:
         from ideogram_app.checkpoints.prepared.store import Store
         from ideogram_app.hub.record import delete_fetched
 
-        if not Store(self.data).companions_status(model).usable:
+        if not Store(self.data).components_status(model).usable:
             raise RequestError(
                 "The download is still needed: text encoder and VAE are nowhere else yet",
                 do="Prepare a precision first, which keeps them beside it",

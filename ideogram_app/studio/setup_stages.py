@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.planning.footprint import gb
 from ideogram_app.records import Event
-from ideogram_app.studio.setup_status import NAMES, View, both, disk_short, fetch_time, make_time
+from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, both, disk_short, fetch_time, make_time
 from ideogram_app.studio.state import Job, State
 
 # State of the gate -> tone, heading, and what its page is for; states that are not here stand in nobody's way.
@@ -32,7 +32,7 @@ GATES: dict[str, tuple[str, str, str]] = {
     "unreachable": ("bad", "Hugging Face does not answer.", "See whether it is down"),
 }
 CLOSED = ("no_token", "not_accepted", "wrong_scope", "not_found", "offline")  # asking for a file would be in vain
-KEPT = "What is done is kept."
+PROGRESS_IS_KEPT = "What is done is kept."
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Stage:
     """One stage of the first run.
 
     Attributes:
-        name: one of `NAMES`.
+        name: one of `STAGE_NAMES`.
         standing: done, now (it runs, or waits for its action), next, or blocked (something stands in the way).
         sentence: how it stands; of what is blocked, what happened and what to do.
         facts: pairs of a name and a value.
@@ -74,7 +74,7 @@ class Stage:
     is_open: bool = False
 
 
-def guide(state: State, model: str, recipes: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+def setup_stages(state: State, model: str, recipes: tuple[str, ...] = ()) -> tuple[Stage, ...]:
     """The seven stages of a model's first run, in order.
 
     Args:
@@ -83,8 +83,16 @@ def guide(state: State, model: str, recipes: tuple[str, ...] = ()) -> tuple[Stag
     Raises:
         RequestError: no such model or recipe.
     """
-    view = View(state, model, recipes)
-    makers: tuple[Callable[[View], Stage], ...] = (_machine, _plan, _licence, _fetch, _quantize, _smoke, _picture)
+    view = SetupStatus(state, model, recipes)
+    makers: tuple[Callable[[SetupStatus], Stage], ...] = (
+        _machine,
+        _plan,
+        _licence,
+        _fetch,
+        _quantize,
+        _smoke,
+        _picture,
+    )
     stages: list[Stage] = []
     reached = True
     for make in makers:
@@ -109,10 +117,10 @@ def is_first_run(state: State, model: str) -> bool:
     """Whether weights of this model have to come from elsewhere, and no picture was drawn with them yet."""
     if find_source(model).included or model not in state.sources or state.machine is None:
         return False
-    return not View(state, model).is_drawn
+    return not SetupStatus(state, model).is_drawn
 
 
-def _later(view: View, name: str) -> str:
+def _later(view: SetupStatus, name: str) -> str:
     """What a stage will be about, before its turn has come."""
     from_where = "your own copy" if view.source.state == "given" else "the published weights"
     return {
@@ -125,7 +133,7 @@ def _later(view: View, name: str) -> str:
     }[name]
 
 
-def _machine(view: View) -> Stage:
+def _machine(view: SetupStatus) -> Stage:
     title, machine = "This machine", view.state.machine
     if machine is None:
         problem = view.state.machine_error
@@ -147,8 +155,8 @@ def _of(free: int | None, total: int | None) -> str:
     return f"{gb(free)} free" + (f" of {gb(total)}" if total else "")
 
 
-def _plan(view: View) -> Stage:
-    planned = view.roomy
+def _plan(view: SetupStatus) -> Stage:
+    planned = view.plan_ignoring_disk
     stage = Stage("plan", "Plan", "done", facts=plan_facts(view))
     if planned is None:
         return replace(stage, sentence="Made as soon as the machine is known.")
@@ -166,7 +174,7 @@ def _plan(view: View) -> Stage:
     return replace(stage, sentence=sentence)
 
 
-def plan_facts(view: View) -> tuple[tuple[str, str], ...]:
+def plan_facts(view: SetupStatus) -> tuple[tuple[str, str], ...]:
     """What is fetched, made and kept, how long it takes, and whether the disk has room."""
     rows: list[tuple[str, str]] = []
     if view.missing:
@@ -184,7 +192,7 @@ def plan_facts(view: View) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in rows if value)
 
 
-def _licence(view: View) -> Stage:
+def _licence(view: SetupStatus) -> Stage:
     facts = tuple((name, value) for name, value in (("Licence", view.row.licence), ("From", view.row.url)) if value)
     stage = Stage("licence", "Licence and token", "done", facts=facts)
     access, again = view.access, Action("check", view.model, "Check again")
@@ -209,13 +217,13 @@ def _licence(view: View) -> Stage:
     return replace(stage, standing="now", sentence="Nobody has asked yet whether you may fetch it.", action=first)
 
 
-def _fetch(view: View) -> Stage:
+def _fetch(view: SetupStatus) -> Stage:
     stage, source = Stage("fetch", "Fetch", "done"), view.source
     if view.row.included:
         return replace(stage, sentence="Nothing to fetch.")
-    if view.at == NAMES.index("fetch"):
+    if view.at == STAGE_NAMES.index("fetch"):
         assert view.job
-        return _running(stage, view.job, f"{gb(view.row.size)} come and are checked, file by file. {KEPT}")
+        return _running(stage, view.job, f"{gb(view.row.size)} come and are checked, file by file. {PROGRESS_IS_KEPT}")
     if source.state == "complete":
         version = f" Version {source.commit[:7]}." if source.commit else ""
         return replace(stage, sentence=f"{gb(source.bytes)} fetched and checked.{version}")
@@ -231,16 +239,16 @@ def _fetch(view: View) -> Stage:
     return _offered(view, stage, Action("continue" if begun else "prepare", ",".join(view.recipes), label))
 
 
-def _quantize(view: View) -> Stage:
+def _quantize(view: SetupStatus) -> Stage:
     stage = Stage("quantize", "Quantize", "done", facts=(("Made", gb(view.to_make)), ("Time", make_time(view))))
-    if view.at == NAMES.index("quantize"):
+    if view.at == STAGE_NAMES.index("quantize"):
         assert view.job
         event = view.job.stage
-        on = f"{view.titles} is packed, row by row, and compared as it is written. {KEPT}"
+        on = f"{view.titles} is packed, row by row, and compared as it is written. {PROGRESS_IS_KEPT}"
         if event and event.recipe not in view.job.recipes and event.phase != "fetch":
-            on = f"The text encoder, tokenizer and decoder are kept beside {view.titles}. {KEPT}"
+            on = f"The text encoder, tokenizer and decoder are kept beside {view.titles}. {PROGRESS_IS_KEPT}"
         return _running(stage, view.job, on)
-    if view.is_ready or view.at > NAMES.index("quantize"):
+    if view.is_ready or view.at > STAGE_NAMES.index("quantize"):
         taken = sum(row.bytes for row in map(view.status, view.recipes) if row is not None)
         made = f"{view.titles} is packed."
         if view.is_ready:
@@ -254,9 +262,9 @@ def _quantize(view: View) -> Stage:
     return _offered(view, stage, Action("continue" if begun else "prepare", ",".join(view.recipes), label))
 
 
-def _smoke(view: View) -> Stage:
+def _smoke(view: SetupStatus) -> Stage:
     stage = Stage("smoke", "Smoke test", "done")
-    if view.at == NAMES.index("smoke"):
+    if view.at == STAGE_NAMES.index("smoke"):
         assert view.job
         on = "Blocks filled from the file must compute what blocks filled from the source compute; then all is hashed."
         return _running(stage, view.job, on)
@@ -265,15 +273,15 @@ def _smoke(view: View) -> Stage:
         name, worst = max(row.smoke.items(), key=lambda pair: pair[1])
         parts = f"Passed: {len(row.smoke)} parts compute what the source computes"
         return replace(stage, sentence=f"{parts}; furthest off is {name}, by {worst:.1%}.")
-    if view.is_ready or view.at > NAMES.index("smoke"):
+    if view.is_ready or view.at > STAGE_NAMES.index("smoke"):
         included = row is not None and row.state == "included"
         return replace(stage, sentence="Nothing was packed." if included else "Passed before the files got their name.")
     return replace(stage, standing="now", sentence="What was written is tried before it gets its name.")
 
 
-def _picture(view: View) -> Stage:
+def _picture(view: SetupStatus) -> Stage:
     stage = Stage("picture", "First picture", "done")
-    if view.at == NAMES.index("picture"):
+    if view.at == STAGE_NAMES.index("picture"):
         assert view.job
         return _running(stage, view.job, "It is being drawn.")
     if view.is_drawn:
@@ -283,8 +291,12 @@ def _picture(view: View) -> Stage:
     draw = Action("draw", view.recipes[0], "Draw the first picture")
     if view.failure and view.last and view.last.kind == "compare":
         return replace(stage, standing="blocked", sentence=view.failure, action=replace(draw, label="Try again"))
-    if view.roomy and not view.roomy.fits:
-        return replace(stage, standing="blocked", sentence=f"{view.roomy.reasons[0]} {view.roomy.suggestion}".strip())
+    if view.plan_ignoring_disk and not view.plan_ignoring_disk.fits:
+        return replace(
+            stage,
+            standing="blocked",
+            sentence=f"{view.plan_ignoring_disk.reasons[0]} {view.plan_ignoring_disk.suggestion}".strip(),
+        )
     return replace(stage, standing="now", sentence="Everything is here. Draws your prompt, or an example.", action=draw)
 
 
@@ -295,7 +307,7 @@ def _running(stage: Stage, job: Job, sentence: str) -> Stage:
     return replace(stage, standing="now", sentence=words, facts=(), action=stop, event=job.stage)
 
 
-def _offered(view: View, stage: Stage, action: Action) -> Stage:
+def _offered(view: SetupStatus, stage: Stage, action: Action) -> Stage:
     """A stage that can be begun or continued, with what went wrong last and what the disk lacks."""
     short = disk_short(view)
     if short:
@@ -305,5 +317,5 @@ def _offered(view: View, stage: Stage, action: Action) -> Stage:
     if view.failure:
         return replace(stage, standing="blocked", sentence=view.failure, action=action)
     if view.last and view.last.state == "stopped":
-        return replace(stage, standing="now", sentence=f"Stopped. {KEPT}", action=action)
+        return replace(stage, standing="now", sentence=f"Stopped. {PROGRESS_IS_KEPT}", action=action)
     return replace(stage, standing="now", action=action)

@@ -1,8 +1,8 @@
 """One model's first run as numbers: what is there, what is at work, what is still to come, how long and how large.
 
-`View(state, model)` reads the studio's state and remembers nothing, so that studio/setup_stages.py only has to put it
-into stages and sentences. Times are estimates that say from what: an example rate until bytes come, and packing as it
-was measured.
+`SetupStatus(state, model)` reads the studio's state and remembers nothing, so that studio/setup_stages.py only has to
+put it into stages and sentences. Times are estimates that say from what: an example rate until bytes come, and packing
+as it was measured.
 
 Left out: measuring this machine's packing ahead of time; once it packs, its own rate is shown.
 """
@@ -19,7 +19,7 @@ from ideogram_app.checkpoints.published.local import Source, find_source
 from ideogram_app.hub.access import Access
 from ideogram_app.planning.footprint import DISK_MARGIN, encoder_weights, gb
 from ideogram_app.planning.planner import Plan
-from ideogram_app.planning.policy import LADDER
+from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.state import Job, State
 
@@ -29,8 +29,8 @@ EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, said as an example as l
 # first; the text encoder, which rests as Q8_0, and everything else behind the second.
 SEARCHED, ROUNDED = 33.2e6, 64.6e6
 SEARCHED_TYPES = ("Q4_K", "Q5_K", "Q6_K")
-NAMES = ("machine", "plan", "licence", "fetch", "quantize", "smoke", "picture")
-DRAWING = ("load", "encode", "denoise", "decode", "result", "done")  # phases of the last stage
+STAGE_NAMES = ("machine", "plan", "licence", "fetch", "quantize", "smoke", "picture")
+DRAWING_STAGES = ("load", "encode", "denoise", "decode", "result", "done")  # phases of the last stage
 
 
 def made_bytes(model: str, recipe: str) -> int:
@@ -66,7 +66,7 @@ def both(names: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class View:
+class SetupStatus:
     """A state as one model's first run sees it."""
 
     state: State
@@ -101,7 +101,7 @@ class View:
         return job if job and job.is_over and job.model == self.model and job.kind in ("prepare", "compare") else None
 
     @cached_property
-    def roomy(self) -> Plan | None:
+    def plan_ignoring_disk(self) -> Plan | None:
         """What the plan would be if the disk were large enough; how much it lacks is this module's to say."""
         machine = self.state.machine
         if machine is None or machine.plans[self.model].fits:
@@ -114,7 +114,7 @@ class View:
         """What is made: asked for, at work, ready, begun, or planned; the first of these that there is."""
         if self.asked:
             return tuple(find_recipe(name).name for name in self.asked)
-        planned = self.roomy.recipe if self.roomy else None
+        planned = self.plan_ignoring_disk.recipe if self.plan_ignoring_disk else None
         at_work = self.job or self.last
         if at_work and at_work.recipes:
             named = [planned] if at_work.kind == "compare" and planned in at_work.recipes else list(at_work.recipes)
@@ -122,7 +122,7 @@ class View:
         for there in (self._known("ready"), self._known("partial")):
             if there:
                 return (planned if planned in there else there[0],)
-        return (planned or LADDER[0],)
+        return (planned or PREFERRED_RECIPES[0],)
 
     def _known(self, state: str) -> list[str]:
         """Recipes that were made, or begun."""
@@ -165,17 +165,17 @@ class View:
 
     @cached_property
     def at(self) -> int:
-        """Where the job is, as an index into `NAMES`; -1 where none works."""
+        """Where the job is, as an index into `STAGE_NAMES`; -1 where none works."""
         if self.job is None:
             return -1
         event = self.job.stage
         phase = event.phase if event else ""
-        if phase in DRAWING or (self.is_ready and self.job.kind == "compare"):
-            return NAMES.index("picture")
+        if phase in DRAWING_STAGES or (self.is_ready and self.job.kind == "compare"):
+            return STAGE_NAMES.index("picture")
         if phase in ("smoke", "verify") and event and event.recipe in self.job.recipes:
-            return NAMES.index("smoke")
+            return STAGE_NAMES.index("smoke")
         fetching = phase == "fetch" or (not phase and not self.source.at_hand)
-        return NAMES.index("fetch" if fetching else "quantize")
+        return STAGE_NAMES.index("fetch" if fetching else "quantize")
 
     @property
     def to_fetch(self) -> int:
@@ -227,7 +227,7 @@ class View:
         return seconds + (beside / ROUNDED if self.missing else 0)
 
 
-def fetch_time(view: View) -> str:
+def fetch_time(view: SetupStatus) -> str:
     """How long what is missing takes to come: by the rate seen, or by an example that says it is one."""
     if not view.to_fetch:
         return ""
@@ -236,12 +236,12 @@ def fetch_time(view: View) -> str:
     return f"at 100 Mbit/s {lasting(view.to_fetch / EXAMPLE_RATE)}"
 
 
-def make_time(view: View) -> str:
+def make_time(view: SetupStatus) -> str:
     """How long making takes; the machine it was measured on is named, because this one may be faster."""
     return f"{lasting(view.make_seconds)} on two cores" if view.missing else ""
 
 
-def disk_short(view: View) -> str:
+def disk_short(view: SetupStatus) -> str:
     """What the disk lacks, and what helps; "" where it is enough."""
     if not view.lacking:
         return ""

@@ -15,7 +15,7 @@ from ideogram_app.hub.access import Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.fallbacks import within
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.profile import Remembered
+from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.records import Event, Request, Result
 from ideogram_app.studio.backend import SourceState
 
@@ -57,7 +57,7 @@ class Machine:
 
     hardware: Hardware
     plans: Mapping[str, Plan]
-    known: Remembered | None = None
+    known: MachineProfile | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class State:
         model: str,
         request: Request | None = None,
         reserve_bytes: int = 0,
-        known: Remembered | None = None,
+        known: MachineProfile | None = None,
     ) -> Plan:
         """The plan for a request, or at the model's default size, knowing what need not be fetched or made again."""
         ready, stored = self.at_hand(model)

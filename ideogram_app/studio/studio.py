@@ -30,7 +30,7 @@ from ideogram_app.records import Request
 from ideogram_app.studio.backend import Backend
 from ideogram_app.studio.board import Board
 from ideogram_app.studio.state import Job, State
-from ideogram_app.studio.worker import Work, bug, check_fits
+from ideogram_app.studio.worker import Worker, bug, check_fits
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Studio:
         self.output, self.reserve_bytes = output.absolute(), reserve_bytes
         self._backend, self._unload_after = backend, unload_after
         self._board = Board(State(history=tuple(read_history(self.output))))
-        self._work = Work(self._board, backend, self.output, reserve_bytes)
+        self._work = Worker(self._board, backend, self.output, reserve_bytes)
         self._awake = threading.Event()
         self._closing, self._unloading, self._grace = False, False, 0.0
         self._thread = threading.Thread(target=self._live, name="studio", daemon=True)

@@ -31,7 +31,7 @@ from ideogram_app.studio.state import Job, Machine
 log = logging.getLogger(__name__)
 
 
-class Work:
+class Worker:
     """The jobs of one studio. For its worker's thread alone, but for `planned`.
 
     Args:

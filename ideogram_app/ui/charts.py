@@ -9,7 +9,7 @@ from ideogram_app.records import REFERENCE, Result
 from ideogram_app.ui.results import Shown
 from ideogram_app.ui.words import duration, esc, recipe_title, size
 
-PHASES = (("load", "Load"), ("encode", "Text"), ("denoise", "Draw"), ("decode", "Decode"))
+CHARTED_PHASES = (("load", "Load"), ("encode", "Text"), ("denoise", "Draw"), ("decode", "Decode"))
 
 
 def charts(shown: Shown | None) -> str:
@@ -45,11 +45,11 @@ def _phases(drawn: list[Result]) -> str:
         parts = "".join(
             f'<span class="fill {key}" style="width:{100 * getattr(result.seconds, key) / longest:.1f}%" '
             f'title="{label}: {duration(getattr(result.seconds, key))}"></span>'
-            for key, label in PHASES
+            for key, label in CHARTED_PHASES
         )
         total = duration(result.seconds.total)
         inside += f'{_name(result)}<td><div class="track">{parts}</div></td><td class="number">{esc(total)}</td></tr>'
-    legend = "".join(f'<span><i class="fill {key}"></i>{label}</span>' for key, label in PHASES)
+    legend = "".join(f'<span><i class="fill {key}"></i>{label}</span>' for key, label in CHARTED_PHASES)
     return (
         '<table class="bars"><caption>Total time '
         f'<span class="legend">{legend}</span></caption><tbody>{inside}</tbody></table>'

@@ -15,9 +15,9 @@ import gradio as gr
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.presets import PRESETS, find_preset, guidance_for
 from ideogram_app.catalog.recipes import RECIPES, Recipe
-from ideogram_app.catalog.speedups import SAVINGS
+from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.errors import CaptionError, RequestError
-from ideogram_app.generation.captions import understand
+from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import REFERENCE, Request
 from ideogram_app.studio.state import Machine
@@ -107,9 +107,9 @@ def build_form(model: str) -> tuple[Form, Extras]:
         random = gr.Button("Random", size="sm", min_width=72, elem_id="random-seed")
     with gr.Accordion("Leave something out, for speed", open=False, elem_id="savings-fold"):
         savings = gr.CheckboxGroup(
-            [(row.title, row.name) for row in SAVINGS.values()],
+            [(row.title, row.name) for row in SPEEDUPS.values()],
             label="Savings",
-            info=" ".join(f"{row.title}: {row.summary}" for row in SAVINGS.values()),
+            info=" ".join(f"{row.title}: {row.summary}" for row in SPEEDUPS.values()),
             elem_id="savings",
         )
     adapt = gr.Checkbox(
@@ -160,7 +160,7 @@ def request_of(
     for label, value in (("width", width), ("height", height), ("seed", seed)):
         if value is None:
             raise RequestError(f"The {label} is empty", do="Enter a whole number")
-    caption = understand(prompt or "").caption
+    caption = parse_prompt(prompt or "").caption
     numbers = int(width), int(height), int(seed)
     return Request(model, caption, tuple(recipes), preset, *numbers, savings=tuple(savings), adapt=bool(adapt))
 
@@ -193,7 +193,7 @@ def suggested_recipes(machine: Machine | None, model: str) -> list[str]:
 def caption_note(typed: str) -> str:
     """The caption as the text encoder gets it, or what is wrong with it."""
     try:
-        prompt = understand(typed or "")
+        prompt = parse_prompt(typed or "")
     except CaptionError as problem:
         return f'<p class="note bad">{esc(problem)}</p>'
     wrapped = (

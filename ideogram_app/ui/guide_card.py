@@ -15,27 +15,27 @@ from typing import Any
 import gradio as gr
 
 from ideogram_app.records import Request
-from ideogram_app.studio.setup_stages import Action, Stage, current, guide, is_first_run
+from ideogram_app.studio.setup_stages import Action, Stage, current, is_first_run, setup_stages
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.form import first_example, request_of
 from ideogram_app.ui.words import act, bar, esc, link, linked, progress_words
 
-SCRIPT = Path(__file__).with_name("guide.js")
+GUIDE_SCRIPT = Path(__file__).with_name("guide.js")
 MARKS = {"done": "Done: ", "blocked": "Needs you: ", "now": "Now: ", "next": ""}  # what a check mark or a colour says
 QUIET_FILES = ("prepare", "verify")  # phases whose messages name tensors, which say nothing to most people
 
 
 def guide_component() -> gr.HTML:
     """The component; its value is what `guide_card` gives."""
-    return gr.HTML("", elem_id="guide", js_on_load=SCRIPT.read_text(encoding="utf-8"), apply_default_css=False)
+    return gr.HTML("", elem_id="guide", js_on_load=GUIDE_SCRIPT.read_text(encoding="utf-8"), apply_default_css=False)
 
 
 def guide_card(state: State, model: str) -> str:
     """The card, or nothing where the first run is over or was never needed."""
     if not is_first_run(state, model):
         return ""
-    stages = guide(state, model)
+    stages = setup_stages(state, model)
     number = 1 + stages.index(current(stages))
     return (
         '<section class="card guide" aria-label="First run"><header><h2>First run</h2>'

@@ -9,7 +9,7 @@ from ideogram_app.catalog.models import find_model
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, Rejected
 from ideogram_app.studio.state import State
-from ideogram_app.ui.words import HOMES, duration, esc, recipe_title, size
+from ideogram_app.ui.words import RESIDENCY_WORDS, duration, esc, recipe_title, size
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
 
@@ -77,7 +77,12 @@ def _plan(plan: Plan) -> str:
         )
     chips = "".join(
         f'<span class="chip">{esc(text)}</span>'
-        for text in (HOMES.get(plan.residency or "", ""), plan.compute_dtype, plan.arithmetic, f"on {plan.device}")
+        for text in (
+            RESIDENCY_WORDS.get(plan.residency or "", ""),
+            plan.compute_dtype,
+            plan.arithmetic,
+            f"on {plan.device}",
+        )
         if text
     )
     advice = f'<p class="note">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
@@ -121,5 +126,5 @@ def _why(plan: Plan) -> str:
 
 def _passed_over(row: Rejected) -> str:
     """The recipe, and where it would have lived."""
-    home = HOMES.get(row.residency or "", "")
+    home = RESIDENCY_WORDS.get(row.residency or "", "")
     return f"{recipe_title(row.recipe)}, {home}" if home else recipe_title(row.recipe)

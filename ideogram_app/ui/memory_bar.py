@@ -17,14 +17,14 @@ from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.words import act, clock, esc, size
 
 MOVED = 0.01  # of the whole: less than a pixel on a phone, and not worth sending
-BEAT = 2000  # milliseconds
+POLL_SECONDS = 2000  # milliseconds
 # The page's own clock runs in tabs that nobody sees; this one does not. A bar that was taken off the page stops.
-SCRIPT = f"""
+MEMORY_SCRIPT = f"""
 const beat = () => {{
   if (!element.isConnected) clearInterval(clock);
   else if (!document.hidden) trigger("tick");
 }};
-const clock = setInterval(beat, {BEAT});
+const clock = setInterval(beat, {POLL_SECONDS});
 beat();
 document.addEventListener("visibilitychange", beat);
 """
@@ -64,7 +64,7 @@ def has_moved(before: MemoryNow, now: MemoryNow) -> bool:
 
 def memory_pane() -> gr.HTML:
     """The component, empty until the page shows it."""
-    return gr.HTML("", elem_id="memory", js_on_load=SCRIPT, apply_default_css=False, min_height=0)
+    return gr.HTML("", elem_id="memory", js_on_load=MEMORY_SCRIPT, apply_default_css=False, min_height=0)
 
 
 def wire_memory(studio: Studio, pane: gr.HTML, **quiet: Any) -> None:

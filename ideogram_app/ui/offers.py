@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from ideogram_app.errors import RequestError
 from ideogram_app.planning.fallbacks import taken
-from ideogram_app.records import Request, Result, Rung
-from ideogram_app.ui.words import HOMES, act, esc, recipe_title
+from ideogram_app.records import Fallback, Request, Result
+from ideogram_app.ui.words import RESIDENCY_WORDS, act, esc, recipe_title
 
 
 def offers(result: Result) -> str:
@@ -23,7 +23,7 @@ def offers(result: Result) -> str:
     )
 
 
-def _offer(rung: Rung, name: str, title: str) -> str:
+def _offer(rung: Fallback, name: str, title: str) -> str:
     same = ' <span class="chip ok">same picture</span>' if rung.same_picture else ""
     spoken = f"Draw {title} again: {rung.title}{', the same picture' if rung.same_picture else ''}"
     return f'<li>{act("offer", name, rung.title, spoken)}{same}<p class="quiet">{esc(rung.reason)}</p></li>'
@@ -66,7 +66,7 @@ def tried(result: Result) -> str:
 
 
 def _as_drawn(recipe: str, residency: str, width: int, height: int) -> tuple[str, str, str]:
-    return recipe_title(recipe), HOMES.get(residency, residency), f"{width} × {height}"
+    return recipe_title(recipe), RESIDENCY_WORDS.get(residency, residency), f"{width} × {height}"
 
 
 def _joined(parts: tuple[str, ...]) -> str:

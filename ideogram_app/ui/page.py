@@ -36,18 +36,18 @@ from ideogram_app.ui.guide_card import guide_component, wire_guide
 from ideogram_app.ui.machine_card import machine_card
 from ideogram_app.ui.memory_bar import memory_pane, wire_memory
 from ideogram_app.ui.offers import offered
-from ideogram_app.ui.panes import NAMES, Seen, changed, looked_at
+from ideogram_app.ui.panes import PANE_NAMES, Seen, changed, current_comparison
 from ideogram_app.ui.results import Shown, from_entry
 from ideogram_app.ui.slider import slider_component
-from ideogram_app.ui.weights import SCRIPT
+from ideogram_app.ui.weights import WEIGHTS_SCRIPT
 
 TITLE = "Ideogram 4, locally"
 REFRESH_SECONDS = 0.5
 COMPARE = "compare"  # the tab that pictures are on
-SEEDS = 2**31  # random seeds are below this, short enough to be read out
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-PRIVATE = {**QUIET, "queue": False}  # at once, but what it raises reaches nobody
-ASKING = {**QUIET, "concurrency_limit": None}  # through Gradio's queue, where errors become notes
+RANDOM_SEEDS = 2**31  # random seeds are below this, short enough to be read out
+SILENT_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+PRIVATE = {**SILENT_EVENT, "queue": False}  # at once, but what it raises reaches nobody
+QUEUED_EVENT = {**SILENT_EVENT, "concurrency_limit": None}  # through Gradio's queue, where errors become notes
 HEADER = (
     f'<header class="top"><h1>{TITLE}</h1>'
     "<p>One caption, several precisions, side by side: what fits on this machine, and what each precision costs.</p>"
@@ -55,7 +55,7 @@ HEADER = (
 )
 
 
-def told(function: Callable[..., Any]) -> Callable[..., Any]:
+def errors_as_toast(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turn what the user can act upon into a note that stays until it is closed."""
 
     @functools.wraps(function)
@@ -74,10 +74,10 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
         _pane(HEADER)
         panes = {
             "machine": _pane(machine_card(State(), model), elem_id="machine"),
-            "job": _pane(elem_id="job", js_on_load=SCRIPT),
+            "job": _pane(elem_id="job", js_on_load=WEIGHTS_SCRIPT),
         }
         memory = memory_pane()
-        panes["loaded"] = _pane(elem_id="loaded", js_on_load=SCRIPT)
+        panes["loaded"] = _pane(elem_id="loaded", js_on_load=WEIGHTS_SCRIPT)
         opened = gr.State(None)  # the name of an earlier comparison that this tab looks at
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE):
@@ -86,22 +86,24 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
                     with gr.Column(scale=4, min_width=300, elem_classes="asking"):
                         form, extras = build_form(model)
                     with gr.Column(scale=9, min_width=300, elem_classes="outcome"):
-                        panes["results"] = _pane(elem_id="results", js_on_load=SCRIPT)
+                        panes["results"] = _pane(elem_id="results", js_on_load=WEIGHTS_SCRIPT)
                         panes["downloads"] = _pane(elem_id="downloads")
                         panes["slider"] = slider_component()
                         panes["charts"] = _pane(elem_id="charts")
             with gr.Tab("Precisions on disk", id="weights"):
-                panes["weights"] = _pane(elem_id="weights", js_on_load=SCRIPT)
+                panes["weights"] = _pane(elem_id="weights", js_on_load=WEIGHTS_SCRIPT)
             with gr.Tab("History", id="history"):
-                panes["gallery"] = _pane(elem_id="gallery", js_on_load=SCRIPT)
+                panes["gallery"] = _pane(elem_id="gallery", js_on_load=WEIGHTS_SCRIPT)
         _wire_form(studio, form, extras, opened)
         _wire_gallery(studio, form, extras, panes["gallery"], opened, tabs)
         _wire_buttons(studio, form, panes)
-        wire_guide(studio, panes["guide"], form.inputs, told, **ASKING).success(lambda: None, None, opened, **PRIVATE)
+        wire_guide(studio, panes["guide"], form.inputs, errors_as_toast, **QUEUED_EVENT).success(
+            lambda: None, None, opened, **PRIVATE
+        )
         _wire_offers(studio, panes["results"], opened)
         wire_memory(studio, memory, **PRIVATE)
         _wire_panes(studio, page, form, extras, panes, opened)
-        add_endpoints(studio, told)
+        add_endpoints(studio, errors_as_toast)
     return page
 
 
@@ -147,11 +149,11 @@ def _wire_form(studio: Studio, form: Form, extras: Extras, opened: gr.State) -> 
     )
     form.prompt.change(caption_note, form.prompt, extras.caption, trigger_mode="always_last", **PRIVATE)
     extras.examples.click(lambda row: row[0], extras.examples, form.prompt, **PRIVATE)
-    extras.random.click(lambda: random.randrange(SEEDS), None, form.seed, **PRIVATE)
+    extras.random.click(lambda: random.randrange(RANDOM_SEEDS), None, form.seed, **PRIVATE)
     extras.stop.click(studio.stop, None, None, **PRIVATE)
-    gr.on([extras.generate.click, form.prompt.submit], told(submit), form.inputs, None, **ASKING).success(
-        lambda: None, None, opened, **PRIVATE
-    )
+    gr.on(
+        [extras.generate.click, form.prompt.submit], errors_as_toast(submit), form.inputs, None, **QUEUED_EVENT
+    ).success(lambda: None, None, opened, **PRIVATE)
 
 
 def _filled(shown: Shown | None) -> tuple[Any, ...]:
@@ -168,7 +170,7 @@ def _wire_panes(
     seen, timer = gr.State(Seen()), gr.Timer(REFRESH_SECONDS, active=False)
 
     def load() -> tuple[Any, ...]:
-        shown = looked_at(studio, studio.state, None)
+        shown = current_comparison(studio, studio.state, None)
         return *_filled(shown), Seen(filled=shown is not None), gr.Timer(active=True)
 
     def refresh(model: str, opened: str | None, seen: Seen) -> list[Any]:
@@ -181,14 +183,14 @@ def _wire_panes(
         if state.machine and not seen.filled:
             recipes, now = suggested_recipes(state.machine, model), replace(now, filled=True)
         if now is seen:
-            return [gr.skip()] * (len(NAMES) + 4)
+            return [gr.skip()] * (len(PANE_NAMES) + 4)
         running = state.job is not None and not state.job.is_over
         fits = state.machine is None or state.machine.plans[model].fits
         buttons = [gr.Button(interactive=fits), gr.Button(interactive=running)]
-        return [*(fresh.get(name, gr.skip()) for name in NAMES), recipes, *buttons, now]
+        return [*(fresh.get(name, gr.skip()) for name in PANE_NAMES), recipes, *buttons, now]
 
     inputs = [form.model, opened, seen]
-    outputs = [*(panes[name] for name in NAMES), form.recipes, extras.generate, extras.stop, seen]
+    outputs = [*(panes[name] for name in PANE_NAMES), form.recipes, extras.generate, extras.stop, seen]
     page.load(load, None, [*form.inputs, extras.examples, seen, timer], **PRIVATE).then(
         refresh, inputs, outputs, **PRIVATE
     )
@@ -204,7 +206,7 @@ def _wire_gallery(
         entry = studio.entry(str(event._data.get("name")))
         return *_filled(from_entry(entry)), entry.id, gr.Tabs(selected=COMPARE)
 
-    gallery.click(told(open_again), None, [*form.inputs, extras.examples, opened, tabs], **ASKING)
+    gallery.click(errors_as_toast(open_again), None, [*form.inputs, extras.examples, opened, tabs], **QUEUED_EVENT)
 
 
 def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None:
@@ -222,15 +224,17 @@ def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None
         deeds[str(event._data.get("act"))]()
 
     for name in ("weights", "job", "loaded"):
-        panes[name].click(told(act), form.model, None, **ASKING)
+        panes[name].click(errors_as_toast(act), form.model, None, **QUEUED_EVENT)
 
 
 def _wire_offers(studio: Studio, results: gr.HTML, opened: gr.State) -> None:
     """What is offered where memory ran out: the same request, drawn with less."""
 
     def draw_with_less(opened: str | None, event: gr.EventData) -> None:
-        shown = looked_at(studio, studio.state, opened)
+        shown = current_comparison(studio, studio.state, opened)
         if shown:
             studio.submit_compare(offered(shown.request, shown.results, str(event._data.get("name"))))
 
-    results.click(told(draw_with_less), opened, None, **ASKING).success(lambda: None, None, opened, **PRIVATE)
+    results.click(errors_as_toast(draw_with_less), opened, None, **QUEUED_EVENT).success(
+        lambda: None, None, opened, **PRIVATE
+    )

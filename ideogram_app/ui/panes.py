@@ -22,7 +22,7 @@ from ideogram_app.ui.results import Shown, downloads, from_entry, from_job, job_
 from ideogram_app.ui.slider import slider
 from ideogram_app.ui.weights import weights_table
 
-NAMES = ("machine", "loaded", "job", "guide", "results", "downloads", "slider", "charts", "weights", "gallery")
+PANE_NAMES = ("machine", "loaded", "job", "guide", "results", "downloads", "slider", "charts", "weights", "gallery")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Seen:
     filled: bool = False
 
 
-def looked_at(studio: Studio, state: State, opened: str | None) -> Shown | None:
+def current_comparison(studio: Studio, state: State, opened: str | None) -> Shown | None:
     """The comparison a tab shows: the one it opened, else the last job's, else the newest of the history."""
     if opened:
         try:
@@ -55,7 +55,7 @@ def _entry(state: State, name: str | None) -> Entry | None:
 
 def render(studio: Studio, state: State, model: str, opened: str | None) -> dict[str, str]:
     """Every pane by name."""
-    shown = looked_at(studio, state, opened)
+    shown = current_comparison(studio, state, opened)
     current = shown.entry.id if shown and shown.entry else None
     return {
         "machine": machine_card(state, model),

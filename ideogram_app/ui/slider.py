@@ -14,7 +14,7 @@ from ideogram_app.records import Result
 from ideogram_app.ui.results import Shown
 from ideogram_app.ui.words import esc, file_url, recipe_title
 
-SCRIPT = Path(__file__).with_name("slider.js")
+SLIDER_SCRIPT = Path(__file__).with_name("slider.js")
 GAIN = 8  # difference is shown this many times as bright
 ZOOMS = (("fit", "Fit"), ("1", "100 %"), ("2", "200 %"), ("4", "400 %"), ("8", "800 %"))
 
@@ -22,7 +22,11 @@ ZOOMS = (("fit", "Fit"), ("1", "100 %"), ("2", "200 %"), ("4", "400 %"), ("8", "
 def slider_component() -> gr.HTML:
     """The component; its value is what `slider` gives."""
     return gr.HTML(
-        "", elem_id="slider", js_on_load=SCRIPT.read_text(encoding="utf-8"), apply_default_css=False, min_height=0
+        "",
+        elem_id="slider",
+        js_on_load=SLIDER_SCRIPT.read_text(encoding="utf-8"),
+        apply_default_css=False,
+        min_height=0,
     )
 
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.published.local import Source, find_source
 from ideogram_app.hub.access import Access
-from ideogram_app.planning.policy import LADDER
+from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.studio.backend import SourceState
-from ideogram_app.studio.setup_stages import CLOSED, GATES, guide
-from ideogram_app.studio.setup_status import View, both, disk_short
+from ideogram_app.studio.setup_stages import CLOSED, GATES, setup_stages
+from ideogram_app.studio.setup_status import SetupStatus, both, disk_short
 from ideogram_app.studio.state import Job, State
 from ideogram_app.ui.guide_card import stage_list
 from ideogram_app.ui.words import act, esc, link, linked, recipe_title, size
 
-LABELS = {
+SOURCE_LABELS = {
     "given": ("your own copy", "ok"),
     "missing": ("not on this disk", ""),
     "partial": ("begun", "warn"),
@@ -32,7 +32,7 @@ def source_card(state: State, model: str) -> str:
     if row.included or source is None:
         return ""
     job = state.preparing(model)
-    label, tone = ("being fetched", "warn") if _is_fetching(job) else LABELS[source.state]
+    label, tone = ("being fetched", "warn") if _is_fetching(job) else SOURCE_LABELS[source.state]
     return (
         f'<section class="card source" aria-label="The published weights"><p class="eyebrow">Published weights</p>'
         f'<h2>{esc(row.repository)} <span class="chip {tone}">{label}</span></h2>'
@@ -51,24 +51,24 @@ def can_make(state: State, model: str, recipe: str) -> bool:
         return False
     if source.at_hand:
         return find_source(model).included is None or state.machine.plans[model].fits
-    return not (access and access.state in CLOSED) and not View(state, model, (recipe,)).lacking
+    return not (access and access.state in CLOSED) and not SetupStatus(state, model, (recipe,)).lacking
 
 
 def suggested(state: State, model: str) -> str:
     """The recipe to begin with: the plan's, or the first of its ladder where nothing fits this machine."""
     planned = state.machine.plans[model].recipe if state.machine else None
-    return planned or LADDER[0]
+    return planned or PREFERRED_RECIPES[0]
 
 
 def _next(state: State, model: str) -> str:
     """What a download would be for: the recipe to begin with, or another one where that is ready."""
-    names = (suggested(state, model), *LADDER, *RECIPES)
+    names = (suggested(state, model), *PREFERRED_RECIPES, *RECIPES)
     return next((name for name in names if not _is_ready(state, model, name)), names[0])
 
 
 def _facts(row: Source, source: SourceState, job: Job | None, state: State, model: str) -> str:
     """What is fetched, made and kept, in bytes, and under which terms."""
-    view = View(state, model, job.recipes if job else (suggested(state, model),))
+    view = SetupStatus(state, model, job.recipes if job else (suggested(state, model),))
     recipes, made = view.missing, view.to_make
     licence = link(row.url, row.licence)
     if source.state == "given":
@@ -92,7 +92,7 @@ def _facts(row: Source, source: SourceState, job: Job | None, state: State, mode
 def _now(row: Source, source: SourceState, job: Job | None, state: State, model: str) -> str:
     """What goes on, or what can be done next."""
     if job:
-        return stage_list(guide(state, model, job.recipes)[3:6])  # fetch, quantize, smoke test
+        return stage_list(setup_stages(state, model, job.recipes)[3:6])  # fetch, quantize, smoke test
     if source.state == "complete":
         return _farewell(source, state, model)
     if source.state == "given":
@@ -140,7 +140,7 @@ def _gate(state: State, model: str) -> str:
 def _begin(row: Source, source: SourceState, state: State, model: str) -> str:
     """The button that starts it, or why there is none."""
     recipe = suggested(state, model)
-    view = View(state, model, (_next(state, model),))
+    view = SetupStatus(state, model, (_next(state, model),))
     if view.lacking:
         return f'<p class="note bad" role="alert">{esc(disk_short(view))}</p>'
     if not can_make(state, model, recipe) or _is_ready(state, model, recipe):

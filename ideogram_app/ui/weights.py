@@ -16,7 +16,7 @@ from ideogram_app.ui.form import offered
 from ideogram_app.ui.source_card import can_make, source_card
 from ideogram_app.ui.words import act, bar, esc, linked, progress_words, size
 
-LABELS = {
+RECIPE_LABELS = {
     "ready": ("ready", "ok"),
     "included": ("included", "ok"),
     "missing": ("not prepared", ""),
@@ -24,7 +24,7 @@ LABELS = {
     "damaged": ("damaged", "bad"),
 }
 # The page's own buttons are caught here and handed to Python with what they stand for.
-SCRIPT = """
+WEIGHTS_SCRIPT = """
 element.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-act]");
   if (button) trigger("click", { act: button.dataset.act, name: button.dataset.name });
@@ -99,7 +99,7 @@ def _state(recipe: Recipe, status: Any, job: Job | None) -> str:
         return '<span class="chip">waiting</span>'
     if status is None:
         return '<span class="quiet">looking …</span>'
-    label, tone = LABELS.get(status.state, (status.state, ""))
+    label, tone = RECIPE_LABELS.get(status.state, (status.state, ""))
     on_disk = f' <span class="quiet">{size(status.bytes)}</span>' if status.bytes else ""
     detail = f'<p class="quiet">{esc(status.detail)}</p>' if status.state in ("partial", "damaged") else ""
     return f'<span class="chip {tone}">{esc(label)}</span>{on_disk}{detail}'

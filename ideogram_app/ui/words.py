@@ -13,12 +13,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.catalog.speedups import find_saving
+from ideogram_app.catalog.speedups import find_speedup
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.records import IN_BYTES, Event, Request
 
-HOMES = {"resident": "resident", "streamed": "streamed from RAM", "disk": "streamed from disk"}
-PHASES = {
+RESIDENCY_WORDS = {"resident": "resident", "streamed": "streamed from RAM", "disk": "streamed from disk"}
+PHASE_VERBS = {
     "fetch": "Fetching",
     "prepare": "Preparing",
     "smoke": "Trying what was written",
@@ -122,7 +122,7 @@ def gist(caption: str) -> str:
 
 def settings(request: Request) -> str:
     """The settings of a request in one line."""
-    left_out = "".join(f" · {find_saving(name).title.lower()}" for name in request.savings)
+    left_out = "".join(f" · {find_speedup(name).title.lower()}" for name in request.savings)
     return f"{request.width} × {request.height} · {request.preset} · seed {request.seed}{left_out}"
 
 
@@ -134,12 +134,12 @@ def progress_words(event: Event) -> str:
             slow = event.rate < 1
             parts.append(f"{1 / event.rate:.1f} s a step" if slow else f"{event.rate:.1f} steps a second")
     elif event.phase in IN_BYTES and event.total:
-        verb = f"{PHASES[event.phase]} " if event.phase == "fetch" else ""
+        verb = f"{PHASE_VERBS[event.phase]} " if event.phase == "fetch" else ""
         parts = [f"{verb}{size(event.done)} of {size(event.total)}"]
         if event.rate:
             parts.append(f"{size(event.rate)}/s")
     else:
-        parts = [event.message.rstrip(".") or PHASES.get(event.phase, event.phase)]
+        parts = [event.message.rstrip(".") or PHASE_VERBS.get(event.phase, event.phase)]
     if event.seconds_left:
         parts.append(f"{remaining(event.seconds_left)} left")
     return " · ".join(parts)

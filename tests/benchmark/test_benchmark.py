@@ -26,8 +26,8 @@ from ideogram_app.benchmark.limits import TimeUp, arrange, time_limit, turns
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import profile_step
 from ideogram_app.benchmark.report import Benchmark, Ceiling, file_name
-from ideogram_app.benchmark.rows import STOCK, Bytes, Row, absent, int8_share, row_bytes, rows_for
-from ideogram_app.benchmark.run import Run, ideal_seconds
+from ideogram_app.benchmark.rows import STOCK_ROWS, Bytes, Row, absent, int8_share, row_bytes, rows_for
+from ideogram_app.benchmark.run import BenchmarkRun, ideal_seconds
 from ideogram_app.benchmark.shapes import Question, ask, choose_dtype, find_shape
 from ideogram_app.benchmark.stock import build_stock
 from ideogram_app.benchmark.weights import Tiles
@@ -35,7 +35,7 @@ from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.step_time import Work
+from ideogram_app.planning.step_time import Flops
 from ideogram_app.wire import from_json, to_json
 from tests.conftest import ROOT
 
@@ -134,7 +134,7 @@ def test_of_a_step_with_too_many_operators_the_first_seconds_are_profiled(monkey
             time.sleep(0.0002)
 
     found = profile_step(step, CPU)
-    assert len(calls) == 2 and found.first_seconds is not None and found.first_seconds < profiling.LOOK_SECONDS
+    assert len(calls) == 2 and found.first_seconds is not None and found.first_seconds < profiling.PROFILE_SECONDS
     assert found.families is not None and found.families.other == 1
 
 
@@ -185,7 +185,7 @@ def test_rows_stand_in_the_order_asked_for_and_stock_is_called_by_its_computing_
     rows = rows_for(("gguf-q4_k@w4a8", "gguf-q4_k@w4a16", "fp8"), "stock", "float16", HERE)
     names = [row.name for row in rows]
     assert names[:4] == ["gguf-q4_k@w4a8", "gguf-q4_k@w4a16", "fp8", "stock-fp16"]
-    assert all(name.startswith("stock-") for name in names[3:]) and len(names) == 3 + len(STOCK)
+    assert all(name.startswith("stock-") for name in names[3:]) and len(names) == 3 + len(STOCK_ROWS)
     assert [row.name for row in rows_for(("fp8",), "stock-bf16,stock-nf4", "bfloat16", HERE)][1:] == [
         "stock-bf16",
         "stock-nf4",
@@ -239,7 +239,7 @@ def test_the_share_in_int8_leaves_out_what_a_recipe_protects() -> None:
 
 
 def test_ideal_seconds_are_products_in_int8_and_attention_in_the_computing_type() -> None:
-    work = Work(matrices=8e12, attention=1e12)
+    work = Flops(matrices=8e12, attention=1e12)
     assert ideal_seconds(work, 0.0, CEILING) == pytest.approx(9.0)
     assert ideal_seconds(work, 1.0, CEILING) == pytest.approx(5.0)
     assert ideal_seconds(work, 0.5, replace(CEILING, tops_int8=None)) == pytest.approx(9.0)
@@ -252,7 +252,7 @@ def velocity_of(step: Callable[[], Tensor]) -> Tensor:
 
 
 def built(name: str, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
-    row = next(row for row in (*rows_for(OURS, "none", "float32", HERE), *STOCK) if row.name == name)
+    row = next(row for row in (*rows_for(OURS, "none", "float32", HERE), *STOCK_ROWS) if row.name == name)
     build = build_ours if row.kind == "ours" else build_stock
     return build(row, QUESTION, Tiles(CPU, dtype), 3)[0]
 
@@ -275,7 +275,7 @@ LARGEST = {"int8": 0.05, "fp8": 0.22, "q8_0": 0.025, "q4_k": 0.33, "nf4": 0.7}
 EXACT = 1e-4  # float32 sums in another order: 2^-24 for each of some hundred operations in a row
 
 
-@pytest.mark.parametrize("name", [*OURS, *(row.name for row in STOCK if not row.compiled)])
+@pytest.mark.parametrize("name", [*OURS, *(row.name for row in STOCK_ROWS if not row.compiled)])
 def test_every_row_is_near_the_dense_model(name: str, truth: Tensor) -> None:
     bound = next((bound for kind, bound in LARGEST.items() if kind in name), EXACT)
     assert relative_error(velocity_of(built(name)), truth) < bound
@@ -284,7 +284,7 @@ def test_every_row_is_near_the_dense_model(name: str, truth: Tensor) -> None:
 def test_the_loop_of_stock_is_that_of_its_pipeline(stock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    row, tiles, steps = next(row for row in STOCK if row.name == "stock-bf16"), Tiles(CPU, torch.float32), 3
+    row, tiles, steps = next(row for row in STOCK_ROWS if row.name == "stock-bf16"), Tiles(CPU, torch.float32), 3
     loop, _ = build_stock(row, QUESTION, tiles, steps)
     assert isinstance(loop, stock_rows.StockLoop)
     parts = dict(stock.components, transformer=loop.transformer, unconditional_transformer=loop.unconditional)
@@ -354,7 +354,7 @@ def test_a_budget_that_is_spent_drops_rows_with_a_sentence(quick: None, monkeypa
         return step, ""
 
     monkeypatch.setattr(running, "build_ours", sleeper)
-    found = Run(QUESTION, CPU, 12.0).all(
+    found = BenchmarkRun(QUESTION, CPU, 12.0).all(
         rows_for(("reference", "fp8", "gguf-q4_k"), "none", "float32", HERE), Hardware()
     )
     assert [row.name for row in found.rows] == ["reference", "gguf-q4_k"]
@@ -363,7 +363,7 @@ def test_a_budget_that_is_spent_drops_rows_with_a_sentence(quick: None, monkeypa
 
 
 def test_no_time_at_all_leaves_a_report_without_rows(quick: None) -> None:
-    found = Run(QUESTION, CPU, 0.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
+    found = BenchmarkRun(QUESTION, CPU, 0.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
     assert not found.rows and "are left" in found.missing[0].reason
 
 
@@ -377,14 +377,14 @@ def test_fewer_steps_than_asked_for_are_said(quick: None, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(running, "build_ours", sleeper)
     many = replace(QUESTION, steps=100)
-    found = Run(many, CPU, 2.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
+    found = BenchmarkRun(many, CPU, 2.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
     assert found.rows[0].steps < 100 and any("of 100 steps" in note for note in found.notes)
 
 
 def test_a_row_too_large_for_memory_is_named_with_both_sizes(quick: None) -> None:
     question = ask("ideogram-4", 1024, 300, 2048, 1, "bfloat16")
     machine = Hardware(host_free_bytes=8 * 10**9)
-    found = Run(question, CPU, 60.0).all(rows_for(("int8-w8a8-rotated",), "none", "bfloat16", HERE), machine)
+    found = BenchmarkRun(question, CPU, 60.0).all(rows_for(("int8-w8a8-rotated",), "none", "bfloat16", HERE), machine)
     assert "8.0 GB are free" in found.missing[0].reason and "Needs about" in found.missing[0].reason
 
 
@@ -392,7 +392,7 @@ def test_rows_that_do_not_fit_together_are_timed_in_groups_and_said_so(quick: No
     sizes = [row_bytes(row, QUESTION) for row in rows_for(("reference", "fp8"), "none", "float32", HERE)]
     alone = max(size.kept + size.busy for size in sizes)
     machine = Hardware(host_free_bytes=int(1.15 * alone))
-    found = Run(QUESTION, CPU, 60.0).all(rows_for(("reference", "fp8"), "none", "float32", HERE), machine)
+    found = BenchmarkRun(QUESTION, CPU, 60.0).all(rows_for(("reference", "fp8"), "none", "float32", HERE), machine)
     assert [row.group for row in found.rows] == [0, 1] and len(found.group_ceilings) == 2
     assert any("2 groups" in note for note in found.notes)
 
@@ -402,7 +402,7 @@ def test_a_row_that_fails_leaves_the_others(quick: None, monkeypatch: pytest.Mon
         raise TypeError("an argument that is no more")
 
     monkeypatch.setattr(running, "build_stock", broken)
-    found = Run(QUESTION, CPU, 60.0).all(rows_for(("reference",), "stock-nf4", "float32", HERE), Hardware())
+    found = BenchmarkRun(QUESTION, CPU, 60.0).all(rows_for(("reference",), "stock-nf4", "float32", HERE), Hardware())
     assert [row.name for row in found.rows] == ["reference"]
     assert found.missing[0].name == "stock-nf4" and found.missing[0].failed
     assert "an argument that is no more" in found.missing[0].reason
@@ -410,7 +410,7 @@ def test_a_row_that_fails_leaves_the_others(quick: None, monkeypatch: pytest.Mon
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    lacking = {row.name: absent(row) for row in STOCK}
+    lacking = {row.name: absent(row) for row in STOCK_ROWS}
     assert lacking["stock-torchao-int8"] == "Not installed: torchao." and lacking["stock-bf16"] == ""
 
 
@@ -431,7 +431,7 @@ def test_without_any_other_package_our_rows_are_timed_all_the_same() -> None:
     assert done.returncode == 0, done.stderr
     found = from_json(Benchmark, done.stdout.splitlines()[-1])
     assert [row.name for row in found.rows] == ["int8-w8a8-rotated", "gguf-q4_k"]
-    assert len(found.missing) == len(STOCK) and "diffusers" in found.missing[0].reason
+    assert len(found.missing) == len(STOCK_ROWS) and "diffusers" in found.missing[0].reason
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_the_whole_command_ends_with_one_line_of_json(
         "reference",
         "int8-w8a8-rotated",
         "gguf-q4_k",
-        *(row.name for row in STOCK),
+        *(row.name for row in STOCK_ROWS),
     ]
     assert not found.missing and found.commit is not None and found.seconds < found.budget
     for row in found.rows:

@@ -22,7 +22,7 @@ from ideogram_app.benchmark.shapes import Question, find_shape
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.kernels.contract import Rows
+from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.fused.kernels import fused_kernels
 from ideogram_app.model.transformer.assemble import BranchWeights, Placement, assemble
 from ideogram_app.model.transformer.layers import weight_bytes
@@ -158,7 +158,9 @@ def test_a_pretended_card_launches_nothing_and_makes_what_kernels_would() -> Non
     with pretended(ledger), torch.inference_mode():
         x = torch.empty(64, 512, dtype=torch.bfloat16, device=DEVICE)
         rows = kernels.norm(x, torch.empty(512, device=DEVICE), 1e-5, "rotated")
-        assert isinstance(rows, Rows) and rows.values.shape == (64, 512) and rows.values.device == DEVICE
+        assert (
+            isinstance(rows, QuantizedActivations) and rows.values.shape == (64, 512) and rows.values.device == DEVICE
+        )
         before = ledger.live[DEVICE]
         weight, scale = torch.empty(1024, 512, dtype=torch.int8, device=DEVICE), torch.empty(1024, device=DEVICE)
         y = kernels.matmul(rows, weight, scale, None, torch.bfloat16)

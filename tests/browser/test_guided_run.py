@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.hub.access import TOKENS_PAGE
-from ideogram_app.studio.setup_status import NAMES
+from ideogram_app.studio.setup_status import STAGE_NAMES
 from tests.browser.conftest import PATIENCE, Site, leaves, watched
 from tests.conftest import MINIATURE
 from tests.fake_backend import MACHINE
@@ -141,7 +141,7 @@ def at(tab: Page, name: str) -> Locator:
     """The stage to act on, once it is this one; those before it are done."""
     stage = tab.locator("#guide [aria-current=step]")
     expect(stage).to_have_attribute("data-stage", name, timeout=LONG)
-    expect(tab.locator("#guide .done")).to_have_count(NAMES.index(name))
+    expect(tab.locator("#guide .done")).to_have_count(STAGE_NAMES.index(name))
     return stage
 
 

@@ -17,8 +17,8 @@ from ideogram_app.catalog.speedups import (
     LEAVE,
     REUSE,
     RUN,
-    SAVINGS,
-    check_savings,
+    SPEEDUPS,
+    check_speedups,
     remembered_bytes,
     threshold,
     unconditional,
@@ -26,7 +26,7 @@ from ideogram_app.catalog.speedups import (
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.draw import denoise, make_noise, schedule, times
-from ideogram_app.generation.guidance import Velocity
+from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.model.loader import Loaded, load_transformers
 
 PRESET, GUIDANCE = PRESETS["default-20"], 1.5
@@ -44,7 +44,7 @@ def features() -> Tensor:
 
 
 def walk(loaded: Loaded, features: Tensor, *savings: str) -> Tensor:
-    velocity = Velocity(loaded, features, 8, 8, times(SIGMAS), savings)
+    velocity = GuidedModel(loaded, features, 8, 8, times(SIGMAS), savings)
     *_, last = denoise(velocity, make_noise(4, 128, 128), SIGMAS, (GUIDANCE,) * PRESET.steps)
     return last.latents
 
@@ -88,44 +88,44 @@ def test_the_end_of_a_schedule_can_run_the_conditional_transformer_alone(loaded:
 
 def test_a_reused_difference_is_that_of_the_step_before(loaded: Loaded, features: Tensor) -> None:
     """At guidance g, a full step gives c + (g - 1)(c - u); the next one adds the same difference to its own c."""
-    velocity = Velocity(loaded, features, 8, 8, times(SIGMAS), ("reuse-guidance",))
+    velocity = GuidedModel(loaded, features, 8, 8, times(SIGMAS), ("reuse-guidance",))
     noise = make_noise(4, 128, 128)
     with torch.inference_mode():
         full, alone = velocity(noise, 2, 7.0), velocity(noise, 2, 1.0)
         reused = velocity(noise, 3, 7.0)
-        own = Velocity(loaded, features, 8, 8, times(SIGMAS))(noise, 3, 1.0)
+        own = GuidedModel(loaded, features, 8, 8, times(SIGMAS))(noise, 3, 1.0)
     assert torch.allclose(reused, own + (full - alone), atol=1e-4)
 
 
 def test_without_guidance_the_conditional_alone_is_exact(loaded: Loaded, features: Tensor) -> None:
     noise, steps = make_noise(4, 128, 128), times(SIGMAS)
     with torch.inference_mode():
-        left = Velocity(loaded, features, 8, 8, steps, ("late-conditional",))(noise, 19, 7.0)
-        whole = Velocity(loaded, features, 8, 8, steps)(noise, 19, 1.0)
+        left = GuidedModel(loaded, features, 8, 8, steps, ("late-conditional",))(noise, 19, 7.0)
+        whole = GuidedModel(loaded, features, 8, 8, steps)(noise, 19, 1.0)
     assert torch.equal(left, whole)
 
 
 def test_a_first_block_that_did_not_change_spares_the_others(loaded: Loaded, features: Tensor) -> None:
     """The same latents twice: nothing changed, so the second answer is the first, and no other block has run."""
-    velocity = Velocity(loaded, features, 8, 8, torch.full((20,), 0.5), ("first-block-cache",))
+    velocity = GuidedModel(loaded, features, 8, 8, torch.full((20,), 0.5), ("first-block-cache",))
     noise = make_noise(4, 128, 128)
     with torch.inference_mode():
-        whole = Velocity(loaded, features, 8, 8, torch.full((20,), 0.5))(noise, 6, GUIDANCE)
+        whole = GuidedModel(loaded, features, 8, 8, torch.full((20,), 0.5))(noise, 6, GUIDANCE)
         first, second = velocity(noise, 6, GUIDANCE), velocity(noise, 7, GUIDANCE)
         other = velocity(make_noise(5, 128, 128), 8, GUIDANCE)
-        truth = Velocity(loaded, features, 8, 8, torch.full((20,), 0.5))(make_noise(5, 128, 128), 8, GUIDANCE)
+        truth = GuidedModel(loaded, features, 8, 8, torch.full((20,), 0.5))(make_noise(5, 128, 128), 8, GUIDANCE)
     assert torch.allclose(first, whole, atol=1e-5) and torch.allclose(second, first, atol=1e-5)
     assert torch.allclose(other, truth, atol=1e-5)
 
 
 def test_a_first_block_cache_skips_some_steps_and_never_the_first_ones(loaded: Loaded, features: Tensor) -> None:
     bounds = [threshold(("first-block-cache",), step, 20) for step in range(20)]
-    assert bounds == [None] * 2 + [SAVINGS["first-block-cache"].threshold] * 17 + [None]
+    assert bounds == [None] * 2 + [SPEEDUPS["first-block-cache"].threshold] * 17 + [None]
     first, _, last = counted(loaded, features, "first-block-cache")
     assert first == 20 and last < 20
 
 
-@pytest.mark.parametrize("name", SAVINGS)
+@pytest.mark.parametrize("name", SPEEDUPS)
 def test_every_saving_draws_something_near_the_whole_picture(loaded: Loaded, features: Tensor, name: str) -> None:
     whole, left = walk(loaded, features), walk(loaded, features, name)
     assert 0 <= float((left - whole).norm() / whole.norm()) < 0.5
@@ -141,7 +141,7 @@ def test_every_saving_draws_something_near_the_whole_picture(loaded: Loaded, fea
 )
 def test_savings_that_do_not_exist_or_do_not_go_together_are_refused(names: tuple[str, ...], says: str) -> None:
     with pytest.raises(RequestError, match=says):
-        check_savings(names)
+        check_speedups(names)
 
 
 def test_each_transformer_computes_on_its_own_device(loaded: Loaded, features: Tensor, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_each_transformer_computes_on_its_own_device(loaded: Loaded, features: T
     seen: list[torch.device] = []
     other.trunk.register_forward_pre_hook(lambda _, given: seen.extend((given[0].device, given[1].cos.device)))
     with torch.inference_mode(), pytest.raises(NotImplementedError, match="meta"):  # its answer has no data to bring
-        Velocity(split, features, 8, 8, times(SIGMAS))(make_noise(4, 128, 128), 0, GUIDANCE)
+        GuidedModel(split, features, 8, 8, times(SIGMAS))(make_noise(4, 128, 128), 0, GUIDANCE)
     assert seen == [meta, meta]
 
 
@@ -164,7 +164,7 @@ def test_what_a_first_block_cache_remembers_is_what_a_plan_counts(loaded: Loaded
         sigmas = schedule(PRESETS["turbo-12"], side, side, 1.0)
         features = torch.zeros(1, 40, loaded.conditional.conditioner.text_norm.shape[0])
         with Ledger() as ledger:
-            velocity = Velocity(loaded, features, side // 16, side // 16, times(sigmas)[:4], savings)
+            velocity = GuidedModel(loaded, features, side // 16, side // 16, times(sigmas)[:4], savings)
             noise = make_noise(0, side, side)
             with ledger.phase("steps"), torch.inference_mode():
                 for step in range(4):

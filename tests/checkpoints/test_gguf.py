@@ -11,27 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-from ideogram_app.checkpoints.gguf import GgufFile, GgufWriter, Metadata, TensorInfo
+from ideogram_app.checkpoints.gguf import GgufFile, GgufTensor, GgufWriter, Metadata
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.quantization import k_quants
 
 INFOS = (
-    TensorInfo("layers.0.attention.qkv.weight", (24, 256), "Q4_K"),
-    TensorInfo("layers.0.attention.norm_q.weight", (17,), "F32"),
-    TensorInfo("layers.0.feed_forward.w1.weight", (3, 512), "Q6_K"),
-    TensorInfo("layers.0.feed_forward.w2.weight", (5, 256), "Q5_K"),
-    TensorInfo("layers.0.feed_forward.w3.weight", (7, 96), "Q8_0"),
-    TensorInfo("input_proj.weight", (5, 3), "F16"),
-    TensorInfo("input_proj.bias", (5,), "BF16"),
+    GgufTensor("layers.0.attention.qkv.weight", (24, 256), "Q4_K"),
+    GgufTensor("layers.0.attention.norm_q.weight", (17,), "F32"),
+    GgufTensor("layers.0.feed_forward.w1.weight", (3, 512), "Q6_K"),
+    GgufTensor("layers.0.feed_forward.w2.weight", (5, 256), "Q5_K"),
+    GgufTensor("layers.0.feed_forward.w3.weight", (7, 96), "Q8_0"),
+    GgufTensor("input_proj.weight", (5, 3), "F16"),
+    GgufTensor("input_proj.bias", (5,), "BF16"),
 )
 
 
-def source(info: TensorInfo) -> torch.Tensor:
+def source(info: GgufTensor) -> torch.Tensor:
     """The weights behind a tensor, the same at every call."""
     return torch.randn(info.shape, generator=torch.Generator().manual_seed(len(info.name)))
 
 
-def held(info: TensorInfo) -> torch.Tensor:
+def held(info: GgufTensor) -> torch.Tensor:
     if info.gguf_type in k_quants.FORMATS:
         return k_quants.encode(source(info), info.gguf_type)
     return source(info).to(info.held_dtype)
@@ -105,7 +105,7 @@ def test_files_of_gguf_py_are_read_with_their_metadata(tmp_path: Path) -> None:
     writer.close()
     file = GgufFile(path)
     assert file.metadata == {"general.architecture": "ideogram4", "orig_shape": [4, 64]}
-    assert file.infos["packed"] == TensorInfo("packed", (4, 64), "Q8_0")
+    assert file.infos["packed"] == GgufTensor("packed", (4, 64), "Q8_0")
     assert np.array_equal(file.tensor("dense").numpy(), weight)
     assert np.array_equal(file.tensor("packed").numpy(), packed)
 
@@ -121,7 +121,7 @@ def test_tensors_outlive_the_file_and_writing_to_them_spares_it(path: Path) -> N
 
 def test_floats_are_rounded_to_the_declared_type_on_writing(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    with GgufWriter(path, [TensorInfo("bias", (3,), "F16")]) as file:
+    with GgufWriter(path, [GgufTensor("bias", (3,), "F16")]) as file:
         file.write("bias", torch.tensor([1.0, 2.0, 1 / 3]))
     assert torch.equal(GgufFile(path).tensor("bias"), torch.tensor([1.0, 2.0, 1 / 3]).half())
 
@@ -218,12 +218,12 @@ def test_a_file_closed_too_early_says_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        (TensorInfo("w", (2, 256), "Q3_K"), "Q4_K"),
-        (TensorInfo("w" * 64, (2, 256), "F32"), "63 bytes"),
-        (TensorInfo("w", (2, 100), "Q4_K"), "block size, 256"),
-        (TensorInfo("w", (), "F32"), "dimensions"),
+        (GgufTensor("w", (2, 256), "Q3_K"), "Q4_K"),
+        (GgufTensor("w" * 64, (2, 256), "F32"), "63 bytes"),
+        (GgufTensor("w", (2, 100), "Q4_K"), "block size, 256"),
+        (GgufTensor("w", (), "F32"), "dimensions"),
     ],
 )
-def test_what_no_reader_would_take_is_not_written(tmp_path: Path, info: TensorInfo, message: str) -> None:
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path, info: GgufTensor, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         GgufWriter(tmp_path / "a.gguf", [info])

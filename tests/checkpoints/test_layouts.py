@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_model import relative_error, write_source
 
 from ideogram_app.checkpoints.gguf import OTHER_BLOCKS, READABLE_TYPES, GgufFile
-from ideogram_app.checkpoints.published.codecs import Entry, Stored
+from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor
 from ideogram_app.checkpoints.published.layouts import LAYOUTS, find_layout
 from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES
 from ideogram_app.checkpoints.published.transformer import SourceBranch, open_source
@@ -172,7 +172,7 @@ def test_every_ggml_type_is_decoded_as_gguf_py_does(tmp_path, kind) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with np.errstate(all="ignore"):  # random bytes hold NaN and infinite scales
-        stored = Stored({"weight": Entry(GgufFile(path), "x.weight")})
+        stored = StoredTensor({"weight": StoredEntry(GgufFile(path), "x.weight")})
         assert stored.shape == (9, 2 * weights)
         got, expected = stored.read(slice(2, 7)).numpy(), gguf.dequantize(packed, quantization)[2:7]
     assert np.array_equal(got, expected, equal_nan=True)

@@ -13,7 +13,7 @@ from small_model import SMALL, Tensors, fused, packed_fp8, random_tensors, relat
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.checkpoints.published.local import SOURCES, find_source, local_folder
 from ideogram_app.checkpoints.published.transformer import SourceBranch
-from ideogram_app.checkpoints.safetensors import SafetensorsFile, TensorInfo, layout
+from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout
 from ideogram_app.errors import AccessError, CheckpointError
 
 BRANCH = SMALL[1]
@@ -184,7 +184,7 @@ def test_a_header_written_first_is_one_that_the_safetensors_package_reads(tmp_pa
 
     held = {"a": torch.arange(3, dtype=torch.int8), "b": torch.randn(2, 5), "c": torch.randn(7).bfloat16()}
     names = {torch.int8: "I8", torch.float32: "F32", torch.bfloat16: "BF16"}
-    infos = [TensorInfo(name, names[tensor.dtype], tuple(tensor.shape)) for name, tensor in held.items()]
+    infos = [SafetensorsTensor(name, names[tensor.dtype], tuple(tensor.shape)) for name, tensor in held.items()]
     header, placed = layout(infos, {"format": "pt"})
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:

@@ -57,7 +57,7 @@ def test_a_status_turns_into_json_and_back(store) -> None:
 
 def test_the_manifest_says_what_the_folder_is_and_what_it_was_made_from(store) -> None:
     made = manifest.read_manifest(store.path(NAME, RECIPE))
-    assert (made.format, made.model, made.recipe, made.protected) == (manifest.FORMAT, NAME, RECIPE, ())
+    assert (made.format, made.model, made.recipe, made.protected) == (manifest.MANIFEST_FORMAT, NAME, RECIPE, ())
     assert {row.path for row in made.source_files} == {
         f"{name}/diffusion_pytorch_model.safetensors" for name in sources.BRANCHES
     }

@@ -20,11 +20,11 @@ from ideogram_app.comparison.metrics import psnr
 from ideogram_app.errors import AccessError, CheckpointError, RequestError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.generation.draw import draw, share
-from ideogram_app.model.components import Parts, load_pipeline_parts
+from ideogram_app.model.components import Components, load_components
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.text_encoder.encoder import PackedEmbedding
 from ideogram_app.model.text_encoder.features import encode
-from ideogram_app.prepare.components import prepare_companions
+from ideogram_app.prepare.components import prepare_components
 from ideogram_app.records import Event, Request
 from ideogram_app.studio.backend import Backend, real_backend
 from ideogram_app.studio.state import Job
@@ -62,7 +62,7 @@ def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield hub
 
 
-def picture(store: Store, model: str, recipe: str, parts: Parts, folder: Path) -> Image.Image:
+def picture(store: Store, model: str, recipe: str, parts: Components, folder: Path) -> Image.Image:
     """Drawn with what a store holds, from fixed noise."""
     request = Request(model, wrap_plain("a large red circle on a yellow background"), preset="turbo-12", seed=2)
 
@@ -76,7 +76,7 @@ def picture(store: Store, model: str, recipe: str, parts: Parts, folder: Path) -
         return image.copy()
 
 
-def read(parts: Parts, request: Request) -> torch.Tensor:
+def read(parts: Components, request: Request) -> torch.Tensor:
     return encode(parts.tokenizer, parts.text_encoder, request.caption)
 
 
@@ -94,17 +94,17 @@ def test_a_first_run_over_a_bad_line_ends_in_a_picture_that_needs_no_download(hu
     assert phases(events) == PHASES
     assert list(dict.fromkeys(event.recipe for event in events if event.phase == "prepare")) == ["encoder-q8_0", RECIPE]
     assert hub.served["text_encoder/model.safetensors"] > 0
-    assert store.status(NAME, RECIPE).usable and store.companions_status(NAME).recipe == "encoder-q8_0"
+    assert store.status(NAME, RECIPE).usable and store.components_status(NAME).recipe == "encoder-q8_0"
 
     assert backend.delete_source(NAME) > 10_000_000
     left = backend.source_state(NAME)
     assert (left.state, left.bytes) == ("missing", 0) and left.companions_bytes > 1_000_000
     assert not list((data / "sources").rglob("*.safetensors"))
-    parts = load_pipeline_parts(NAME, CPU, torch.float32, store=store)
+    parts = load_components(NAME, CPU, torch.float32, store=store)
     assert isinstance(parts.text_encoder.get_submodule("language_model.embed_tokens"), PackedEmbedding)
     drawn = picture(store, NAME, RECIPE, parts, tmp_path / "ours")
     truth = picture(
-        store, "miniature", "reference", load_pipeline_parts("miniature", CPU, torch.float32), tmp_path / "truth"
+        store, "miniature", "reference", load_components("miniature", CPU, torch.float32), tmp_path / "truth"
     )
     assert psnr(drawn, truth) > 25
 
@@ -150,7 +150,7 @@ def test_an_encoder_asked_for_replaces_the_one_that_is_kept_and_nothing_else_doe
     store = Store(tmp_path)
     for encoder, kept in ((None, "encoder-q8_0"), ("encoder-int8", "encoder-int8"), (None, "encoder-int8")):
         list(real_backend(tmp_path, encoder=encoder).prepare(NAME, RECIPE))
-        assert store.companions_status(NAME).recipe == kept
+        assert store.components_status(NAME).recipe == kept
 
 
 def test_the_first_run_without_the_network_says_so_before_anything_else(tmp_path: Path) -> None:
@@ -161,10 +161,10 @@ def test_the_first_run_without_the_network_says_so_before_anything_else(tmp_path
 @pytest.mark.parametrize("encoder", ["encoder-int8", "encoder-q4_k", "encoder-dense"])
 def test_companions_are_kept_in_the_encoder_recipe_asked_for(repository: Path, tmp_path: Path, encoder: str) -> None:
     store = Store(tmp_path)
-    list(prepare_companions(store, NAME, repository, encoder))
-    assert store.companions_status(NAME).recipe == encoder
-    parts = load_pipeline_parts(NAME, CPU, torch.float32, store=store)
-    published = load_pipeline_parts(NAME, CPU, torch.float32, repository)
+    list(prepare_components(store, NAME, repository, encoder))
+    assert store.components_status(NAME).recipe == encoder
+    parts = load_components(NAME, CPU, torch.float32, store=store)
+    published = load_components(NAME, CPU, torch.float32, repository)
     request = Request(NAME, wrap_plain("the word HELLO"))
     got, truth = (read(each, request) for each in (parts, published))
     assert float((got - truth).norm() / truth.norm()) < (
@@ -178,15 +178,15 @@ def test_companions_are_kept_in_the_encoder_recipe_asked_for(repository: Path, t
 def test_a_folder_without_a_vae_cannot_be_kept(repository: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(repository, tmp_path / "partial", ignore=shutil.ignore_patterns("vae")))
     with pytest.raises(CheckpointError, match="no vae"):
-        list(prepare_companions(Store(tmp_path / "data"), NAME, folder))
+        list(prepare_components(Store(tmp_path / "data"), NAME, folder))
 
 
 def test_a_damaged_companion_is_found_before_it_is_loaded(repository: Path, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    list(prepare_companions(store, NAME, repository))
+    list(prepare_components(store, NAME, repository))
     vae = store.companions(NAME).final / "vae" / "diffusion_pytorch_model.safetensors"
     vae.write_bytes(vae.read_bytes()[:-10])
-    status = store.companions_status(NAME)
+    status = store.components_status(NAME)
     assert status.state == "damaged" and str(vae) in status.detail
 
 

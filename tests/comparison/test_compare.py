@@ -15,14 +15,14 @@ from ideogram_app.comparison.contact_sheet import SMALLEST_SIDE, draw_sheet, wri
 from ideogram_app.comparison.metrics import psnr, ssim
 from ideogram_app.comparison.record import Comparison
 from ideogram_app.errors import RequestError
-from ideogram_app.generation.captions import understand
+from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.records import Event, Request, Result
 from ideogram_app.wire import from_json
 
 REQUEST = Request(
-    "miniature", understand("a red circle on a yellow background").caption, tuple(RECIPES), preset="turbo-12", seed=1
+    "miniature", parse_prompt("a red circle on a yellow background").caption, tuple(RECIPES), preset="turbo-12", seed=1
 )
 
 

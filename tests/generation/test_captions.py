@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ideogram_app.errors import CaptionError
-from ideogram_app.generation.captions import LONGEST_PROMPT, check_caption, understand, wrap_plain
+from ideogram_app.generation.captions import LONGEST_PROMPT, check_caption, parse_prompt, wrap_plain
 
 SCENE = {"background": "a beach", "elements": [{"type": "obj", "bbox": [1, 2, 3, 4], "desc": "a dog"}]}
 PHOTO = {"aesthetics": "calm", "lighting": "soft", "photo": "35 mm", "medium": "photograph"}
@@ -19,7 +19,7 @@ def caption(**parts: object) -> str:
 
 def refusal(text: str) -> str:
     with pytest.raises(CaptionError) as caught:
-        understand(text)
+        parse_prompt(text)
     return str(caught.value)
 
 
@@ -28,7 +28,7 @@ def element(**parts: object) -> str:
 
 
 def test_plain_text_becomes_the_smallest_valid_caption() -> None:
-    prompt = understand("  a red circle ")
+    prompt = parse_prompt("  a red circle ")
     assert prompt.was_plain
     assert json.loads(prompt.caption)["compositional_deconstruction"]["elements"] == [
         {"type": "obj", "bbox": [100, 100, 900, 900], "desc": "a red circle"}
@@ -37,7 +37,7 @@ def test_plain_text_becomes_the_smallest_valid_caption() -> None:
 
 
 def test_a_caption_is_serialised_without_spaces_and_without_escapes() -> None:
-    written = understand('{ "compositional_deconstruction" : {"background": "caf\\u00e9", "elements": []} }')
+    written = parse_prompt('{ "compositional_deconstruction" : {"background": "caf\\u00e9", "elements": []} }')
     assert written.caption == '{"compositional_deconstruction":{"background":"café","elements":[]}}'
     assert not written.was_plain
 

@@ -15,25 +15,25 @@ from scipy.stats import norm
 from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import AppError, RequestError
-from ideogram_app.generation.captions import understand
-from ideogram_app.generation.draw import Shared, decode, denoise, draw, make_noise, schedule, share, times
-from ideogram_app.generation.guidance import Velocity
-from ideogram_app.model.components import Parts, load_pipeline_parts
+from ideogram_app.generation.captions import parse_prompt
+from ideogram_app.generation.draw import SharedInputs, decode, denoise, draw, make_noise, schedule, share, times
+from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.model.components import Components, load_components
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.records import Event, Request
 
 CPU = torch.device("cpu")
 PROMPTS = [
-    understand("a red circle on a yellow background").caption,
+    parse_prompt("a red circle on a yellow background").caption,
     '{"compositional_deconstruction":{"background":"blue","elements":[{"type":"text","text":"SKY","desc":"white"}]}}',
     "a small green triangle at the left on a white background",  # never wrapped, and of another length
 ]
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
-    return load_pipeline_parts("miniature", CPU, torch.float32)
+def parts() -> Components:
+    return load_components("miniature", CPU, torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def ours(
-    parts: Parts, loaded: Loaded, prompt: str, noise: torch.Tensor, preset: Preset, size: tuple[int, int]
+    parts: Components, loaded: Loaded, prompt: str, noise: torch.Tensor, preset: Preset, size: tuple[int, int]
 ) -> torch.Tensor:
     features = encode(parts.tokenizer, parts.text_encoder, prompt)
     sigmas = schedule(preset, *size, float(parts.scheduler.config.shift))
-    velocity = Velocity(loaded, features, size[1] // 16, size[0] // 16, times(sigmas))
+    velocity = GuidedModel(loaded, features, size[1] // 16, size[0] // 16, times(sigmas))
     steps = list(denoise(velocity, noise, sigmas, preset.guidance))
     assert len(steps) == preset.steps
     return steps[-1].latents
@@ -56,7 +56,7 @@ def ours(
 @pytest.mark.parametrize("size", [(128, 128), (160, 96), (64, 208)])
 @pytest.mark.parametrize("name", PRESETS)
 def test_latents_equal_stock_diffusers(
-    stock: Any, parts: Parts, loaded: Loaded, name: str, size: tuple[int, int]
+    stock: Any, parts: Components, loaded: Loaded, name: str, size: tuple[int, int]
 ) -> None:
     """Stock draws the prompts as one batch padded to the longest; ours one at a time, not padded at all."""
     preset = PRESETS[name]
@@ -80,7 +80,7 @@ def test_latents_equal_stock_diffusers(
         assert worst < 1e-4
 
 
-def test_decoded_pictures_equal_stock_diffusers(stock: Any, parts: Parts, loaded: Loaded) -> None:
+def test_decoded_pictures_equal_stock_diffusers(stock: Any, parts: Components, loaded: Loaded) -> None:
     preset, noise = PRESETS["turbo-12"], make_noise(3, 128, 128)
     call = {"num_inference_steps": 12, "guidance_schedule": preset.guidance, "mu": preset.mu, "std": preset.std}
     theirs = stock(PROMPTS[0], height=128, width=128, max_sequence_length=64, latents=noise, **call).images[0]
@@ -101,18 +101,18 @@ def test_the_schedule_is_a_logit_normal_distribution(name: str) -> None:
     assert numpy.allclose(sigmas[1:-1], expected, atol=1e-6)
 
 
-def run(request: Request, parts: Parts, loaded: Loaded, folder: Path) -> list[Event]:
+def run(request: Request, parts: Components, loaded: Loaded, folder: Path) -> list[Event]:
     return list(draw(request, "reference", lambda: loaded, shared(parts, request), folder))
 
 
-def shared(parts: Parts, request: Request) -> Shared:
+def shared(parts: Components, request: Request) -> SharedInputs:
     def encoded() -> torch.Tensor:
         return encode(parts.tokenizer, parts.text_encoder, request.caption)
 
     return share(request, CPU, encoded, parts.vae, parts.scheduler.config.shift)
 
 
-def test_a_seed_gives_the_same_picture_to_the_bit(parts: Parts, loaded: Loaded, tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_picture_to_the_bit(parts: Components, loaded: Loaded, tmp_path: Path) -> None:
     request = Request("miniature", PROMPTS[0], preset="turbo-12", seed=7)
     first = run(request, parts, loaded, tmp_path / "a")[-1].result
     second = run(request, parts, loaded, tmp_path / "b")[-1].result
@@ -122,7 +122,7 @@ def test_a_seed_gives_the_same_picture_to_the_bit(parts: Parts, loaded: Loaded, 
     assert other and other.image and not numpy.array_equal(_pixels(first.image), _pixels(other.image))
 
 
-def test_events_tell_every_step_and_the_result_every_number(parts: Parts, loaded: Loaded, tmp_path: Path) -> None:
+def test_events_tell_every_step_and_the_result_every_number(parts: Components, loaded: Loaded, tmp_path: Path) -> None:
     events = run(Request("miniature", PROMPTS[0], preset="turbo-12"), parts, loaded, tmp_path)
     steps = [event for event in events if event.phase == "denoise"]
     assert [event.done for event in steps] == list(range(13)) and steps[-1].seconds_left == 0
@@ -137,7 +137,7 @@ def test_events_tell_every_step_and_the_result_every_number(parts: Parts, loaded
     assert result.peak_memory_bytes == result.peak_host_bytes and result.versions["torch"]
 
 
-def test_the_picture_carries_its_result_as_text(parts: Parts, loaded: Loaded, tmp_path: Path) -> None:
+def test_the_picture_carries_its_result_as_text(parts: Components, loaded: Loaded, tmp_path: Path) -> None:
     from PIL import Image
 
     from ideogram_app.records import Result
@@ -150,7 +150,7 @@ def test_the_picture_carries_its_result_as_text(parts: Parts, loaded: Loaded, tm
     assert inside.seed == 5 and inside.caption == PROMPTS[0] and inside.seconds == result.seconds
 
 
-def test_stopping_is_not_asking_for_the_next_event(parts: Parts, loaded: Loaded, tmp_path: Path) -> None:
+def test_stopping_is_not_asking_for_the_next_event(parts: Components, loaded: Loaded, tmp_path: Path) -> None:
     request = Request("miniature", PROMPTS[0], preset="quality-48")
     events = draw(request, "reference", lambda: loaded, shared(parts, request), tmp_path)
     for event in events:
@@ -161,11 +161,11 @@ def test_stopping_is_not_asking_for_the_next_event(parts: Parts, loaded: Loaded,
 
 
 def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
-    parts: Parts, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Components, loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, alive, rested = [], [], []
 
-    class Watched(Velocity):
+    class Watched(GuidedModel):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             made.append(weakref.ref(self))
@@ -184,13 +184,13 @@ def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 128), (128, 0), (8192, 8192), (1024, 64)])
-def test_sizes_off_the_grid_or_absurd_are_refused_with_what_works(parts: Parts, width: int, height: int) -> None:
+def test_sizes_off_the_grid_or_absurd_are_refused_with_what_works(parts: Components, width: int, height: int) -> None:
     with pytest.raises(RequestError) as caught:
         shared(parts, Request("miniature", PROMPTS[0], width=width, height=height))
     assert "xpected" in str(caught.value)
 
 
-def test_a_caption_longer_than_the_encoder_reads_is_refused(parts: Parts) -> None:
+def test_a_caption_longer_than_the_encoder_reads_is_refused(parts: Components) -> None:
     with pytest.raises(AppError, match="2048 tokens"):
         encode(parts.tokenizer, parts.text_encoder, "Q" * 3000)
 

@@ -18,22 +18,22 @@ from ideogram_app.comparison import compare
 from ideogram_app.generation import draw as pipeline
 from ideogram_app.generation import encode_prompt as reading
 from ideogram_app.generation import retry as attempts
-from ideogram_app.generation.captions import understand
-from ideogram_app.generation.guidance import Velocity
+from ideogram_app.generation.captions import parse_prompt
+from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.model.cache import Kept
+from ideogram_app.model.cache import ModelCache
 from ideogram_app.model.loader import Loaded
 from ideogram_app.planning.planner import plan
 from ideogram_app.prepare.transformers import prepare
-from ideogram_app.records import Event, Request, Result, Rung
+from ideogram_app.records import Event, Fallback, Request, Result
 from ideogram_app.wire import from_json
 
 HOST = Hardware(name="A processor", host_memory_bytes=32 * 10**9, host_free_bytes=24 * 10**9, disk_free_bytes=10**12)
-CAPTION = understand("a red circle on a yellow background").caption
+CAPTION = parse_prompt("a red circle on a yellow background").caption
 REQUEST = Request("miniature", CAPTION, ("reference", "gguf-q4_k"), "turbo-12", 96, 64, seed=5)
-Q4_K = Rung("GGUF Q4_K, resident", "It takes less.", "gguf-q4_k", 96, 64)
-PACKED = Rung("INT8", "It is not prepared.", "int8-w8a8", 96, 64)
-SMALLER = Rung("80 x 64", "Nearly the same shape.", "reference", 80, 64, device_limit_bytes=10**9)
+Q4_K = Fallback("GGUF Q4_K, resident", "It takes less.", "gguf-q4_k", 96, 64)
+PACKED = Fallback("INT8", "It is not prepared.", "int8-w8a8", 96, 64)
+SMALLER = Fallback("80 x 64", "Nearly the same shape.", "reference", 80, 64, device_limit_bytes=10**9)
 FULL = "CUDA out of memory. Tried to allocate 2.14 GiB. GPU 0 has a total capacity of 8 GiB"
 PHASES = {"load": "weights were loaded", "denoise": "while drawing", "decode": "was decoded", "encode": "was read"}
 
@@ -63,7 +63,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
         begun: list[int] = []
         places: dict[str, tuple[Any, str]] = {
             "load": (attempts, "load_transformers"),
-            "denoise": (Velocity, "__call__"),
+            "denoise": (GuidedModel, "__call__"),
             "decode": (pipeline, "decode"),
             "encode": (reading, "encode"),
         }
@@ -82,15 +82,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return let
 
 
-def ladder(monkeypatch: pytest.MonkeyPatch, *rungs: Rung) -> None:
+def ladder(monkeypatch: pytest.MonkeyPatch, *rungs: Fallback) -> None:
     monkeypatch.setattr(attempts, "rungs", lambda *_, **__: rungs)
 
 
-def run(request: Request, store: Store, output: Path, kept: Kept | None = None) -> Iterator[Event]:
+def run(request: Request, store: Store, output: Path, kept: ModelCache | None = None) -> Iterator[Event]:
     yield from compare.compare(request, store, HOST, plan(HOST, request.model), output, kept=kept)
 
 
-def results(request: Request, store: Store, output: Path, kept: Kept | None = None) -> dict[str, Result]:
+def results(request: Request, store: Store, output: Path, kept: ModelCache | None = None) -> dict[str, Result]:
     return {event.result.recipe: event.result for event in run(request, store, output, kept) if event.result}
 
 
@@ -175,21 +175,21 @@ def test_everything_is_given_back_before_anything_is_decided(
     monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
 ) -> None:
     ghosts: list[weakref.ref[Any]] = []
-    real = pipeline.Velocity
+    real = pipeline.GuidedModel
 
     class Full(real):  # type: ignore[misc, valid-type]
         def __call__(self, *given: Any) -> Any:
             ghosts.extend(weakref.ref(branch.backbone.trunk) for branch in self._branches)
             raise full()
 
-    def nothing_left(*_: Any, **__: Any) -> tuple[Rung, ...]:
+    def nothing_left(*_: Any, **__: Any) -> tuple[Fallback, ...]:
         gc.collect()
         assert ghosts and all(ghost() is None for ghost in ghosts)
         return ()
 
     monkeypatch.setattr(pipeline, "Velocity", Full)
     monkeypatch.setattr(attempts, "rungs", nothing_left)
-    kept = Kept()
+    kept = ModelCache()
     drawn = results(replace(REQUEST, recipes=("reference",)), store, tmp_path, kept)
     assert drawn["reference"].error and kept.key is None
 
@@ -203,7 +203,7 @@ def test_what_is_no_shortage_of_memory_is_no_conversation(
 
 
 def test_a_second_picture_needs_no_loading_and_is_measured_as_the_first_was(store: Store, tmp_path: Path) -> None:
-    kept, request = Kept(), replace(REQUEST, recipes=("gguf-q4_k",))
+    kept, request = ModelCache(), replace(REQUEST, recipes=("gguf-q4_k",))
     first = results(request, store, tmp_path / "a", kept)["gguf-q4_k"]
     second = results(replace(request, seed=6), store, tmp_path / "b", kept)["gguf-q4_k"]
     assert not first.warm and second.warm
@@ -275,6 +275,6 @@ def test_the_encoder_tries_beside_what_is_loaded_and_then_without_it(
     planned: str, loaded: bool, adapt: bool, ways: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = replace(plan(HOST, "miniature"), encoder=planned, device="cuda:0")
-    kept = Kept()
-    monkeypatch.setattr(Kept, "key", property(lambda _: "something" if loaded else None))
+    kept = ModelCache()
+    monkeypatch.setattr(ModelCache, "key", property(lambda _: "something" if loaded else None))
     assert reading._ways(replace(REQUEST, adapt=adapt), chosen, kept) == ways

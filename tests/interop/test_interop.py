@@ -23,11 +23,11 @@ from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import AccessError, CheckpointError, RequestError
-from ideogram_app.generation.draw import Velocity, denoise, make_noise, schedule, times
+from ideogram_app.generation.draw import GuidedModel, denoise, make_noise, schedule, times
 from ideogram_app.interop.pipeline import MODEL_CLASS, load_pipeline, register_gguf
-from ideogram_app.model.components import load_pipeline_parts
+from ideogram_app.model.components import load_components
 from ideogram_app.model.loader import load_transformers
-from ideogram_app.model.reference_model import StockVelocity, load_stock
+from ideogram_app.model.reference_model import ReferenceGuidance, load_reference_model
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.prepare.transformers import quantize
 from tests.conftest import MINIATURE, ROOT
@@ -37,7 +37,7 @@ PRESET, GUIDANCE = PRESETS["turbo-12"], 1.5
 PROMPT = "a red circle on a yellow background"
 # recipe -> largest relative difference of the latents from this program's own after 12 steps, in float32; about three
 # times what was measured, 3.4e-4 and 1.3e-3. diffusers decodes GGUF blocks in half precision, this program in float32.
-# INT8 is the same to the last bit through diffusers' modules (`StockVelocity`), where the text is not padded. Noise
+# INT8 is the same to the last bit through diffusers' modules (`ReferenceGuidance`), where the text is not padded. Noise
 # changed by 1e-6, or sums in another order as in this program's backbone, flip roundings of activations, and twelve
 # steps carry that to 0.009.
 LARGEST_DIFFERENCE = {"int8-w8a8": 0.02, "gguf-q8_0": 1e-3, "gguf-q4_k": 4e-3}
@@ -61,10 +61,10 @@ def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ours(store: Store, recipe: str, noise: Tensor) -> Tensor:
     """Latents by this program's loader and loop."""
-    parts = load_pipeline_parts("miniature", "cpu", torch.float32)
+    parts = load_components("miniature", "cpu", torch.float32)
     loaded = load_transformers(store, "miniature", recipe, "cpu", torch.float32)
     sigmas = schedule(PRESET, 128, 128, float(parts.scheduler.config.shift))
-    steps = Velocity(loaded, encode(parts.tokenizer, parts.text_encoder, PROMPT), 8, 8, times(sigmas))
+    steps = GuidedModel(loaded, encode(parts.tokenizer, parts.text_encoder, PROMPT), 8, 8, times(sigmas))
     return list(denoise(steps, noise, sigmas, (GUIDANCE,) * PRESET.steps))[-1].latents
 
 
@@ -103,11 +103,11 @@ def test_stock_diffusers_draws_the_same_picture(store: Store, recipe: str) -> No
 
 def test_stock_diffusers_multiplies_int8_to_the_same_last_bit(store: Store) -> None:
     noise, sigmas = make_noise(3, 128, 128), schedule(PRESET, 128, 128, 18.0)
-    parts = load_pipeline_parts("miniature", "cpu", torch.float32)
+    parts = load_components("miniature", "cpu", torch.float32)
     assert float(parts.scheduler.config.shift) == 18.0
     features = encode(parts.tokenizer, parts.text_encoder, PROMPT)
-    loaded = load_stock(store, "miniature", "int8-w8a8", "cpu", torch.float32)
-    mine = StockVelocity(loaded, features, 8, 8, times(sigmas))
+    loaded = load_reference_model(store, "miniature", "int8-w8a8", "cpu", torch.float32)
+    mine = ReferenceGuidance(loaded, features, 8, 8, times(sigmas))
     drawn = list(denoise(mine, noise, sigmas, (GUIDANCE,) * PRESET.steps))[-1].latents
     assert torch.equal(drawn, theirs(load_pipeline(store.path("miniature", "int8-w8a8"), dtype=torch.float32), noise))
 

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from ideogram_app.errors import DeviceError
 from ideogram_app.kernels import plain
-from ideogram_app.kernels.contract import Rows
+from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.fused import matmul, tiles
 from ideogram_app.quantization import int8
 
@@ -27,7 +27,9 @@ CARDS = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
 WIDTHS = [(13824, 4608), (4608, 4608), (24576, 4608), (4608, 12288)]  # (N, K) of the real model
 
 
-def operands(m: int, n: int, k: int, device: str = "cpu", seed: int = 0) -> tuple[Rows, Tensor, Tensor, Tensor]:
+def operands(
+    m: int, n: int, k: int, device: str = "cpu", seed: int = 0
+) -> tuple[QuantizedActivations, Tensor, Tensor, Tensor]:
     """Rows, weight, scale and bias, every INT8 value as likely as any other."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(-128, 128, (m, k), dtype=torch.int8, generator=generator)
@@ -35,10 +37,15 @@ def operands(m: int, n: int, k: int, device: str = "cpu", seed: int = 0) -> tupl
     row_scale = torch.rand(m, 1, generator=generator) * 1e-3
     scale = torch.rand(n, generator=generator) * 1e-3
     bias = torch.randn(n, generator=generator)
-    return Rows(x.to(device), row_scale.to(device)), weight.to(device), scale.to(device), bias.to(device)
+    return (
+        QuantizedActivations(x.to(device), row_scale.to(device)),
+        weight.to(device),
+        scale.to(device),
+        bias.to(device),
+    )
 
 
-def truth(x: Rows, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def truth(x: QuantizedActivations, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """What `plain.matmul` says, with the interpreter's bfloat16 on a CPU."""
     return as_there(plain.matmul(x, weight, scale, bias, torch.float32), dtype)
 
@@ -92,7 +99,7 @@ def test_every_tile_of_the_table_makes_the_same_product(device: str, tile: tiles
 def test_the_largest_sums_there_can_be_are_exact(device: str) -> None:
     k = 12288
     signs = torch.tensor([[-128], [127], [-128], [127]], dtype=torch.int8, device=device)
-    x = Rows(signs.repeat(1, k), torch.ones(4, 1, device=device))
+    x = QuantizedActivations(signs.repeat(1, k), torch.ones(4, 1, device=device))
     weight = torch.full((16, k), -128, dtype=torch.int8, device=device)
     weight[1::2] = 127
     sums = matmul.matmul(x, weight, torch.ones(16, device=device), None, torch.float32)
@@ -105,7 +112,7 @@ def test_the_largest_sums_there_can_be_are_exact(device: str) -> None:
 def test_every_bit_of_a_long_sum_counts(device: str) -> None:
     """A step of one at the end of 12287 products that nearly cancel: float32 accumulation would lose it."""
     k = 12288
-    x = Rows(torch.full((2, k), 127, dtype=torch.int8, device=device), torch.ones(2, 1, device=device))
+    x = QuantizedActivations(torch.full((2, k), 127, dtype=torch.int8, device=device), torch.ones(2, 1, device=device))
     weight = torch.full((16, k), 127, dtype=torch.int8, device=device)
     weight[:, k // 2 :] = -127
     weight[:, -1] = -126
@@ -119,7 +126,7 @@ def test_every_bit_of_a_long_sum_counts(device: str) -> None:
 def test_rows_of_zeros_stay_zeros_or_become_the_bias(device: str, run: object) -> None:
     assert callable(run)
     x, weight, scale, bias = operands(20, 48, 64, device)
-    silent = Rows(torch.zeros_like(x.values), x.scale)
+    silent = QuantizedActivations(torch.zeros_like(x.values), x.scale)
     assert not run(silent, weight, scale, None, torch.float32).any()
     assert torch.equal(run(silent, weight, scale, bias, torch.float32), bias.expand(20, -1))
 
@@ -129,7 +136,7 @@ def test_rows_are_independent_of_their_neighbours(device: str) -> None:
     x, weight, scale, bias = operands(70, 64, 128, device)
     whole = matmul.matmul(x, weight, scale, bias, torch.float32)
     for rows in (slice(0, 1), slice(69, 70), slice(3, 40)):
-        part = Rows(x.values[rows], x.scale[rows])
+        part = QuantizedActivations(x.values[rows], x.scale[rows])
         assert torch.equal(matmul.matmul(part, weight, scale, bias, torch.float32), whole[rows])
 
 

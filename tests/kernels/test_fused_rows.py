@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ideogram_app.errors import RequestError
 from ideogram_app.kernels import plain
-from ideogram_app.kernels.contract import Operand, Reads, Rows
+from ideogram_app.kernels.contract import InputFormat, Operand, QuantizedActivations
 from ideogram_app.quantization import int8
 from ideogram_app.quantization.rotation import GROUP, hadamard
 
@@ -30,7 +30,7 @@ CLOSE = 2.0**-20
 # Four steps of a rotation round about four times each, against numbers of at most the norm of a group, which is at most
 # 16 times the largest rotated number: 2^4 * 2^-24 * 2^4; and as much for the truth.
 CLOSE_ROTATED = 2.0**-15
-READS: tuple[Reads, ...] = ("dense", "int8", "rotated")
+READS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_reads = pytest.mark.parametrize("reads", READS)
@@ -55,13 +55,13 @@ def vector(K: int, device: str, seed: int = 7) -> Tensor:
     return (torch.rand(K, generator=torch.Generator().manual_seed(seed)) * 2 - 0.5).to(device)
 
 
-def assert_read(got: Operand, exact: Tensor, dtype: torch.dtype, reads: Reads) -> None:
+def assert_read(got: Operand, exact: Tensor, dtype: torch.dtype, reads: InputFormat) -> None:
     """Whether an operand is `exact`, a float32 (M, K), as a matrix reads it."""
     if reads == "dense":
         assert isinstance(got, Tensor) and got.dtype == dtype
         assert_one_place(got, exact)
         return
-    assert isinstance(got, Rows) and got.values.dtype == torch.int8 and got.scale.dtype == torch.float32
+    assert isinstance(got, QuantizedActivations) and got.values.dtype == torch.int8 and got.scale.dtype == torch.float32
     truth, close = exact.double(), CLOSE
     if reads == "rotated":
         truth = (truth.unflatten(-1, (-1, GROUP)) @ hadamard(dtype=torch.float64).to(exact.device)).flatten(-2)
@@ -91,7 +91,7 @@ shapes = pytest.mark.parametrize(("M", "K"), SHAPES)
 @shapes
 @dtypes
 @every_reads
-def test_a_norm_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads: Reads, device: str) -> None:
+def test_a_norm_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads: InputFormat, device: str) -> None:
     x, scale = tokens(M, K, dtype, device), vector(K, device)
     got = fused.norm(x, scale, EPSILON, reads)
     exact = plain.norm(x.float(), scale, EPSILON, "dense")
@@ -102,7 +102,7 @@ def test_a_norm_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads
 @dtypes
 @every_reads
 def test_a_residual_and_the_norm_after_it_are_those_of_plain_torch(
-    M: int, K: int, dtype: torch.dtype, reads: Reads, device: str
+    M: int, K: int, dtype: torch.dtype, reads: InputFormat, device: str
 ) -> None:
     hidden, update = tokens(M, K, dtype, device), tokens(M, K, dtype, device, seed=1).roll(1, 0)
     gate, scale = vector(K, device), vector(K, device, seed=8)
@@ -130,11 +130,11 @@ def test_residuals_are_added_in_place(device: str) -> None:
 @pytest.mark.parametrize(("M", "K"), [(1, 256), (3, 768), (2, 12288)])
 @dtypes
 @every_reads
-def test_swiglu_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads: Reads, device: str) -> None:
+def test_swiglu_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads: InputFormat, device: str) -> None:
     gate, up = tokens(M, K, dtype, device).roll(3, 1), tokens(M, K, dtype, device, seed=1)
-    arms = torch.cat((gate, up), 1)
-    got = fused.swiglu(arms, reads)
-    exact = plain.swiglu(arms.float(), "dense")
+    gate_up = torch.cat((gate, up), 1)
+    got = fused.swiglu(gate_up, reads)
+    exact = plain.swiglu(gate_up.float(), "dense")
     assert_read(got, exact, dtype, reads)
 
 
@@ -143,7 +143,7 @@ def test_swiglu_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads
 def test_rows_are_rounded_to_the_last_bit_as_in_plain_torch(M: int, K: int, dtype: torch.dtype, device: str) -> None:
     x = tokens(M, K, dtype, device)
     got, (values, scale) = fused.rows(x, "int8"), int8.quantize_tokens(x)
-    assert isinstance(got, Rows)
+    assert isinstance(got, QuantizedActivations)
     assert torch.equal(got.values, values) and torch.equal(got.scale, scale)
 
 
@@ -162,7 +162,7 @@ def test_dense_rows_are_what_they_were(device: str) -> None:
 def test_ties_go_to_the_even_number_and_the_largest_stays_in_range(device: str) -> None:
     halves = torch.arange(-255, 256, device=device)[None].float() / 2  # -127.5 to 127.5: the scale is 1
     got = fused.rows(halves, "int8")
-    assert isinstance(got, Rows)
+    assert isinstance(got, QuantizedActivations)
     assert torch.equal(got.values, halves.round().clamp(-128, 127).to(torch.int8))
     assert got.values[0, 0] == -128 and got.values[0, -1] == 127 and got.scale == 1
 
@@ -172,14 +172,14 @@ def test_one_loud_channel_lands_in_every_number_of_its_group_with_the_right_sign
         x = torch.zeros(1, 2 * GROUP, device=device)
         x[0, GROUP + channel] = 16.0
         got = fused.rows(x, "rotated")
-        assert isinstance(got, Rows)
+        assert isinstance(got, QuantizedActivations)
         assert not got.values[:, :GROUP].any()
         assert torch.equal(got.values[0, GROUP:].sign().float().cpu(), hadamard()[channel].sign())
 
 
 @pytest.mark.parametrize("K", [80, 1000, 4624])
 @pytest.mark.parametrize("reads", ["dense", "int8"])
-def test_rows_need_not_be_whole_groups_unless_they_are_rotated(K: int, reads: Reads, device: str) -> None:
+def test_rows_need_not_be_whole_groups_unless_they_are_rotated(K: int, reads: InputFormat, device: str) -> None:
     x, scale = tokens(2, K, torch.float16, device), vector(K, device)
     exact = plain.norm(x.float(), scale, EPSILON, "dense")
     assert_read(fused.norm(x, scale, EPSILON, reads), exact, torch.float16, reads)

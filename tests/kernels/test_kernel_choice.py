@@ -11,7 +11,7 @@ from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.kernels import choice, compiled
-from ideogram_app.kernels.choice import choose, kernels
+from ideogram_app.kernels.choice import choose_kernels, kernels
 from ideogram_app.kernels.compiled import BETWEEN_MATRICES, compiled_kernels
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
@@ -39,13 +39,13 @@ SETTINGS = {"rope_theta": 1000, "mrope_section": (12, 10, 10)}
 def test_each_device_gets_its_kernels_and_a_reason(
     device: torch.device, capability: tuple[int, int] | None, name: str, because: str
 ) -> None:
-    chosen, reason = choose(device, capability)
+    chosen, reason = choose_kernels(device, capability)
     assert chosen == name and because in reason
 
 
 def test_without_triton_plain_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "find_spec", lambda _: None)
-    assert choose(CUDA, (8, 6)) == ("plain", "Triton is not installed")
+    assert choose_kernels(CUDA, (8, 6)) == ("plain", "Triton is not installed")
 
 
 def test_kernels_that_do_not_exist_are_refused_with_those_that_do() -> None:
@@ -104,7 +104,7 @@ def test_every_set_of_kernels_draws_what_the_plain_ones_draw(name: str, storage:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("storage", "arithmetic"), STORAGES)
 def test_on_a_gpu_its_kernels_draw_what_the_plain_ones_draw(storage: str, arithmetic: str) -> None:
-    name, _ = choose(CUDA, torch.cuda.get_device_capability())
+    name, _ = choose_kernels(CUDA, torch.cuda.get_device_capability())
     truth = velocity(storage, arithmetic, PLAIN)
     assert relative_error(velocity(storage, arithmetic, kernels(name), CUDA), truth) < 5e-3
 

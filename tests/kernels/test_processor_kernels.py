@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from ideogram_app.kernels import plain, processor
-from ideogram_app.kernels.contract import Operand, Reads, Rows
+from ideogram_app.kernels.contract import InputFormat, Operand, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
-from ideogram_app.kernels.processor import FLOAT, PRODUCTS, Product
+from ideogram_app.kernels.processor import FLOAT, PROCESSOR_PRODUCTS, Product
 from ideogram_app.model.transformer.layers import Int8Linear
 from ideogram_app.quantization import k_quants
 
 ROOT = Path(__file__).resolve().parents[2]
-USABLE = [product for product in PRODUCTS if not processor.findings()[product.name]]
-READS: tuple[Reads, ...] = ("dense", "int8", "rotated")
+USABLE = [product for product in PROCESSOR_PRODUCTS if not processor.findings()[product.name]]
+READS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPSILON = 1e-5
 # Both sides round a handful of float32 operations and sums of up to 512 squares, in another order: 2^-24 each, of which
@@ -47,8 +47,8 @@ def exact(left: Tensor, right: Tensor) -> Tensor:
 
 def agree(ours: Operand, theirs: Operand, dtype: torch.dtype) -> None:
     """Dense numbers within `CLOSE` and one unit of the type, rounded ones within a step where they lie between two."""
-    if isinstance(ours, Rows):
-        assert isinstance(theirs, Rows)
+    if isinstance(ours, QuantizedActivations):
+        assert isinstance(theirs, QuantizedActivations)
         assert ours.values.dtype == torch.int8 and ours.scale.dtype == torch.float32
         # bfloat16 sums that fell on another side move a row's largest number, and all of its steps, by 2^-8.
         step = CLOSE if dtype == torch.float32 else torch.finfo(dtype).eps
@@ -92,7 +92,7 @@ def test_the_largest_sums_do_not_overflow(product: Product, low: int, high: int,
 @pytest.mark.parametrize("tokens", [1, 37])
 def test_matmul_is_that_of_plain_torch(dtype: torch.dtype, biased: bool, tokens: int) -> None:
     values, scale = whole(96, 256, seed=1), gaussian(96, seed=2).abs() / 2000
-    x = Rows(whole(tokens, 256), gaussian(tokens, 1, seed=3).abs() / 100)
+    x = QuantizedActivations(whole(tokens, 256), gaussian(tokens, 1, seed=3).abs() / 100)
     bias = gaussian(96, seed=4) if biased else None
     kernels = processor.processor_kernels()
     ours = kernels.matmul(x, kernels.weight(values), scale, bias, dtype)
@@ -101,7 +101,11 @@ def test_matmul_is_that_of_plain_torch(dtype: torch.dtype, biased: bool, tokens:
 
 @pytest.mark.parametrize("tokens", [5, 600])  # fewer than twice the columns, and more
 def test_a_weight_that_serves_once_need_not_be_kept(tokens: int) -> None:
-    values, scale, x = whole(64, 256, seed=1), torch.full((64,), 0.01), Rows(whole(tokens, 256), torch.ones(tokens, 1))
+    values, scale, x = (
+        whole(64, 256, seed=1),
+        torch.full((64,), 0.01),
+        QuantizedActivations(whole(tokens, 256), torch.ones(tokens, 1)),
+    )
     kernels = processor.processor_kernels()
     kept = kernels.matmul(x, kernels.weight(values), scale, None, torch.float32)
     assert torch.equal(kernels.matmul(x, values, scale, None, torch.float32), kept)
@@ -191,7 +195,7 @@ def test_older_processors_multiply_exactly_too(instructions: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reads", READS)
 @pytest.mark.usefixtures("short_runs")
-def test_what_stands_between_two_matrices_is_that_of_plain_torch(reads: Reads, dtype: torch.dtype) -> None:
+def test_what_stands_between_two_matrices_is_that_of_plain_torch(reads: InputFormat, dtype: torch.dtype) -> None:
     hidden, update = gaussian(37, 512).to(dtype), (10 * gaussian(37, 512, seed=1)).to(dtype)
     gate, vector = gaussian(512, seed=2), gaussian(512, seed=3)
     agree(processor.norm(hidden, vector, EPSILON, reads), plain.norm(hidden, vector, EPSILON, reads), dtype)
@@ -216,12 +220,12 @@ def test_heads_are_normed_and_turned_as_in_plain_torch(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("reads", READS)
-def test_the_length_of_a_run_changes_nothing(reads: Reads, monkeypatch: pytest.MonkeyPatch) -> None:
-    arms, vector = gaussian(64, 1024), gaussian(1024, seed=1)
+def test_the_length_of_a_run_changes_nothing(reads: InputFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate_up, vector = gaussian(64, 1024), gaussian(1024, seed=1)
     made: list[tuple[Operand, Operand]] = []
     for run in (2**10, 2**13, 2**20):
         monkeypatch.setattr(processor, "RUN", run)
-        made.append((processor.swiglu(arms, reads), processor.norm(arms, vector, EPSILON, reads)))
+        made.append((processor.swiglu(gate_up, reads), processor.norm(gate_up, vector, EPSILON, reads)))
     for other in made[1:]:
         agree(other[0], made[0][0], torch.float32)
         agree(other[1], made[0][1], torch.float32)
@@ -229,7 +233,7 @@ def test_the_length_of_a_run_changes_nothing(reads: Reads, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("reads", READS)
 @pytest.mark.usefixtures("short_runs")
-def test_inputs_are_left_as_they_were(reads: Reads) -> None:
+def test_inputs_are_left_as_they_were(reads: InputFormat) -> None:
     hidden, update, vector = gaussian(37, 512), gaussian(37, 512, seed=1), gaussian(512, seed=2)
     processor.norm(hidden, vector, EPSILON, reads)
     processor.rows(hidden, reads)
@@ -240,9 +244,9 @@ def test_inputs_are_left_as_they_were(reads: Reads) -> None:
 
 
 @pytest.mark.parametrize("reads", READS[1:])
-def test_rows_of_zeros_stay_zeros(reads: Reads) -> None:
+def test_rows_of_zeros_stay_zeros(reads: InputFormat) -> None:
     made = processor.rows(torch.zeros(3, 256), reads)
-    assert isinstance(made, Rows) and not made.values.any() and made.scale.isfinite().all()
+    assert isinstance(made, QuantizedActivations) and not made.values.any() and made.scale.isfinite().all()
 
 
 @pytest.mark.parametrize("rotated", [False, True])

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from ideogram_app.machine.meter import HostPeak, Meter, held_bytes, release, trim
+from ideogram_app.machine.meter import HostPeak, PhaseMeter, held_bytes, release, trim
 
 MEGABYTE = 1_000_000
 
@@ -23,7 +23,7 @@ def test_a_large_array_raises_the_peak_by_its_size_even_when_it_is_gone_at_the_e
 
 
 def test_phases_of_the_same_name_add_up() -> None:
-    meter = Meter(torch.device("cpu"))
+    meter = PhaseMeter(torch.device("cpu"))
     for _ in range(2):
         with meter.phase("sleep"):
             time.sleep(0.02)
@@ -31,14 +31,14 @@ def test_phases_of_the_same_name_add_up() -> None:
 
 
 def test_a_phase_that_fails_is_timed_too() -> None:
-    meter = Meter(torch.device("cpu"))
+    meter = PhaseMeter(torch.device("cpu"))
     with pytest.raises(KeyError), meter.phase("work"):
         raise KeyError("x")
     assert "work" in meter.seconds
 
 
 def test_without_a_device_of_its_own_memory_the_process_counts() -> None:
-    with Meter(torch.device("cpu")) as meter:
+    with PhaseMeter(torch.device("cpu")) as meter:
         pass
     assert meter.peak_device_bytes is None and meter.peak_device_reserved_bytes is None
     assert meter.peak_memory_bytes == meter.peak_host_bytes >= 0
@@ -57,7 +57,7 @@ def test_what_is_held_grows_by_what_is_kept_and_shrinks_when_it_is_given_back() 
 
 def test_a_peak_above_the_start_leaves_out_what_was_there_before() -> None:
     before = torch.ones(100 * MEGABYTE, dtype=torch.uint8)
-    with Meter(torch.device("cpu")) as meter:
+    with PhaseMeter(torch.device("cpu")) as meter:
         block = torch.ones(200 * MEGABYTE, dtype=torch.uint8)
         time.sleep(0.05)
         del block
@@ -69,7 +69,7 @@ def test_a_peak_above_the_start_leaves_out_what_was_there_before() -> None:
 def test_a_device_leaves_out_what_was_there_before() -> None:
     before = torch.ones(100 * MEGABYTE, dtype=torch.uint8, device="cuda")
     held = held_bytes(torch.device("cuda"))
-    with Meter(torch.device("cuda")) as meter:
+    with PhaseMeter(torch.device("cuda")) as meter:
         block = torch.ones(50 * MEGABYTE, dtype=torch.uint8, device="cuda")
         del block
     assert held >= 100 * MEGABYTE and len(before) == 100 * MEGABYTE
@@ -78,7 +78,7 @@ def test_a_device_leaves_out_what_was_there_before() -> None:
 
 @pytest.mark.gpu
 def test_a_device_counts_its_own_peak() -> None:
-    with Meter(torch.device("cuda")) as meter:
+    with PhaseMeter(torch.device("cuda")) as meter:
         block = torch.ones(50 * MEGABYTE, dtype=torch.uint8, device="cuda")
         del block
     assert meter.peak_device_bytes is not None and meter.peak_device_bytes >= 50 * MEGABYTE

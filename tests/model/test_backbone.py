@@ -18,7 +18,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.kernels.attention import CUDNN, EFFICIENT, FLASH, MATH, attend, backends
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.model.loader import load_transformers
-from ideogram_app.model.reference_model import lay_out, load_stock
+from ideogram_app.model.reference_model import lay_out, load_reference_model
 from ideogram_app.model.transformer.assemble import Placement, assemble
 from ideogram_app.model.transformer.backbone import Backbone
 from ideogram_app.model.transformer.conditioner import rotary, sinusoids
@@ -148,7 +148,7 @@ def miniature(prepared_miniature: Store) -> Store:
 def test_a_block_of_every_storage_equals_the_same_layers_in_diffusers_block(miniature: Store, recipe: str) -> None:
     """One block at a time, because INT8 carries a difference of 1e-6 through several blocks to its own error."""
     backbone = load_transformers(miniature, "miniature", recipe, CPU, torch.float32, kernels="plain").conditional
-    stock: Any = load_stock(miniature, "miniature", recipe, CPU, torch.float32).conditional
+    stock: Any = load_reference_model(miniature, "miniature", recipe, CPU, torch.float32).conditional
     features, latents, times = inputs(MODELS["miniature"].conditional, GRIDS[1])
     layout = lay_out(7, 6, 6, CPU)
     with torch.inference_mode():

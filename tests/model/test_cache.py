@@ -16,9 +16,9 @@ from torch import nn
 
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import DeviceError
-from ideogram_app.generation.captions import understand
+from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.meter import trim
-from ideogram_app.model.cache import Kept, LoadedKey, host_bytes
+from ideogram_app.model.cache import LoadedKey, ModelCache, host_bytes
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
 from ideogram_app.planning.planner import plan
 from ideogram_app.prepare.transformers import prepare
@@ -42,7 +42,7 @@ def key(store: Store, recipe: str, homes: Homes = HOMES[0]) -> LoadedKey:
     return LoadedKey.of("miniature", recipe, store.version("miniature", recipe), torch.float32, homes, "", False)
 
 
-def take(kept: Kept, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
+def take(kept: ModelCache, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
     return kept.transformers(
         key(store, recipe, homes), lambda: load_transformers(store, "miniature", recipe, homes, torch.float32)
     )
@@ -57,7 +57,7 @@ def held_by_this_process() -> int:
 def test_memory_does_not_grow_over_fifty_switches_between_recipes(store: Store, tmp_path: Path) -> None:
     """Fifty pictures by the page's own way, each with another recipe than the one before."""
     backend = real_backend(store.root)
-    machine, caption = backend.detect(), understand("a red circle on a yellow background").caption
+    machine, caption = backend.detect(), parse_prompt("a red circle on a yellow background").caption
     threads, sizes = threading.active_count(), []
     for switch, recipe in enumerate(itertools.islice(itertools.cycle(RECIPES), SWITCHES)):
         request = Request("miniature", caption, (recipe,), "turbo-12", 64, 64)
@@ -72,7 +72,7 @@ def test_memory_does_not_grow_over_fifty_switches_between_recipes(store: Store, 
 
 
 def test_switches_between_recipes_and_homes_leave_nothing_behind(store: Store) -> None:
-    kept, ghosts, threads = Kept(), [], threading.active_count()
+    kept, ghosts, threads = ModelCache(), [], threading.active_count()
     for homes, recipe in itertools.product(HOMES, RECIPES):
         loaded = take(kept, store, recipe, homes)
         ghosts.append(weakref.ref(loaded.conditional.trunk))
@@ -84,7 +84,7 @@ def test_switches_between_recipes_and_homes_leave_nothing_behind(store: Store) -
 
 
 def test_the_same_question_gets_the_same_transformers_and_another_gets_others(store: Store) -> None:
-    kept = Kept()
+    kept = ModelCache()
     first = take(kept, store, "gguf-q4_k")
     assert take(kept, store, "gguf-q4_k") is first
     assert take(kept, store, "gguf-q4_k", HOMES[1]) is not first, "they live elsewhere"
@@ -101,7 +101,7 @@ def test_a_recipe_that_was_made_anew_is_loaded_anew(tmp_path: Path) -> None:
 
 
 def test_the_old_ones_are_gone_before_the_new_ones_come(store: Store) -> None:
-    kept = Kept()
+    kept = ModelCache()
     ghost = weakref.ref(take(kept, store, "fp8").conditional)
 
     def load() -> Loaded:
@@ -112,7 +112,7 @@ def test_the_old_ones_are_gone_before_the_new_ones_come(store: Store) -> None:
 
 
 def test_what_could_not_be_loaded_is_not_kept(store: Store) -> None:
-    kept = Kept()
+    kept = ModelCache()
     take(kept, store, "fp8")
 
     def fail() -> Loaded:
@@ -125,9 +125,9 @@ def test_what_could_not_be_loaded_is_not_kept(store: Store) -> None:
 
 @pytest.mark.parametrize("homes", HOMES, ids=["resident", "streamed", "disk"])
 def test_host_bytes_are_those_of_the_tensors_in_host_memory(store: Store, homes: Homes) -> None:
-    kept = Kept()
+    kept = ModelCache()
     loaded = take(kept, store, "gguf-q8_0", homes)
-    whole = take(Kept(), store, "gguf-q8_0")
+    whole = take(ModelCache(), store, "gguf-q8_0")
     expected = sum(host_bytes(module) for module in whole.modules)
     if homes.from_disk:
         assert kept.host_bytes < 0.85 * expected, "three of nine blocks lie in their file"
@@ -137,7 +137,7 @@ def test_host_bytes_are_those_of_the_tensors_in_host_memory(store: Store, homes:
 
 
 def test_an_encoder_stays_until_another_is_asked_for() -> None:
-    kept = Kept()
+    kept = ModelCache()
     first = kept.encoder("a", lambda: nn.Linear(10, 10))
     assert kept.encoder("a", lambda: nn.Linear(10, 10)) is first
     assert kept.host_bytes == 440
@@ -152,7 +152,7 @@ def test_an_encoder_stays_until_another_is_asked_for() -> None:
 def test_what_could_not_be_given_back_is_not_kept_for_another_try(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, encoder = Kept(), nn.Linear(3, 3)
+    kept, encoder = ModelCache(), nn.Linear(3, 3)
     ghost = weakref.ref(take(kept, store, "fp8").conditional)
     kept.encoder("a", lambda: encoder)
 

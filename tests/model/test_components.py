@@ -17,7 +17,7 @@ from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.errors import AccessError, CheckpointError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.model import components as parts_module
-from ideogram_app.model.components import SCHEDULER_CONFIG, STOCK, find_parts, load_pipeline_parts, read_scheduler
+from ideogram_app.model.components import SCHEDULER_CONFIG, STOCK, find_components, load_components, read_scheduler
 from ideogram_app.model.text_encoder.features import encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,8 +59,8 @@ def test_what_draws_is_imported_loaded_and_run_without_what_takes_seconds_to_imp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parts_of_the_libraries_give_the_same(dtype: torch.dtype) -> None:
-    ours = load_pipeline_parts("miniature", "cpu", dtype)
-    stock = load_pipeline_parts("miniature", "cpu", dtype, makers=STOCK)
+    ours = load_components("miniature", "cpu", dtype)
+    stock = load_components("miniature", "cpu", dtype, makers=STOCK)
     assert {type(part).__module__.split(".")[0] for part in vars(stock).values()} == {
         "transformers",
         "diffusers",
@@ -79,7 +79,7 @@ def test_parts_of_the_libraries_give_the_same(dtype: torch.dtype) -> None:
 def test_each_part_is_loaded_only_when_it_is_asked_for(folder: Path) -> None:
     for name in ("text_encoder", "scheduler"):
         shutil.rmtree(folder / name)
-    where = find_parts("miniature", folder)
+    where = find_components("miniature", folder)
     assert where.vae("cpu", torch.float32).dtype == torch.float32
     assert where.tokenizer() is not where.tokenizer()
     with pytest.raises(CheckpointError, match="text_encoder"):
@@ -89,9 +89,9 @@ def test_each_part_is_loaded_only_when_it_is_asked_for(folder: Path) -> None:
 
 
 def test_the_identity_is_that_of_the_text_encoder(folder: Path) -> None:
-    where = find_parts("miniature", folder)
+    where = find_components("miniature", folder)
     before = where.identity
-    assert before == find_parts("miniature", folder).identity != find_parts("miniature").identity
+    assert before == find_components("miniature", folder).identity != find_components("miniature").identity
     os.utime(folder / "vae" / "config.json", ns=(1, 1))
     assert where.identity == before
     os.utime(folder / "text_encoder" / "config.json", ns=(1, 1))
@@ -102,7 +102,7 @@ def test_the_identity_is_that_of_the_text_encoder(folder: Path) -> None:
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
 def test_damaged_weights_are_named(folder: Path, part: str, makers: parts_module.Makers | None) -> None:
     def load() -> None:
-        load_pipeline_parts("miniature", "cpu", torch.float32, folder, makers=makers)
+        load_components("miniature", "cpu", torch.float32, folder, makers=makers)
 
     (path,) = (folder / part).glob("*.safetensors")
     whole, tensors = path.read_bytes(), load_file(path)
@@ -128,18 +128,18 @@ def test_damaged_weights_are_named(folder: Path, part: str, makers: parts_module
 
 def test_what_ships_with_the_program_is_compared_with_its_sums(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts_module, "find_source", lambda name: SimpleNamespace(included=folder))
-    find_parts("miniature", folder)
+    find_components("miniature", folder)
     vocabulary = folder / "tokenizer" / "tokenizer.json"
     vocabulary.write_text(vocabulary.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
-        find_parts("miniature", folder)
+        find_components("miniature", folder)
 
 
 def test_a_tokenizer_without_a_tokenizer_json_is_left_to_transformers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts_module, "_stock_tokenizer", lambda path: f"transformers reads {path.name}")
-    where = find_parts("miniature", folder)
+    where = find_components("miniature", folder)
     (folder / "tokenizer" / "tokenizer.json").unlink()
     assert where.tokenizer() == "transformers reads tokenizer"
 
@@ -160,4 +160,4 @@ def test_a_scheduler_that_does_not_shift_leaves_levels_as_they_are(tmp_path: Pat
 
 def test_the_parts_of_the_published_model_need_a_folder() -> None:
     with pytest.raises(AccessError, match="gated"):
-        find_parts("ideogram-4")
+        find_components("ideogram-4")

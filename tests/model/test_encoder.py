@@ -14,9 +14,9 @@ from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from ideogram_app.catalog.models import MODELS, Linear
 from ideogram_app.catalog.text_encoder import (
+    EMBEDDING_TABLE,
     ENCODER_RECIPES,
-    PUBLISHED,
-    TABLE,
+    PUBLISHED_ENCODER,
     TextEncoder,
     block_type,
     encoder_bytes,
@@ -27,7 +27,7 @@ from ideogram_app.checkpoints.prepared.storage import PackedBranch, PackedWeight
 from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.model.components import load_pipeline_parts
+from ideogram_app.model.components import load_components
 from ideogram_app.model.text_encoder import encoder as encoder_module
 from ideogram_app.model.text_encoder.encoder import (
     Int8WeightLinear,
@@ -66,12 +66,12 @@ def test_the_shapes_are_those_of_transformers_text_side() -> None:
 
 
 def test_the_published_encoder_has_the_size_that_plans_count_with() -> None:
-    text = {**vars(PUBLISHED), "rope_parameters": TEXT["rope_parameters"]}
+    text = {**vars(PUBLISHED_ENCODER), "rope_parameters": TEXT["rope_parameters"]}
     with torch.device("meta"):
         model = Qwen3VLModel._from_config(Qwen3VLConfig(text_config=text, vision_config=CONFIG["vision_config"]))
-    assert {name: tuple(tensor.shape) for name, tensor in text_side(model).items()} == PUBLISHED.shapes()
-    assert PUBLISHED.parameters() == pytest.approx(MODELS["ideogram-4"].text_encoder_parameters, rel=1e-3)
-    sizes = {name: encoder_bytes(PUBLISHED, recipe) / 1e9 for name, recipe in ENCODER_RECIPES.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in text_side(model).items()} == PUBLISHED_ENCODER.shapes()
+    assert PUBLISHED_ENCODER.parameters() == pytest.approx(MODELS["ideogram-4"].text_encoder_parameters, rel=1e-3)
+    sizes = {name: encoder_bytes(PUBLISHED_ENCODER, recipe) / 1e9 for name, recipe in ENCODER_RECIPES.items()}
     rounded = {name: round(size, 2) for name, size in sizes.items()}
     assert rounded == {"encoder-dense": 15.14, "encoder-int8": 7.57, "encoder-q8_0": 8.04, "encoder-q4_k": 4.57}
 
@@ -99,7 +99,7 @@ def test_a_dense_encoder_equals_stock_transformers_to_the_last_bit(source, dtype
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_miniatures_features_equal_stock_transformers_to_the_last_bit(dtype) -> None:
     folder = local_folder("miniature")
-    parts = load_pipeline_parts("miniature", "cpu", dtype)
+    parts = load_components("miniature", "cpu", dtype)
     stock = Qwen3VLModel.from_pretrained(folder / "text_encoder", dtype=dtype).eval()
     expected = encode(parts.tokenizer, stock, CAPTION)
     assert expected.shape[-1] == 13 * 64
@@ -135,7 +135,7 @@ def test_every_recipe_stays_within_its_bound_at_every_tap(source) -> None:
 
 
 def test_every_recipe_stays_within_its_bound_on_the_miniature() -> None:
-    parts = load_pipeline_parts("miniature", "cpu", torch.float32)
+    parts = load_components("miniature", "cpu", torch.float32)
     miniature = SourceEncoder(local_folder("miniature") / "text_encoder")
     reference = encode(parts.tokenizer, parts.text_encoder, CAPTION)
     for name in PACKING:
@@ -148,10 +148,10 @@ def test_every_recipe_stays_within_its_bound_on_the_miniature() -> None:
 def test_every_matrix_rests_in_its_storage_and_the_bytes_are_those_planned(source, name, dtype) -> None:
     module, recipe = built(source, name, dtype), ENCODER_RECIPES[name]
     for linear in source.encoder.linears():
-        if linear.name == TABLE:
+        if linear.name == EMBEDDING_TABLE:
             continue
         assert type(module.get_submodule(linear.name)) is LAYERS[recipe.storage], linear.name
-    is_packed = type(module.get_submodule(TABLE)) is PackedEmbedding
+    is_packed = type(module.get_submodule(EMBEDDING_TABLE)) is PackedEmbedding
     assert is_packed == (recipe.storage != "dense")
     frequencies = sum(buffer.nbytes for key, buffer in module.named_buffers() if "inv_freq" in key)
     assert weight_bytes(module) - frequencies == encoder_bytes(source.encoder, recipe, dtype.itemsize)
@@ -159,14 +159,14 @@ def test_every_matrix_rests_in_its_storage_and_the_bytes_are_those_planned(sourc
     assert not [key for key, _ in module.named_parameters() if "visual" in key or key == "language_model.norm.weight"]
     narrow = module.to(torch.bfloat16)
     assert weight_bytes(narrow) - frequencies <= encoder_bytes(source.encoder, recipe, dtype.itemsize)
-    assert narrow.get_submodule(TABLE)(IDS).dtype == (dtype if is_packed else torch.bfloat16)
+    assert narrow.get_submodule(EMBEDDING_TABLE)(IDS).dtype == (dtype if is_packed else torch.bfloat16)
 
 
 def test_blocks_that_do_not_fit_and_the_table_fall_back_to_q8_0() -> None:
     q4, q8 = ENCODER_RECIPES["encoder-q4_k"], ENCODER_RECIPES["encoder-q8_0"]
     assert block_type(q4, "language_model.layers.0.mlp.up_proj", 4096) == "Q4_K"
     assert block_type(q4, "language_model.layers.0.mlp.up_proj", 160) == "Q8_0"
-    assert block_type(q4, TABLE, 4096) == "Q8_0" == block_type(q8, TABLE, 4096)
+    assert block_type(q4, EMBEDDING_TABLE, 4096) == "Q8_0" == block_type(q8, EMBEDDING_TABLE, 4096)
 
 
 @pytest.mark.parametrize("storage", ["int8", "Q8_0", "Q4_K"])
@@ -210,7 +210,7 @@ def test_reading_in_runs_of_rows_changes_nothing(source, name, monkeypatch) -> N
 def test_a_prepared_file_runs_as_the_source_packed_while_it_is_read(source, tmp_path, name) -> None:
     recipe, component = ENCODER_RECIPES[name], source.encoder
     made = formats.units(recipe, component, source.dtypes)
-    blank = formats.blank(recipe, made, torch.bfloat16)
+    blank = formats.plan_file(recipe, made, torch.bfloat16)
     path = tmp_path / "encoder"
     with path.open("w+b") as file:
         file.write(blank.header)
@@ -247,11 +247,11 @@ def test_a_pipeline_with_ideograms_fp8_encoder_loads(tmp_path) -> None:
     save_file(as_ideogram(load_file(path)), path, metadata={"format": "pt"})
     config = folder / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"ideogram_fp8_weight_only": True}))
-    parts = load_pipeline_parts("miniature", "cpu", torch.float32, folder)
-    reference = load_pipeline_parts("miniature", "cpu", torch.float32)
+    parts = load_components("miniature", "cpu", torch.float32, folder)
+    reference = load_components("miniature", "cpu", torch.float32)
     expected = encode(reference.tokenizer, reference.text_encoder, CAPTION)
     assert 0 < max(encoder_error(expected, encode(parts.tokenizer, parts.text_encoder, CAPTION))) < 0.06
 
 
 def test_a_linear_of_the_table_is_looked_up_and_the_first() -> None:
-    assert next(PUBLISHED.linears()) == Linear(TABLE, 151936, 4096, False)
+    assert next(PUBLISHED_ENCODER.linears()) == Linear(EMBEDDING_TABLE, 151936, 4096, False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.folders import identity
 from ideogram_app.generation.captions import wrap_plain
-from ideogram_app.model.components import load_pipeline_parts
+from ideogram_app.model.components import load_components
 from ideogram_app.model.text_encoder.features import CACHE_BYTES, LONGEST_TEXT, FeatureCache, FeatureKey, encode
 
 KEY = FeatureKey("miniature", "an encoder", torch.float32, "a red circle")
@@ -117,7 +117,7 @@ def test_a_failure_keeps_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_miniatures_features_come_back_to_the_last_bit(dtype: torch.dtype) -> None:
-    parts, caption = load_pipeline_parts("miniature", "cpu", dtype), wrap_plain("a red circle")
+    parts, caption = load_components("miniature", "cpu", dtype), wrap_plain("a red circle")
     features = encode(parts.tokenizer, parts.text_encoder, caption)
     cache, key = FeatureCache(), FeatureKey("miniature", "shipped", dtype, caption)
     cache.features(key, lambda: features)

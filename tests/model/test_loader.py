@@ -24,13 +24,13 @@ from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.loader import load_transformers
-from ideogram_app.model.reference_model import load_stock
+from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.model.transformer.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.quantization import int8
 
 LAYERS = {"fp8": Fp8Linear, "int8": Int8Linear, "convrot": Int8Linear, "gguf": GgufLinear}
-PARTS = {"qkv": "attention.to_q", "o": "attention.to_out.0", "arms": "feed_forward.w1", "down": "feed_forward.w2"}
+PARTS = {"qkv": "attention.to_q", "o": "attention.to_out.0", "gate_up": "feed_forward.w1", "down": "feed_forward.w2"}
 # Relative error of the velocity on random weights, at most; about twice what was measured.
 LARGEST_ERROR = {"reference": 1e-5, "fp8": 0.12, "gguf-q8_0": 0.02, "gguf-q4_k": 0.2}  # the INT8 family: 0.03
 
@@ -62,7 +62,7 @@ def copied(miniature: Store, tmp_path: Path) -> Store:
 
 def both(store: Store, recipe: str, model: str = NAME) -> list[torch.Tensor]:
     """Through diffusers' own modules, filled by this program."""
-    return [velocity(module) for module in load_stock(store, model, recipe, "cpu", torch.float32).modules]
+    return [velocity(module) for module in load_reference_model(store, model, recipe, "cpu", torch.float32).modules]
 
 
 def test_the_reference_is_what_diffusers_loads(miniature) -> None:

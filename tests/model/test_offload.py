@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.presets import PRESETS
-from ideogram_app.catalog.speedups import SAVINGS
+from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.generation.draw import make_noise, schedule, times
-from ideogram_app.generation.guidance import Velocity
+from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.model import loader
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
 from ideogram_app.model.offload import carrier as carrier_module
@@ -76,7 +76,7 @@ def latents(loaded: Loaded, steps: int = 2, savings: tuple[str, ...] = ()) -> Te
     """What so many steps of a 96 x 96 picture come to."""
     features = torch.randn(1, 9, DEEP.llm_features_dim, generator=torch.Generator().manual_seed(1))
     sigmas = schedule(PRESETS["turbo-12"], 96, 96, 1.0)
-    velocity = Velocity(loaded, features, 6, 6, times(sigmas)[:steps], savings)
+    velocity = GuidedModel(loaded, features, 6, 6, times(sigmas)[:steps], savings)
     x = make_noise(3, 96, 96)
     with torch.inference_mode():
         for step in range(steps):
@@ -149,31 +149,31 @@ def test_34_layers_under_a_budget_of_3_blocks_draw_the_same_latents(
     weights, size = plain.weight_bytes, block_bytes(plain)
     budget = Budget(3 * size)
     homes = Homes((CPU, CPU), (34, 8), from_disk, slots=3, carriers={CPU: budget})
-    travelling = load(deep, recipe, homes)
-    assert torch.equal(latents(travelling), expected)
+    offloaded = load(deep, recipe, homes)
+    assert torch.equal(latents(offloaded), expected)
     assert budget.most == 3 * size, "both transformers share three places"
-    assert travelling.weight_bytes == weights
-    travelling.close()
+    assert offloaded.weight_bytes == weights
+    offloaded.close()
     gc.collect()
     assert budget.held == 0
 
 
 @pytest.mark.parametrize("from_disk", [False, True], ids=["from memory", "from disk"])
-@pytest.mark.parametrize("savings", [(), *((name,) for name in SAVINGS)], ids=str)
+@pytest.mark.parametrize("savings", [(), *((name,) for name in SPEEDUPS)], ids=str)
 def test_copies_as_late_as_can_be_are_waited_for_whatever_is_left_out(
     deep: Store, resident: Resident, from_disk: bool, savings: tuple[str, ...]
 ) -> None:
     expected = latents(resident("gguf-q8_0"), 5, savings)
     homes = Homes((CPU, CPU), (34, 5), from_disk, carriers={CPU: Late()})
-    travelling = load(deep, "gguf-q8_0", homes)
-    assert torch.equal(latents(travelling, 5, savings), expected)
-    travelling.close()
+    offloaded = load(deep, "gguf-q8_0", homes)
+    assert torch.equal(latents(offloaded, 5, savings), expected)
+    offloaded.close()
 
 
-@pytest.mark.parametrize("travelling", [(0, 0), (1, 0), (0, 8), (8, 3), (17, 4), (33, 8)], ids=str)
-def test_any_split_draws_the_same(deep: Store, resident: Resident, travelling: tuple[int, int]) -> None:
+@pytest.mark.parametrize("offloaded", [(0, 0), (1, 0), (0, 8), (8, 3), (17, 4), (33, 8)], ids=str)
+def test_any_split_draws_the_same(deep: Store, resident: Resident, offloaded: tuple[int, int]) -> None:
     expected = latents(resident("int8-w8a8-rotated"))
-    split = load(deep, "int8-w8a8-rotated", Homes((CPU, CPU), travelling))
+    split = load(deep, "int8-w8a8-rotated", Homes((CPU, CPU), offloaded))
     assert torch.equal(latents(split), expected)
 
 
@@ -324,7 +324,7 @@ def test_a_gpu_draws_the_same_latents_streamed_as_resident(deep: Store, recipe: 
         loaded = load_transformers(deep, NAME, recipe, homes, torch.bfloat16)
         features = torch.randn(1, 9, DEEP.llm_features_dim, generator=torch.Generator().manual_seed(1)).to(device)
         sigmas = schedule(PRESETS["turbo-12"], 96, 96, 1.0)
-        velocity = Velocity(loaded, features, 6, 6, times(sigmas))
+        velocity = GuidedModel(loaded, features, 6, 6, times(sigmas))
         x = make_noise(3, 96, 96).to(device)
         with torch.inference_mode():
             for step in range(4):
@@ -334,8 +334,8 @@ def test_a_gpu_draws_the_same_latents_streamed_as_resident(deep: Store, recipe: 
         return answer
 
     expected = drawn(Homes.on(device))
-    for travelling in ((34, 8), (17, 4), (5, 0)):
-        assert torch.equal(drawn(Homes((device, device), travelling, from_disk)), expected)
+    for offloaded in ((34, 8), (17, 4), (5, 0)):
+        assert torch.equal(drawn(Homes((device, device), offloaded, from_disk)), expected)
 
 
 @pytest.mark.gpu

@@ -13,10 +13,10 @@ from ideogram_app.catalog.models import check_size
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning import inputs as job
-from ideogram_app.planning.fallbacks import ENCODERS, SMALLEST, rungs, taken, within
-from ideogram_app.planning.oom import PHASES, Shortage
+from ideogram_app.planning.fallbacks import ENCODERS, SMALLEST_RECIPE, fallbacks, taken, within
+from ideogram_app.planning.oom import PHASE_WORDS, OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.records import Request, Rung
+from ideogram_app.records import Fallback, Request
 from ideogram_app.wire import from_json, to_json
 
 GB, GIB = 10**9, 2**30
@@ -63,16 +63,16 @@ def planned(hardware: Hardware, request: Request, recipe: str) -> Plan:
         height=request.height,
         recipe=recipe,
         stored_bytes=STORED,
-        ready=(INT8, SMALLEST),
+        ready=(INT8, SMALLEST_RECIPE),
         limit_bytes=request.device_limit_bytes,
     )
 
 
 def offered(
-    hardware: Hardware, request: Request, shortage: Shortage, ready: tuple[str, ...] = (INT8, SMALLEST)
-) -> tuple[Plan, tuple[Rung, ...]]:
+    hardware: Hardware, request: Request, shortage: OutOfMemory, ready: tuple[str, ...] = (INT8, SMALLEST_RECIPE)
+) -> tuple[Plan, tuple[Fallback, ...]]:
     before = planned(hardware, request, request.recipes[0])
-    found = rungs(hardware, request, request.recipes[0], before, shortage, ready, stored_bytes=STORED)
+    found = fallbacks(hardware, request, request.recipes[0], before, shortage, ready, stored_bytes=STORED)
     return before, found
 
 
@@ -81,15 +81,15 @@ def peak(which: Plan, kind: str) -> int:
 
 
 @pytest.mark.parametrize("hardware", CARDS, ids=lambda row: row.name[-8:])
-@pytest.mark.parametrize("recipe", [INT8, SMALLEST])
+@pytest.mark.parametrize("recipe", [INT8, SMALLEST_RECIPE])
 @pytest.mark.parametrize("size", [(1024, 1024), (2048, 1152)], ids=str)
 @pytest.mark.parametrize("kind", ["device", "host", "locked", "commit"])
 def test_every_rung_is_a_plan_that_fits_and_expects_less_of_what_ran_out(
     hardware: Hardware, recipe: str, size: tuple[int, int], kind: str
 ) -> None:
     request = replace(REQUEST, recipes=(recipe,), width=size[0], height=size[1])
-    for phase, wanted in zip(("", *PHASES), (None, GB, 40 * 2**20, None, 2 * GB, 12 * GB), strict=True):
-        before, found = offered(hardware, request, Shortage(kind, wanted, phase))
+    for phase, wanted in zip(("", *PHASE_WORDS), (None, GB, 40 * 2**20, None, 2 * GB, 12 * GB), strict=True):
+        before, found = offered(hardware, request, OutOfMemory(kind, wanted, phase))
         assert before.fits
         for rung in found:
             again = taken(request, recipe, rung)
@@ -99,7 +99,7 @@ def test_every_rung_is_a_plan_that_fits_and_expects_less_of_what_ran_out(
             assert again.caption == request.caption and again.seed == request.seed
             assert rung.same_picture is ((rung.recipe, rung.width, rung.height) == (recipe, *size))
             assert rung.title and rung.reason.endswith(".") and "None" not in rung.title + rung.reason
-            assert from_json(Rung, to_json(rung)) == rung
+            assert from_json(Fallback, to_json(rung)) == rung
             if kind != "device":
                 in_ram = after.streamed_bytes if after.residency == "streamed" else 0
                 assert in_ram <= before.streamed_bytes, "what is streamed rests in RAM"
@@ -111,7 +111,7 @@ def test_every_rung_is_a_plan_that_fits_and_expects_less_of_what_ran_out(
 def test_a_ladder_ends_and_every_step_of_it_goes_down(hardware: Hardware, kind: str, phase: str) -> None:
     request, peaks = REQUEST, []
     for _ in range(40):
-        before, found = offered(hardware, request, Shortage(kind, GB, phase))
+        before, found = offered(hardware, request, OutOfMemory(kind, GB, phase))
         peaks.append((before.recipe == INT8, before.width, peak(before, kind)))
         if not found:
             break
@@ -121,10 +121,10 @@ def test_a_ladder_ends_and_every_step_of_it_goes_down(hardware: Hardware, kind: 
 
 
 def test_the_same_picture_comes_first_then_the_smallest_recipe_then_a_smaller_picture() -> None:
-    _, found = offered(RTX_3090, REQUEST, Shortage("device", 2 * GB, "denoise"))
+    _, found = offered(RTX_3090, REQUEST, OutOfMemory("device", 2 * GB, "denoise"))
     assert [(rung.recipe, rung.width, rung.same_picture) for rung in found] == [
         (INT8, 1024, True),
-        (SMALLEST, 1024, False),
+        (SMALLEST_RECIPE, 1024, False),
         (INT8, 768, False),
     ]
     first, second, third = found
@@ -134,18 +134,18 @@ def test_the_same_picture_comes_first_then_the_smallest_recipe_then_a_smaller_pi
 
 
 def test_what_the_titles_name_is_what_changes() -> None:
-    _, found = offered(RTX_3060, replace(REQUEST, recipes=(SMALLEST,)), Shortage("device", 4 * GB, "decode"))
+    _, found = offered(RTX_3060, replace(REQUEST, recipes=(SMALLEST_RECIPE,)), OutOfMemory("device", 4 * GB, "decode"))
     assert "from RAM" in found[0].title and "encode layer by layer" in found[0].title
-    _, found = offered(RTX_3090, replace(REQUEST, recipes=(SMALLEST,)), Shortage("device", GB, "denoise"))
+    _, found = offered(RTX_3090, replace(REQUEST, recipes=(SMALLEST_RECIPE,)), OutOfMemory("device", GB, "denoise"))
     assert found[0].title == "Let the text encoder go after reading"
-    large = replace(REQUEST, recipes=(SMALLEST,), width=2048, height=2048)
-    _, found = offered(RTX_3090, large, Shortage("device", 4 * GB, "decode"))
+    large = replace(REQUEST, recipes=(SMALLEST_RECIPE,), width=2048, height=2048)
+    _, found = offered(RTX_3090, large, OutOfMemory("device", 4 * GB, "decode"))
     assert found[0].title.startswith("Decode in tiles of ") and "blended" in found[0].reason
 
 
 @pytest.mark.parametrize("hardware", CARDS, ids=lambda row: row.name[-8:])
 def test_where_reading_failed_the_text_encoder_takes_less_room(hardware: Hardware) -> None:
-    before, found = offered(hardware, REQUEST, Shortage("device", GB, "encode"))
+    before, found = offered(hardware, REQUEST, OutOfMemory("device", GB, "encode"))
     for rung in found:
         after = planned(hardware, taken(REQUEST, INT8, rung), rung.recipe)
         lighter = ENCODERS.index(after.encoder) - ENCODERS.index(before.encoder)
@@ -154,7 +154,7 @@ def test_where_reading_failed_the_text_encoder_takes_less_room(hardware: Hardwar
 
 
 def test_for_ram_the_disk_comes_first_and_never_more_streaming_from_ram() -> None:
-    before, found = offered(RTX_3060, REQUEST, Shortage("locked", 3 * GB, "load"))
+    before, found = offered(RTX_3060, REQUEST, OutOfMemory("locked", 3 * GB, "load"))
     assert before.residency == "streamed" and "from disk" in found[0].title and found[0].same_picture
     assert found[0].host_limit_bytes and found[0].device_limit_bytes is None
     after = planned(RTX_3060, taken(REQUEST, INT8, found[0]), INT8)
@@ -163,31 +163,31 @@ def test_for_ram_the_disk_comes_first_and_never_more_streaming_from_ram() -> Non
 
 def test_where_nothing_takes_less_nothing_is_offered() -> None:
     """Q4_K with all of its weights on the device holds no more in RAM than it takes to load one matrix."""
-    before, found = offered(RTX_3090, replace(REQUEST, recipes=(SMALLEST,)), Shortage("host", 3 * GB, "load"))
+    before, found = offered(RTX_3090, replace(REQUEST, recipes=(SMALLEST_RECIPE,)), OutOfMemory("host", 3 * GB, "load"))
     assert before.residency == "resident" and found == ()
 
 
 def test_a_recipe_that_is_not_prepared_is_offered_and_says_so() -> None:
-    _, found = offered(RTX_3090, REQUEST, Shortage("device", 2 * GB, "load"), ready=(INT8,))
-    assert [rung.recipe for rung in found] == [INT8, SMALLEST] and "not prepared yet" in found[1].reason
+    _, found = offered(RTX_3090, REQUEST, OutOfMemory("device", 2 * GB, "load"), ready=(INT8,))
+    assert [rung.recipe for rung in found] == [INT8, SMALLEST_RECIPE] and "not prepared yet" in found[1].reason
     full = replace(RTX_3090, disk_free_bytes=GB)
-    known = {"hardware": full, "request": REQUEST, "recipe": INT8, "shortage": Shortage("device", 2 * GB, "load")}
-    found = rungs(**known, planned=planned(full, REQUEST, INT8), ready=(INT8,))
-    assert SMALLEST not in [rung.recipe for rung in found], "there is no room to prepare it"
+    known = {"hardware": full, "request": REQUEST, "recipe": INT8, "shortage": OutOfMemory("device", 2 * GB, "load")}
+    found = fallbacks(**known, planned=planned(full, REQUEST, INT8), ready=(INT8,))
+    assert SMALLEST_RECIPE not in [rung.recipe for rung in found], "there is no room to prepare it"
 
 
 def test_the_smallest_recipe_is_not_offered_where_it_is_drawn_beside() -> None:
-    both = replace(REQUEST, recipes=(INT8, SMALLEST))
-    _, found = offered(RTX_3090, both, Shortage("device", 2 * GB, "load"))
-    assert SMALLEST not in [rung.recipe for rung in found]
-    swapped = taken(both, INT8, Rung("", "", SMALLEST, 1024, 1024))
-    assert swapped.recipes == (SMALLEST,), "each recipe once"
+    both = replace(REQUEST, recipes=(INT8, SMALLEST_RECIPE))
+    _, found = offered(RTX_3090, both, OutOfMemory("device", 2 * GB, "load"))
+    assert SMALLEST_RECIPE not in [rung.recipe for rung in found]
+    swapped = taken(both, INT8, Fallback("", "", SMALLEST_RECIPE, 1024, 1024))
+    assert swapped.recipes == (SMALLEST_RECIPE,), "each recipe once"
 
 
 @pytest.mark.parametrize("size", [(1024, 768), (768, 1344), (2048, 352), (1216, 832)])
 def test_a_smaller_picture_keeps_its_shape_on_the_grid(size: tuple[int, int]) -> None:
     request = replace(REQUEST, width=size[0], height=size[1])
-    _, found = offered(RTX_3090, request, Shortage("device", 2 * GB, "denoise"))
+    _, found = offered(RTX_3090, request, OutOfMemory("device", 2 * GB, "denoise"))
     smaller = found[-1]
     assert smaller.width < size[0] and smaller.height < size[1]
     assert abs(smaller.width / size[0] - smaller.height / size[1]) <= 16 / min(size)  # half a step a side
@@ -195,9 +195,9 @@ def test_a_smaller_picture_keeps_its_shape_on_the_grid(size: tuple[int, int]) ->
 
 def test_limits_of_the_request_stay_and_only_get_lower() -> None:
     request = replace(REQUEST, device_limit_bytes=18 * GB, host_limit_bytes=20 * GB)
-    _, found = offered(RTX_3090, request, Shortage("device", GB, "denoise"))
+    _, found = offered(RTX_3090, request, OutOfMemory("device", GB, "denoise"))
     assert all((rung.device_limit_bytes or 0) < 18 * GB and rung.host_limit_bytes == 20 * GB for rung in found)
-    _, found = offered(RTX_4060, request, Shortage("host", GB, "load"))
+    _, found = offered(RTX_4060, request, OutOfMemory("host", GB, "load"))
     assert found and all((rung.host_limit_bytes or 0) < 20 * GB for rung in found)
 
 

@@ -24,18 +24,18 @@ from ideogram_app.benchmark.memory.counted import (
 from ideogram_app.benchmark.shapes import Question, find_shape
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES, Recipe
-from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED, encoder_bytes
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
 from ideogram_app.planning.activations import Drawing, decode_bytes, encode_bytes, standing_bytes
 from ideogram_app.planning.footprint import (
     DEVICE_CONTEXT_BYTES,
     STEP_SHARE,
     Footprint,
     device_bytes,
+    device_share,
     encoder_weights,
     footprint,
     phase_bytes,
     room_for_weights,
-    share,
 )
 
 ABOVE = 1.08  # at most
@@ -149,7 +149,7 @@ def test_previews_fit_between_two_steps() -> None:
 def test_reading_a_caption_takes_what_was_predicted(name: str, layers: int, tokens: int) -> None:
     recipe = ENCODER_RECIPES[name]
     found = count_encode(recipe, tokens, torch.bfloat16, layers)
-    shape = replace(PUBLISHED, num_hidden_layers=layers)
+    shape = replace(PUBLISHED_ENCODER, num_hidden_layers=layers)
     assert found.kept == pytest.approx(encoder_bytes(shape, recipe), rel=1e-3)
     busy, expected = found.peak - found.kept, encode_bytes(WHOLE.conditional, recipe, tokens, 2)
     assert busy <= expected + SMALL_CHANGE
@@ -188,7 +188,7 @@ def test_the_inverse_of_a_prediction_is_exact() -> None:
 
 
 def test_shares_sum_to_the_prediction() -> None:
-    where = share(10**10, 10**9, 3 * 10**8)
+    where = device_share(10**10, 10**9, 3 * 10**8)
     assert (where.weights, where.standing, where.activations) == (10**10, 3 * 10**8, 7 * 10**8)
     assert where.total == where.allocated + where.slack + where.context == device_bytes(10**10, 10**9)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ideogram_app.generation.captions import understand
+from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine import microbench as probe
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.learning import Learning
+from ideogram_app.planning.learning import ProfileStore
 from ideogram_app.planning.planner import plan
-from ideogram_app.planning.profile import FILE, Measured, Observed
+from ideogram_app.planning.profile import FILE, MeasuredRates, Observation
 from ideogram_app.records import Request
 from ideogram_app.studio.backend import real_backend
 
@@ -24,7 +24,7 @@ CARD = Hardware(
     device_free_bytes=11 * 10**9,
     torch="2.13.0",
 )
-SEEN = Observed("ideogram-4", "w8a8", 1024, 1024, 300, 3.0)
+SEEN = Observation("ideogram-4", "w8a8", 1024, 1024, 300, 3.0)
 
 
 @pytest.fixture
@@ -32,18 +32,18 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """A probe that answers at once; every call is noted."""
     calls: list[torch.device] = []
 
-    def answer(device: torch.device, folder: Path | None = None) -> Measured:
+    def answer(device: torch.device, folder: Path | None = None) -> MeasuredRates:
         calls.append(device)
-        return Measured(25.0, 100.0, 12e9, 2e9)
+        return MeasuredRates(25.0, 100.0, 12e9, 2e9)
 
     monkeypatch.setattr(probe, "probe", answer)
     return calls
 
 
 def test_a_card_is_measured_once_and_remembered_by_the_next_program(probed: list[torch.device], tmp_path: Path) -> None:
-    first = Learning(tmp_path).known(CARD)
-    assert first and first.measured == Measured(25.0, 100.0, 12e9, 2e9)
-    assert Learning(tmp_path).known(CARD) == first and len(probed) == 1
+    first = ProfileStore(tmp_path).known(CARD)
+    assert first and first.measured == MeasuredRates(25.0, 100.0, 12e9, 2e9)
+    assert ProfileStore(tmp_path).known(CARD) == first and len(probed) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_card_is_measured_once_and_remembered_by_the_next_program(probed: list
     ids=lambda machine: machine.name,
 )
 def test_what_cannot_be_measured_is_left_alone(machine: Hardware, probed: list[torch.device], tmp_path: Path) -> None:
-    assert Learning(tmp_path).known(machine) is None and probed == []
+    assert ProfileStore(tmp_path).known(machine) is None and probed == []
 
 
 def test_a_card_that_refuses_is_asked_once_and_still_learns_from_pictures(
@@ -64,12 +64,12 @@ def test_a_card_that_refuses_is_asked_once_and_still_learns_from_pictures(
 ) -> None:
     calls: list[int] = []
 
-    def refuse(*_: object) -> Measured:
+    def refuse(*_: object) -> MeasuredRates:
         calls.append(1)
         raise RuntimeError("the device is busy")
 
     monkeypatch.setattr(probe, "probe", refuse)
-    learning = Learning(tmp_path)
+    learning = ProfileStore(tmp_path)
     assert learning.known(CARD) is None and learning.known(CARD) is None and len(calls) == 1
     learning.note(CARD, SEEN)
     known = learning.known(CARD)
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_to_keeps_nobody_from_drawing(
     probed: list[torch.device], tmp_path: Path
 ) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
-    learning = Learning(tmp_path / "data")
+    learning = ProfileStore(tmp_path / "data")
     assert learning.known(CARD)
     learning.note(CARD, SEEN)
 
@@ -89,7 +89,7 @@ def test_a_picture_drawn_on_a_processor_tells_the_next_plan_how_long_a_step_take
     backend = real_backend(tmp_path / "data")
     machine = backend.detect()
     assert backend.known(machine) is None and plan(machine, "miniature").predicted.seconds_per_step is None
-    request = Request("miniature", understand("a red circle").caption, ("reference",), "turbo-12", 64, 64)
+    request = Request("miniature", parse_prompt("a red circle").caption, ("reference",), "turbo-12", 64, 64)
     results = []
     for number in range(3):
         events = backend.compare(request, machine, plan(machine, "miniature"), tmp_path / str(number))

@@ -9,7 +9,7 @@ import torch
 
 from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.machine.memory import MemoryNow
-from ideogram_app.planning.oom import HAPPENED, PHASES, Shortage, understand
+from ideogram_app.planning.oom import HAPPENED, PHASE_WORDS, OutOfMemory, classify
 
 GIB, MIB = 2**30, 2**20
 TORCH = (
@@ -138,7 +138,7 @@ WORDS: list[tuple[BaseException, MemoryNow | None, bool, str, int | None, int | 
 def test_every_way_of_saying_it_is_understood(
     problem: BaseException, now: MemoryNow | None, windows: bool, kind: str, wanted: int | None, free: int | None
 ) -> None:
-    assert understand(problem, "load", now, windows) == Shortage(kind, wanted, "load", free)
+    assert classify(problem, "load", now, windows) == OutOfMemory(kind, wanted, "load", free)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_every_way_of_saying_it_is_understood(
     ids=lambda problem: str(problem)[:40],
 )
 def test_other_problems_are_not_taken_for_it(problem: BaseException) -> None:
-    assert understand(problem, "denoise", FULL_DEVICE) is None
+    assert classify(problem, "denoise", FULL_DEVICE) is None
 
 
 def test_what_the_allocators_of_this_machine_really_say_is_understood() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(10**15, dtype=torch.uint8)
-    assert understand(caught.value, windows=False) == Shortage("host", 10**15)
+    assert classify(caught.value, windows=False) == OutOfMemory("host", 10**15)
 
 
 def test_a_cause_counts_behind_an_error_that_was_raised_from_it() -> None:
@@ -174,36 +174,36 @@ def test_a_cause_counts_behind_an_error_that_was_raised_from_it() -> None:
         except MemoryError as inner:
             raise CheckpointError("The file could not be read") from inner
     except CheckpointError as outer:
-        assert understand(outer, windows=False) == Shortage("host")
+        assert classify(outer, windows=False) == OutOfMemory("host")
 
 
 def test_within_a_share_of_the_device_free_is_what_the_share_leaves() -> None:
     """14 GiB are free on the card; 22 GiB were allowed and 21 are taken."""
     told = TORCH.replace("1.02 GiB is free", "14.00 GiB is free").format("22.00 GiB allowed; ")
     for windows in (False, True):  # a share is no commit limit
-        assert understand(torch.OutOfMemoryError(told), "denoise", ROOMY, windows) == Shortage(
+        assert classify(torch.OutOfMemoryError(told), "denoise", ROOMY, windows) == OutOfMemory(
             "device", round(2.14 * GIB), "denoise", GIB
         )
 
 
 def test_free_memory_in_pieces_is_called_that_and_is_a_commit_limit_on_windows() -> None:
     told = torch.OutOfMemoryError(TORCH.replace("1.02 GiB is free", "14.00 GiB is free").format(""))
-    here = understand(told, "denoise", ROOMY, windows=False)
-    there = understand(told, "denoise", ROOMY, windows=True)
+    here = classify(told, "denoise", ROOMY, windows=False)
+    there = classify(told, "denoise", ROOMY, windows=True)
     assert here and here.kind == "device" and "in pieces too small" in here.sentence()
     assert there and there.kind == "commit" and "the device still had 15.0 GB" in there.sentence()
 
 
 @pytest.mark.parametrize("kind", HAPPENED)
-@pytest.mark.parametrize("phase", ["", *PHASES])
+@pytest.mark.parametrize("phase", ["", *PHASE_WORDS])
 @pytest.mark.parametrize(("wanted", "free"), [(None, None), (2 * 10**9, None), (None, 10**9), (2 * 10**9, 10**9)])
 def test_every_sentence_says_what_happened_when_how_much_and_what_to_do(
     kind: str, phase: str, wanted: int | None, free: int | None
 ) -> None:
-    shortage = Shortage(kind, wanted, phase, free)
+    shortage = OutOfMemory(kind, wanted, phase, free)
     text = shortage.sentence()
     assert text.startswith(HAPPENED[kind]) and text.endswith(".") and "None" not in text and "()" not in text
-    assert PHASES.get(phase, "") in text
+    assert PHASE_WORDS.get(phase, "") in text
     assert ("2.0 GB more were asked for" in text) is (wanted is not None)
     assert ("1.0 GB" in text) is (free is not None)
     helps = {"device": "use the device", "host": "Close other programs", "locked": "stream less", "commit": "page file"}

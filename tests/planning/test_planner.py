@@ -14,12 +14,12 @@ from ideogram_app.catalog.recipes import RECIPES, find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import DeviceUser, Hardware
 from ideogram_app.planning.footprint import device_bytes, encoder_weights, footprint, gb, room_for_weights
-from ideogram_app.planning.inputs import TILE_SIDES, WINDOWS_LOCKED_SHARE, Job, Seat
-from ideogram_app.planning.option import Option, with_slots
+from ideogram_app.planning.inputs import TILE_SIDES, WINDOWS_LOCKED_SHARE, DeviceAssignment, PlanInputs
+from ideogram_app.planning.option import Candidate, with_slots
 from ideogram_app.planning.placement import place
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.policy import LADDER, SLOWER_AT_MOST, STREAMED_AT_MOST, objection
-from ideogram_app.planning.profile import Measured, Remembered
+from ideogram_app.planning.policy import PREFERRED_RECIPES, SLOWER_AT_MOST, STREAMED_AT_MOST, reason_against
+from ideogram_app.planning.profile import MachineProfile, MeasuredRates
 from ideogram_app.wire import from_json, to_json
 
 GIB = 2**30
@@ -94,7 +94,7 @@ NO_GPU = (
     "12 to 48 of them."
 )
 
-INT8, Q4_K = LADDER
+INT8, Q4_K = PREFERRED_RECIPES
 # machine, recipe, residency, computing type, first reason
 TABLE = [
     # Too old for INT8, however much RAM there is.
@@ -336,8 +336,8 @@ def test_a_third_place_is_taken_where_it_makes_a_step_faster() -> None:
     """
     slots = set()
     for link in range(6, 17):
-        known = Remembered(Measured(link=link * 1e9))
-        job = Job(RTX_4090, MODELS["ideogram-4"], (1024, 1024), "bfloat16", limit_bytes=8 * GB, known=known)
+        known = MachineProfile(MeasuredRates(link=link * 1e9))
+        job = PlanInputs(RTX_4090, MODELS["ideogram-4"], (1024, 1024), "bfloat16", limit_bytes=8 * GB, known=known)
         placed = place(job, RECIPES[INT8])
         slots.add(placed.slots)
         two, three = (
@@ -351,7 +351,7 @@ def test_a_third_place_is_taken_where_it_makes_a_step_faster() -> None:
 
 def test_a_slow_link_is_waited_for_and_said_so() -> None:
     """A card in a slot of four PCIe 3 lanes: 12 GB of blocks at 3 GB/s take longer than the step itself."""
-    known = Remembered(Measured(link=3e9))
+    known = MachineProfile(MeasuredRates(link=3e9))
     decided = plan(RTX_4090, "ideogram-4", recipe=INT8, limit_bytes=8 * GB, known=known)
     waiting = decided.streamed_bytes / 3e9
     assert decided.predicted.seconds_per_step == pytest.approx(waiting, rel=0.01)
@@ -364,7 +364,7 @@ def test_a_slow_link_is_waited_for_and_said_so() -> None:
 
 @pytest.mark.parametrize(("link_gb", "recipe"), [(24, INT8), (8, INT8), (6, Q4_K), (3, Q4_K)])
 def test_int8_gives_way_where_its_blocks_take_too_long_to_arrive(link_gb: float, recipe: str) -> None:
-    decided = plan(RTX_4090, "ideogram-4", limit_bytes=8 * GB, known=Remembered(Measured(link=link_gb * 1e9)))
+    decided = plan(RTX_4090, "ideogram-4", limit_bytes=8 * GB, known=MachineProfile(MeasuredRates(link=link_gb * 1e9)))
     assert decided.recipe == recipe
     if recipe == Q4_K:
         assert says(
@@ -377,29 +377,29 @@ def test_int8_gives_way_where_its_blocks_take_too_long_to_arrive(link_gb: float,
 @pytest.mark.parametrize(("times", "accepted"), [(0.9, True), (1.0, True), (1.299, True), (1.301, False), (2.0, False)])
 def test_the_rule_is_1_3_times_the_time_and_no_more(times: float, accepted: bool) -> None:
     assert SLOWER_AT_MOST == 1.3
-    job = Job(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
-    better, smaller = (place(job, find_recipe(name)) for name in LADDER)
-    against = objection(job, replace(better, seconds=3.0 * times), replace(smaller, seconds=3.0))
+    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
+    against = reason_against(job, replace(better, seconds=3.0 * times), replace(smaller, seconds=3.0))
     assert (against == "") is accepted
 
 
 def test_a_resident_int8_is_taken_whatever_it_costs() -> None:
-    job = Job(RTX_3090, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
-    better, smaller = (place(job, find_recipe(name)) for name in LADDER)
-    assert objection(job, replace(better, seconds=9.0), replace(smaller, seconds=1.0)) == ""
+    job = PlanInputs(RTX_3090, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
+    assert reason_against(job, replace(better, seconds=9.0), replace(smaller, seconds=1.0)) == ""
 
 
 @pytest.mark.parametrize("over", [False, True])
 def test_where_no_time_is_known_a_fifth_may_travel_and_no_more(over: bool) -> None:
-    job = Job(RX_9070_XT, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
-    better, smaller = (place(job, find_recipe(name)) for name in LADDER)
+    job = PlanInputs(RX_9070_XT, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     assert better.seconds is None
     moved = int(STREAMED_AT_MOST * better.size.weights / better.size.block) + over
-    assert bool(objection(job, replace(better, streamed_blocks=(moved, 0)), smaller)) is over
+    assert bool(reason_against(job, replace(better, streamed_blocks=(moved, 0)), smaller)) is over
 
 
 def test_times_measured_on_an_unknown_card_replace_the_share() -> None:
-    known = Remembered(Measured(tflops_16bit=90.0, tops_int8=300.0, link=24e9))
+    known = MachineProfile(MeasuredRates(tflops_16bit=90.0, tops_int8=300.0, link=24e9))
     decided = plan(RX_9070_XT, "ideogram-4", known=known)
     assert (decided.recipe, decided.residency) == (INT8, "streamed")
     assert decided.predicted.seconds_per_step is not None
@@ -407,7 +407,7 @@ def test_times_measured_on_an_unknown_card_replace_the_share() -> None:
 
 @pytest.mark.parametrize(("disk_gb", "recipe"), [(None, Q4_K), (0.5, Q4_K), (7.0, INT8)])
 def test_int8_from_disk_needs_a_disk_that_was_measured_and_is_fast(disk_gb: float | None, recipe: str) -> None:
-    known = Remembered(Measured(disk=disk_gb * 1e9 if disk_gb else None))
+    known = MachineProfile(MeasuredRates(disk=disk_gb * 1e9 if disk_gb else None))
     decided = plan(geforce("RTX 3060", (8, 6), 12, 16), "ideogram-4", known=known)
     assert decided.recipe == recipe
     assert recipe == Q4_K or decided.residency == "disk"
@@ -416,7 +416,7 @@ def test_int8_from_disk_needs_a_disk_that_was_measured_and_is_fast(disk_gb: floa
 def test_a_disk_that_was_not_measured_is_said_to_be_assumed() -> None:
     few = replace(RTX_4060, host_free_bytes=round(6.5 * GB))
     assert plan(few, "ideogram-4").reasons[1].endswith("The disk is taken to read 2 GB/s.")
-    measured = plan(few, "ideogram-4", recipe=Q4_K, known=Remembered(Measured(disk=1e9)))
+    measured = plan(few, "ideogram-4", recipe=Q4_K, known=MachineProfile(MeasuredRates(disk=1e9)))
     assert measured.residency == "disk" and "taken to read" not in measured.reasons[0]
 
 
@@ -425,7 +425,7 @@ def test_the_time_of_a_laptop_part_is_said_to_be_that_of_the_slowest() -> None:
     note = "Laptop parts of one name differ by their power limits; the time is that of the slowest of them."
     assert note in plan(laptop, "ideogram-4").reasons
     assert note not in plan(RTX_4060, "ideogram-4").reasons
-    assert note not in plan(laptop, "ideogram-4", known=Remembered(Measured(60.0, 240.0, 12e9))).reasons
+    assert note not in plan(laptop, "ideogram-4", known=MachineProfile(MeasuredRates(60.0, 240.0, 12e9))).reasons
 
 
 def test_four_bits_are_rejected_with_both_times() -> None:
@@ -586,10 +586,10 @@ def test_a_freer_card_of_another_kind_does_not_work_alone() -> None:
 
 
 def test_of_two_equal_cards_the_freer_one_would_work_alone() -> None:
-    job = Job(
+    job = PlanInputs(
         replace(RTX_4090, device_count=2, devices_free_bytes=(11 * GB, 12 * GB)), MODELS["miniature"], (128, 128), ""
     )
-    assert job.seatings()[0] == (Seat(1, 12 * GB, (0, 1)),) and job.device_free == 12 * GB
+    assert job.device_assignments()[0] == (DeviceAssignment(1, 12 * GB, (0, 1)),) and job.device_free == 12 * GB
 
 
 def test_two_devices_without_known_times_are_used_too() -> None:
@@ -679,11 +679,11 @@ def gigabytes(first: int, last: int) -> list[int]:
     return list(range(first * GB, last * GB, 7 * GB // 10))
 
 
-@pytest.mark.parametrize("recipe", LADDER)
+@pytest.mark.parametrize("recipe", PREFERRED_RECIPES)
 @pytest.mark.parametrize("link", [24e9, 6e9, 2e9])
 def test_more_free_memory_never_makes_a_recipe_slower_or_lets_more_travel(recipe: str, link: float) -> None:
     order = [None, "disk", "streamed", "resident"]
-    known = Remembered(Measured(link=link))
+    known = MachineProfile(MeasuredRates(link=link))
     rows = []
     for free in gigabytes(2, 40):
         hardware = replace(RTX_4090, device_free_bytes=free, device_memory_bytes=48 * GB)
@@ -698,13 +698,13 @@ def test_more_free_memory_never_makes_a_recipe_slower_or_lets_more_travel(recipe
 @pytest.mark.parametrize("link", [24e9, 6e9, 2e9])
 def test_more_free_memory_gives_a_better_recipe_or_a_faster_step_or_the_same(link: float) -> None:
     """Where both are copied most of the time, Q4_K gains more from memory, so the choice may turn to it: faster."""
-    known = Remembered(Measured(link=link))
+    known = MachineProfile(MeasuredRates(link=link))
     before: Plan | None = None
     for free in gigabytes(5, 40):
         hardware = replace(RTX_4090, device_free_bytes=free, device_memory_bytes=48 * GB)
         after = plan(hardware, "ideogram-4", known=known)
         if before is not None and before.recipe and after.recipe:
-            better = LADDER.index(before.recipe) - LADDER.index(after.recipe)
+            better = PREFERRED_RECIPES.index(before.recipe) - PREFERRED_RECIPES.index(after.recipe)
             slower = (after.predicted.seconds_per_step or 0) > (before.predicted.seconds_per_step or 0) + 1e-9
             assert better > 0 or not slower
         before = after
@@ -716,7 +716,7 @@ def test_more_ram_never_gives_a_worse_recipe_or_a_slower_home(hardware: Hardware
     ranks = []
     for free in gigabytes(3, 40):
         decided = plan(replace(hardware, host_free_bytes=free), "ideogram-4")
-        recipe = 0 if decided.recipe is None else 2 - LADDER.index(decided.recipe)
+        recipe = 0 if decided.recipe is None else 2 - PREFERRED_RECIPES.index(decided.recipe)
         ranks.append((recipe, order.index(decided.residency)))
     assert ranks == sorted(ranks)
 
@@ -759,8 +759,8 @@ def test_sizes_of_the_published_pair_are_those_that_were_counted() -> None:
 
 
 def test_an_option_holds_what_stays_and_the_places_of_what_travels() -> None:
-    job = Job(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
-    option: Option = place(job, RECIPES[INT8])
+    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    option: Candidate = place(job, RECIPES[INT8])
     moved = sum(option.streamed_blocks)
     expected = option.size.weights - (moved - option.slots) * option.size.block
     assert option.held(option.seats[0]) == expected

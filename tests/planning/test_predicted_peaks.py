@@ -19,7 +19,7 @@ from ideogram_app.benchmark.memory.counted import Case, count_picture, count_str
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.catalog.models import MODELS, Branch, Model
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.catalog.text_encoder import DEFAULT, ENCODER_RECIPES, PUBLISHED
+from ideogram_app.catalog.text_encoder import DEFAULT, ENCODER_RECIPES, PUBLISHED_ENCODER
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import decode_bytes
 from ideogram_app.planning.footprint import STEP_SHARE, footprint
@@ -57,7 +57,7 @@ def drawing_bytes(chosen: Plan, model: Model) -> tuple[int, int]:
     """Bytes of tensors: predicted and counted, from loading to pixels."""
     recipe = RECIPES[chosen.recipe or ""]
     question = Question("", model, chosen.width, chosen.height, TEXT_TOKENS, 2048, STEPS, chosen.compute_dtype)
-    homes = {"travelling": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
+    homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
     found = count_picture(Case(question, recipe, chosen.arithmetic, **homes))  # type: ignore[arg-type]
     size = footprint(
         model,
@@ -88,16 +88,16 @@ def _travels_at_most(blocks: int, tried: Plan) -> bool:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("travelling", [0, LAYERS, 2 * LAYERS], ids=["resident", "half streamed", "streamed"])
+@pytest.mark.parametrize("offloaded", [0, LAYERS, 2 * LAYERS], ids=["resident", "half streamed", "streamed"])
 @pytest.mark.parametrize("recipe", RECIPE_NAMES)
 def test_a_plan_that_is_followed_takes_what_it_promised_or_a_little_less(
-    recipe: str, travelling: int, side: int, monkeypatch: pytest.MonkeyPatch
+    recipe: str, offloaded: int, side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MODELS, NAME, shallow())
     limits = range(15, 120)  # of 100 MB; the more of them, the less travels
-    enough = bisect_left(limits, True, key=lambda limit: _travels_at_most(travelling, planned(recipe, side, limit)))
+    enough = bisect_left(limits, True, key=lambda limit: _travels_at_most(offloaded, planned(recipe, side, limit)))
     chosen = planned(recipe, side, limits[enough])
-    assert sum(chosen.streamed_blocks) >= travelling - 2, "a limit that lets about so many travel"
+    assert sum(chosen.streamed_blocks) >= offloaded - 2, "a limit that lets about so many travel"
     expected, counted = drawing_bytes(chosen, shallow())
     assert ROUNDING * counted <= expected <= ABOVE * counted
 
@@ -123,5 +123,7 @@ def test_an_encoder_that_passes_through_takes_two_layers_and_what_reading_takes(
     tokens, layers = TEXT_TOKENS, 3
     found = count_streamed_encode(ENCODER_RECIPES[DEFAULT], tokens, torch.bfloat16, layers)
     size = footprint(WHOLE, RECIPES["gguf-q4_k"], (1024, 1024), 2, text_tokens=tokens)
-    assert found.kept == pytest.approx(2 * (size.encoder - size.encoder_table) / PUBLISHED.num_hidden_layers, rel=0.05)
+    assert found.kept == pytest.approx(
+        2 * (size.encoder - size.encoder_table) / PUBLISHED_ENCODER.num_hidden_layers, rel=0.05
+    )
     assert ROUNDING * found.peak <= size.encoder_layer

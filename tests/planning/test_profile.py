@@ -13,10 +13,10 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.profile import (
     FILE,
-    KEPT,
-    Measured,
-    Observed,
-    Remembered,
+    OBSERVATIONS_KEPT,
+    MachineProfile,
+    MeasuredRates,
+    Observation,
     key,
     known_rates,
     learn,
@@ -39,14 +39,14 @@ CARD = Hardware(
     disk_free_bytes=500 * 10**9,
 )
 PROCESSOR = Hardware(name="AMD Ryzen 9", host_free_bytes=20 * 10**9, disk_free_bytes=500 * 10**9)
-EVERYTHING = Remembered(
-    Measured(61.5, 213.0, 23.9e9, 3.1e9), {"miniature/w8a8": (0.011, 0.012), "ideogram-4/w4a8": (0.4,)}
+EVERYTHING = MachineProfile(
+    MeasuredRates(61.5, 213.0, 23.9e9, 3.1e9), {"miniature/w8a8": (0.011, 0.012), "ideogram-4/w4a8": (0.4,)}
 )
 
 
-def observed(decided: Plan, seconds: float, text_tokens: int = 300) -> Observed:
+def observed(decided: Plan, seconds: float, text_tokens: int = 300) -> Observation:
     """A picture that was drawn by this plan, at so many seconds a step."""
-    return Observed(
+    return Observation(
         decided.model,
         decided.arithmetic,
         decided.width,
@@ -71,10 +71,10 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_machines_and_versions_of_torch_share_a_file(tmp_path: Path) -> None:
-    file, other = tmp_path / FILE, Remembered(Measured(1.0))
+    file, other = tmp_path / FILE, MachineProfile(MeasuredRates(1.0))
     write(file, key(NAME, "2.13.0"), EVERYTHING)
     write(file, key("AMD Ryzen 9", "2.13.0"), other)
-    write(file, key("AMD Ryzen 9", "2.14.0"), Remembered())
+    write(file, key("AMD Ryzen 9", "2.14.0"), MachineProfile())
     assert read(file, key(NAME, "2.13.0")) == EVERYTHING
     assert read(file, key("AMD Ryzen 9", "2.13.0")) == other
     assert read(file, key(NAME, "2.14.0")) is None
@@ -124,20 +124,20 @@ def test_a_row_that_is_damaged_leaves_the_others(tmp_path: Path) -> None:
 
 def test_measured_rates_stand_in_place_of_published_ones_one_by_one() -> None:
     published = find_rates(NAME)
-    assert known_rates(NAME, None) == published == known_rates(NAME, Remembered())
-    rates = known_rates(NAME, Remembered(Measured(link=6e9, disk=1e9)))
+    assert known_rates(NAME, None) == published == known_rates(NAME, MachineProfile())
+    rates = known_rates(NAME, MachineProfile(MeasuredRates(link=6e9, disk=1e9)))
     assert published and rates == replace(published, link=6e9, disk=1e9)
-    assert known_rates("Radeon", Remembered(Measured(link=6e9))) is None
-    known = known_rates("Radeon", Remembered(Measured(tflops_16bit=50.0)))
+    assert known_rates("Radeon", MachineProfile(MeasuredRates(link=6e9))) is None
+    known = known_rates("Radeon", MachineProfile(MeasuredRates(tflops_16bit=50.0)))
     assert known and (known.tflops_16bit, known.tops_int8) == (50.0, 50.0)
 
 
 def test_what_was_not_measured_anew_stays_and_shares_fall_only_with_their_peaks() -> None:
-    disk_later = remember_measured(EVERYTHING, Measured(disk=5e9))
-    assert disk_later.measured == Measured(61.5, 213.0, 23.9e9, 5e9) and disk_later.shares == EVERYTHING.shares
-    faster = remember_measured(EVERYTHING, Measured(tflops_16bit=70.0))
-    assert faster.measured == Measured(70.0, 213.0, 23.9e9, 3.1e9) and faster.shares == {}
-    assert remember_measured(None, Measured(link=1e9)) == Remembered(Measured(link=1e9))
+    disk_later = remember_measured(EVERYTHING, MeasuredRates(disk=5e9))
+    assert disk_later.measured == MeasuredRates(61.5, 213.0, 23.9e9, 5e9) and disk_later.shares == EVERYTHING.shares
+    faster = remember_measured(EVERYTHING, MeasuredRates(tflops_16bit=70.0))
+    assert faster.measured == MeasuredRates(70.0, 213.0, 23.9e9, 3.1e9) and faster.shares == {}
+    assert remember_measured(None, MeasuredRates(link=1e9)) == MachineProfile(MeasuredRates(link=1e9))
 
 
 def test_what_was_measured_is_told() -> None:
@@ -149,11 +149,11 @@ def test_what_was_measured_is_told() -> None:
 # Learning from pictures.
 
 
-@pytest.mark.parametrize("measured", [None, Measured(61.5, 213.0, 23.9e9)])
+@pytest.mark.parametrize("measured", [None, MeasuredRates(61.5, 213.0, 23.9e9)])
 @pytest.mark.parametrize("recipe", ["int8-w8a8-rotated", "gguf-q4_k", "fp8", "reference"])
-def test_a_plan_predicts_the_time_that_was_measured(recipe: str, measured: Measured | None) -> None:
-    before = plan(CARD, "ideogram-4", recipe=recipe, known=Remembered(measured))
-    known = learn(Remembered(measured), NAME, observed(before, 2.5))
+def test_a_plan_predicts_the_time_that_was_measured(recipe: str, measured: MeasuredRates | None) -> None:
+    before = plan(CARD, "ideogram-4", recipe=recipe, known=MachineProfile(measured))
+    known = learn(MachineProfile(measured), NAME, observed(before, 2.5))
     after = plan(CARD, "ideogram-4", recipe=recipe, known=known)
     if recipe == "reference":  # most of it travels, and copying is what it waits for at this pace
         assert after.residency == "streamed"
@@ -179,16 +179,16 @@ def test_two_devices_are_learnt_as_the_longer_of_the_two() -> None:
 
 def test_a_step_that_waited_for_copies_teaches_nothing() -> None:
     """12.7 GB at 12 GB/s take 1.06 s: a step of 1.2 s may have waited, one of 2 s did not."""
-    moved = Observed("ideogram-4", "w8a8", 1024, 1024, 300, 1.2, 12_700_000_000, (25, 25))
+    moved = Observation("ideogram-4", "w8a8", 1024, 1024, 300, 1.2, 12_700_000_000, (25, 25))
     card = "NVIDIA GeForce RTX 4060"
     assert learn(EVERYTHING, card, replace(moved, streamed_bytes=24_000_000_000)) == EVERYTHING
-    assert learn(Remembered(), card, moved) == Remembered()
-    assert learn(Remembered(), card, replace(moved, seconds=2.0)).share("ideogram-4", "w8a8") is not None
+    assert learn(MachineProfile(), card, moved) == MachineProfile()
+    assert learn(MachineProfile(), card, replace(moved, seconds=2.0)).share("ideogram-4", "w8a8") is not None
 
 
 def test_a_step_without_a_time_teaches_nothing() -> None:
     for seconds in (0.0, -1.0, float("nan")):
-        assert learn(None, NAME, Observed("miniature", "w8a8", 128, 128, 20, seconds)) == Remembered()
+        assert learn(None, NAME, Observation("miniature", "w8a8", 128, 128, 20, seconds)) == MachineProfile()
 
 
 def test_a_processor_learns_the_time_of_the_miniature_without_any_published_peak() -> None:
@@ -204,20 +204,20 @@ def test_a_processor_learns_the_time_of_the_miniature_without_any_published_peak
 
 
 def test_what_the_miniature_shows_is_not_taken_for_the_published_model() -> None:
-    known = learn(None, NAME, Observed("miniature", "w8a8", 128, 128, 20, 0.02))
+    known = learn(None, NAME, Observation("miniature", "w8a8", 128, 128, 20, 0.02))
     published = plan(CARD, "ideogram-4")
     assert plan(CARD, "ideogram-4", known=known).predicted == published.predicted
 
 
 def test_one_slow_picture_among_several_does_not_count_and_old_ones_are_forgotten() -> None:
-    known: Remembered | None = None
+    known: MachineProfile | None = None
     for seconds in (1.0, 1.0, 30.0, 1.0):
-        known = learn(known, PROCESSOR.name, Observed("miniature", "w8a8", 128, 128, 300, seconds))
+        known = learn(known, PROCESSOR.name, Observation("miniature", "w8a8", 128, 128, 300, seconds))
     predicted = plan(PROCESSOR, "miniature", known=known).predicted.seconds_per_step
     assert predicted == pytest.approx(1.0)
-    for _ in range(KEPT):
-        known = learn(known, PROCESSOR.name, Observed("miniature", "w8a8", 128, 128, 300, 2.0))
-    assert known and len(known.shares["miniature/w8a8"]) == KEPT
+    for _ in range(OBSERVATIONS_KEPT):
+        known = learn(known, PROCESSOR.name, Observation("miniature", "w8a8", 128, 128, 300, 2.0))
+    assert known and len(known.shares["miniature/w8a8"]) == OBSERVATIONS_KEPT
     assert plan(PROCESSOR, "miniature", known=known).predicted.seconds_per_step == pytest.approx(2.0)
 
 
@@ -225,11 +225,11 @@ def test_the_choice_follows_what_was_learnt() -> None:
     """INT8 that turns out far slower here than Q4_K, as it may with another kernel, gives way where it streams."""
     streamed = replace(CARD, device_free_bytes=12 * 10**9)
     assert plan(streamed, "ideogram-4").recipe == "int8-w8a8-rotated"
-    known = learn(None, NAME, Observed("ideogram-4", "w8a8", 1024, 1024, 300, 8.0))
-    known = learn(known, NAME, Observed("ideogram-4", "w4a8", 1024, 1024, 300, 4.0))
+    known = learn(None, NAME, Observation("ideogram-4", "w8a8", 1024, 1024, 300, 8.0))
+    known = learn(known, NAME, Observation("ideogram-4", "w4a8", 1024, 1024, 300, 4.0))
     assert plan(streamed, "ideogram-4", known=known).recipe == "gguf-q4_k"
 
 
 def test_every_card_of_the_table_can_be_remembered() -> None:
     for name in CARDS:
-        assert learn(None, f"NVIDIA {name}", Observed("ideogram-4", "w8a8", 512, 512, 100, 1.0)).shares
+        assert learn(None, f"NVIDIA {name}", Observation("ideogram-4", "w8a8", 512, 512, 100, 1.0)).shares

@@ -10,11 +10,11 @@ from ideogram_app.planning.step_time import (
     CARDS,
     EFFICIENCY,
     Rates,
-    branch_work,
+    branch_flops,
     find_rates,
     ideal_seconds,
     published_share,
-    step_work,
+    step_flops,
 )
 
 MODEL = MODELS["ideogram-4"]
@@ -24,17 +24,17 @@ def step_seconds(name: str, recipe: str, arithmetic: str = "") -> float:
     rates, row = find_rates(name), RECIPES[recipe]
     assert rates
     products = arithmetic or row.arithmetic
-    return ideal_seconds(rates, step_work(MODEL, 1024, 1024), products) / published_share(row, products)
+    return ideal_seconds(rates, step_flops(MODEL, 1024, 1024), products) / published_share(row, products)
 
 
 def test_the_work_of_a_step_is_the_published_count() -> None:
-    work = step_work(MODEL, 1024, 1024)
+    work = step_flops(MODEL, 1024, 1024)
     assert (work.matrices + work.attention) / 1e12 == pytest.approx(169.8, rel=0.002)
 
 
 def test_a_step_is_both_transformers_and_only_one_of_them_sees_the_text() -> None:
-    first, second = branch_work(MODEL, (1024, 1024), 300)
-    assert step_work(MODEL, 1024, 1024, 300) == first + second
+    first, second = branch_flops(MODEL, (1024, 1024), 300)
+    assert step_flops(MODEL, 1024, 1024, 300) == first + second
     assert first.matrices / second.matrices == pytest.approx(4396 / 4096)
     assert first.attention / second.attention == pytest.approx((4396 / 4096) ** 2)
 
@@ -110,6 +110,6 @@ def test_four_bits_on_int8_units_are_predicted_no_slower_than_int8() -> None:
 
 
 def test_attention_never_runs_on_int8_units() -> None:
-    work = step_work(MODEL, 1024, 1024)
+    work = step_flops(MODEL, 1024, 1024)
     assert ideal_seconds(Rates(1.0, 1e9), work, "w8a8") == pytest.approx(work.attention / 1e12, rel=1e-3)
     assert all(0 < share < 1 for share in EFFICIENCY.values())

@@ -6,7 +6,15 @@ import itertools
 
 import pytest
 
-from ideogram_app.planning.streaming import SLOTS, STREAMING_OVERHEAD, Pass, apportion, fewest, spread, step_seconds
+from ideogram_app.planning.streaming import (
+    SLOTS,
+    STREAMING_OVERHEAD,
+    TransformerPass,
+    apportion,
+    fewest,
+    spread,
+    step_seconds,
+)
 
 DEPTH = 34
 
@@ -14,14 +22,14 @@ DEPTH = 34
 def step(moved: int, copy: float, slots: int, seconds: tuple[float, float] = (36.0, 34.0)) -> float:
     """A step of two transformers of 34 blocks, so that one block computes for about a second."""
     counts = apportion(moved, (DEPTH, DEPTH))
-    passes = [Pass(DEPTH, own, count) for own, count in zip(seconds, counts, strict=True)]
+    passes = [TransformerPass(DEPTH, own, count) for own, count in zip(seconds, counts, strict=True)]
     return step_seconds(passes, copy, slots)
 
 
-@pytest.mark.parametrize("travelling", range(1, DEPTH + 1))
-def test_travelling_blocks_are_spread_evenly_and_the_last_is_among_them(travelling: int) -> None:
-    chosen = sorted(spread(travelling, DEPTH))
-    assert len(chosen) == travelling and chosen[-1] == DEPTH - 1
+@pytest.mark.parametrize("offloaded", range(1, DEPTH + 1))
+def test_travelling_blocks_are_spread_evenly_and_the_last_is_among_them(offloaded: int) -> None:
+    chosen = sorted(spread(offloaded, DEPTH))
+    assert len(chosen) == offloaded and chosen[-1] == DEPTH - 1
     gaps = {after - before for before, after in itertools.pairwise([-1, *chosen])}
     assert max(gaps) - min(gaps) <= 1
 
@@ -32,12 +40,12 @@ def test_no_travelling_block_is_no_block() -> None:
 
 @pytest.mark.parametrize("blocks", [(34, 34), (6, 3), (34,)])
 def test_each_transformer_gives_its_part_and_what_is_left_over_is_the_first_ones(blocks: tuple[int, ...]) -> None:
-    for travelling in range(sum(blocks) + 1):
-        counts = apportion(travelling, blocks)
-        assert sum(counts) == travelling
+    for offloaded in range(sum(blocks) + 1):
+        counts = apportion(offloaded, blocks)
+        assert sum(counts) == offloaded
         for own, count in zip(blocks, counts, strict=True):
             assert 0 <= count <= own
-            assert abs(count - travelling * own / sum(blocks)) < 1
+            assert abs(count - offloaded * own / sum(blocks)) < 1
 
 
 def test_as_few_blocks_travel_as_leave_room_for_the_places_too() -> None:
@@ -80,9 +88,9 @@ def test_a_step_is_never_shorter_than_copies_or_computing_nor_longer_than_both(c
 def test_what_does_not_hide_is_counted() -> None:
     """By hand: of two blocks one travels, and the others of the step compute for 1 s. Through one place its copy of
     1.5 s begins when it was computed, and only 1 s of it is behind the other block: 1 + 0.5 + 1.07."""
-    assert step_seconds([Pass(2, 2.0, 1)], 1.5, 1) == pytest.approx(1 + 0.5 + STREAMING_OVERHEAD)
+    assert step_seconds([TransformerPass(2, 2.0, 1)], 1.5, 1) == pytest.approx(1 + 0.5 + STREAMING_OVERHEAD)
     # with two places it may begin a step earlier, and nothing is waited for
-    assert step_seconds([Pass(2, 2.0, 1)], 1.5, 2) == pytest.approx(1 + STREAMING_OVERHEAD)
+    assert step_seconds([TransformerPass(2, 2.0, 1)], 1.5, 2) == pytest.approx(1 + STREAMING_OVERHEAD)
 
 
 def test_a_third_place_never_makes_the_same_step_slower() -> None:

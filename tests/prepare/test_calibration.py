@@ -21,8 +21,8 @@ from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import AppError, CaptionError, CheckpointError, RequestError
 from ideogram_app.machine.hardware import Hardware, detect
-from ideogram_app.model.components import load_pipeline_parts
-from ideogram_app.model.reference_model import Stock, load_stock
+from ideogram_app.model.components import load_components
+from ideogram_app.model.reference_model import ReferenceModel, load_reference_model
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.model.transformer.layers import Fp8Linear
 from ideogram_app.prepare.calibration import collect as driver
@@ -102,9 +102,9 @@ def test_a_recorder_watches_only_while_it_is_attached_and_changes_nothing() -> N
     assert torch.equal(recorder.inputs["0"].maximum, x.abs().amax(0))
 
 
-def inputs_seen(loaded: Stock, number: int, linear: str, machine: tuple[Store, Hardware]) -> list[np.ndarray]:
+def inputs_seen(loaded: ReferenceModel, number: int, linear: str, machine: tuple[Store, Hardware]) -> list[np.ndarray]:
     """What a Linear of the conditional transformer reads at every step of a caption, by a hook of our own."""
-    parts = load_pipeline_parts("miniature", "cpu", torch.float32)
+    parts = load_components("miniature", "cpu", torch.float32)
     features = encode(parts.tokenizer, parts.text_encoder, CAPTIONS[number])
     preset = shortened(find_preset(REQUEST.preset), STEPS)
     shift = float(parts.scheduler.config.shift)
@@ -120,7 +120,7 @@ def inputs_seen(loaded: Stock, number: int, linear: str, machine: tuple[Store, H
 def test_a_calibration_holds_what_the_layers_read(
     machine: tuple[Store, Hardware], finished: tuple[Path, list[Event]], linear: str
 ) -> None:
-    loaded = load_stock(machine[0], "miniature", "reference", "cpu", torch.float32)
+    loaded = load_reference_model(machine[0], "miniature", "reference", "cpu", torch.float32)
     steps = [inputs_seen(loaded, number, linear, machine) for number in range(len(CAPTIONS))]
     loud = [[step[np.any(step != 0, axis=1)] for step in caption] for caption in steps]
     every = np.concatenate([step for caption in loud for step in caption])

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ideogram_app.checkpoints.prepared.folder import Place
+from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import DiskError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.hub import download as fetching
 from ideogram_app.hub.download import fetch
 from ideogram_app.hub.record import fetched, source_folder
-from ideogram_app.prepare.components import prepare_companions
+from ideogram_app.prepare.components import prepare_components
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.records import Request
 from ideogram_app.studio.studio import Studio
@@ -32,7 +32,7 @@ RECIPE, MEGABYTE = "int8-w8a8-rotated", 2**20
 @pytest.fixture
 def told_it_is_roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetching, "_disk_free", lambda folder: 10**12)
-    monkeypatch.setattr(Place, "disk_free", property(lambda place: 10**12))
+    monkeypatch.setattr(PreparedFolder, "disk_free", property(lambda place: 10**12))
 
 
 @pytest.fixture
@@ -86,11 +86,11 @@ def test_keeping_the_text_encoder_fills_the_disk_and_continues(disk: SmallDisk) 
     disk.fill(MEGABYTE)
     store = Store(disk.folder)
     with pytest.raises(DiskError, match="filled up"):
-        list(prepare_companions(store, "ideogram-4", MINIATURE))
-    assert store.companions_status("ideogram-4").state == "partial"
+        list(prepare_components(store, "ideogram-4", MINIATURE))
+    assert store.components_status("ideogram-4").state == "partial"
     disk.resize(64 * MEGABYTE)
-    list(prepare_companions(store, "ideogram-4", MINIATURE))
-    assert store.companions_status("ideogram-4").usable
+    list(prepare_components(store, "ideogram-4", MINIATURE))
+    assert store.components_status("ideogram-4").usable
 
 
 def test_a_picture_that_finds_no_room_is_no_bug_and_can_be_drawn_again(disk: SmallDisk) -> None:

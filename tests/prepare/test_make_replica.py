@@ -14,7 +14,7 @@ from diffusers import Ideogram4Transformer2DModel
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
 from ideogram_app.checkpoints.published.transformer import open_source
-from ideogram_app.checkpoints.safetensors import SafetensorsFile, TensorInfo, layout
+from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout
 from ideogram_app.errors import RequestError
 from tools import make_replica, replica_parts
 from tools.make_replica import TINY, make
@@ -32,7 +32,7 @@ def full_size(name: str) -> tuple[int, int]:
 
     contents = make_replica.Contents(PUBLISHED, ({}, {}), (one_row, one_row))
     parts = list(make_replica.packed_parts(row, contents, 0))
-    _, placed = layout([TensorInfo(part.name, part.kind, part.shape) for part in parts], row.metadata[0])
+    _, placed = layout([SafetensorsTensor(part.name, part.kind, part.shape) for part in parts], row.metadata[0])
     return len(parts), max(info.stop for info in placed.values())
 
 

@@ -29,7 +29,7 @@ from small_model import (
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared import journal
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.folder import Place
+from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import read_manifest
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
@@ -257,7 +257,7 @@ def test_the_reference_of_the_miniature_needs_no_preparation(store) -> None:
 
 
 def test_too_little_disk_is_said_before_anything_is_written(store, source, monkeypatch) -> None:
-    monkeypatch.setattr(Place, "disk_free", property(lambda self: 1000))
+    monkeypatch.setattr(PreparedFolder, "disk_free", property(lambda self: 1000))
     with pytest.raises(DiskError, match=r"Expected .* MB free, a margin of 10% included\. Got 0\.0 MB"):
         list(prepare(store, NAME, "fp8", source))
     assert store.status(NAME, "fp8").state == "missing"

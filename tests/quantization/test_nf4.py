@@ -10,7 +10,7 @@ from scipy.stats import norm
 from ideogram_app.errors import RequestError
 from ideogram_app.quantization import nf4
 
-LEVELS = torch.tensor(nf4.LEVELS)
+LEVELS = torch.tensor(nf4.NF4_LEVELS)
 
 
 def slow_decode(packed: np.ndarray, absmax: np.ndarray) -> np.ndarray:
@@ -18,7 +18,7 @@ def slow_decode(packed: np.ndarray, absmax: np.ndarray) -> np.ndarray:
     weights = []
     for byte in packed.tolist():
         for code in (byte // 16, byte % 16):
-            weights.append(np.float32(nf4.LEVELS[code]) * absmax[len(weights) // 64])
+            weights.append(np.float32(nf4.NF4_LEVELS[code]) * absmax[len(weights) // 64])
     return np.array(weights, dtype=np.float32)
 
 
@@ -28,7 +28,7 @@ def test_the_levels_are_quantiles_of_a_normal_distribution() -> None:
     upper = norm.ppf(np.linspace(offset, 0.5, 9)[:-1])
     lower = -norm.ppf(np.linspace(offset, 0.5, 8)[:-1])
     expected = np.sort(np.concatenate([upper, [0], lower])) / upper.max()
-    assert np.abs(expected - np.array(nf4.LEVELS)).max() < 1e-6
+    assert np.abs(expected - np.array(nf4.NF4_LEVELS)).max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (3, 128), (5, 96), (7, 34), (1, 2)])

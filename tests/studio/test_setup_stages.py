@@ -19,8 +19,8 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import Event
 from ideogram_app.studio.backend import SourceState
-from ideogram_app.studio.setup_stages import CLOSED, Stage, current, guide, is_first_run
-from ideogram_app.studio.setup_status import NAMES, View, lasting
+from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages
+from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, lasting
 from ideogram_app.studio.state import Job, Machine, State
 from ideogram_app.ui.guide_card import guide_card
 
@@ -166,7 +166,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
     case = CASES[name]
-    stage = current(guide(case.state, MODEL))
+    stage = current(setup_stages(case.state, MODEL))
     assert (stage.name, stage.standing) == (case.stage, case.standing)
     assert (stage.action.deed if stage.action else None) == case.deed
     assert case.words in stage.sentence
@@ -174,8 +174,8 @@ def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_before_it_is_done_and_what_is_behind_it_waits_without_a_button(name: str) -> None:
-    stages = guide(CASES[name].state, MODEL)
-    assert tuple(stage.name for stage in stages) == NAMES
+    stages = setup_stages(CASES[name].state, MODEL)
+    assert tuple(stage.name for stage in stages) == STAGE_NAMES
     place = stages.index(current(stages))
     assert {stage.standing for stage in stages[:place]} <= {"done"}
     assert {stage.standing for stage in stages[place + 1 :]} <= {"next"}
@@ -191,24 +191,24 @@ def test_the_card_shows_one_current_step_and_every_button_names_itself(name: str
     if card:
         assert card.count('aria-current="step"') == 1 and card.count("<li ") == 7
         assert card.count("<button") == card.count("aria-label=") - 1 - card.count('role="progressbar"')
-        stage = current(guide(state, MODEL))
+        stage = current(setup_stages(state, MODEL))
         assert (f'data-act="{stage.action.deed}"' in card) if stage.action else "<button" not in card
 
 
 def test_a_model_that_ships_with_the_program_has_no_card() -> None:
     assert guide_card(known(), "miniature") == "" and not is_first_run(known(), "miniature")
-    stages = {stage.name: stage for stage in guide(known(), "miniature")}
+    stages = {stage.name: stage for stage in setup_stages(known(), "miniature")}
     assert stages["licence"].standing == stages["fetch"].standing == "done" and stages["quantize"].standing == "now"
 
 
 def facts(state: State, name: str, recipes: tuple[str, ...] = ()) -> dict[str, str]:
-    return dict(next(stage for stage in guide(state, MODEL, recipes) if stage.name == name).facts)
+    return dict(next(stage for stage in setup_stages(state, MODEL, recipes) if stage.name == name).facts)
 
 
 def test_before_the_first_byte_the_plan_is_open_and_says_what_it_costs() -> None:
-    stages = guide(known(), MODEL)
+    stages = setup_stages(known(), MODEL)
     assert [stage.name for stage in stages if stage.is_open] == ["plan", "fetch"]
-    assert [stage.name for stage in guide(known(BEGUN), MODEL) if stage.is_open] == ["fetch"]
+    assert [stage.name for stage in setup_stages(known(BEGUN), MODEL) if stage.is_open] == ["fetch"]
     told = facts(known(), "plan")
     shape, int8 = find_model(MODEL), RECIPES[RECIPE].protecting()
     made = sum(weight_bytes(branch, int8) for branch in shape.branches) + 7_568_000_000 * 1.0625  # Q8_0: 34 bytes of 32
@@ -230,7 +230,7 @@ def test_the_slower_search_of_q4_k_is_told_as_it_was_measured() -> None:
 def test_once_bytes_came_the_time_is_that_of_the_line() -> None:
     stopped = known(BEGUN, job=job("fetch", state="stopped"))
     assert facts(stopped, "fetch")["Time to fetch"] == f"{lasting((27.5e9 - 12e9) / RATE)} at 41.0 MB/s"
-    assert current(guide(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
+    assert current(setup_stages(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
 
 
 @pytest.mark.parametrize(
@@ -242,34 +242,36 @@ def test_an_estimate_is_said_in_whole_minutes(seconds: float, words: str) -> Non
 
 
 def test_what_the_disk_lacks_is_what_would_make_it_enough() -> None:
-    view = View(known(hardware=DISK_OF_30), MODEL)
-    assert view.lacking and f"{view.lacking / 1e9:.1f} GB are lacking" in current(guide(view.state, MODEL)).sentence
+    view = SetupStatus(known(hardware=DISK_OF_30), MODEL)
+    assert (
+        view.lacking and f"{view.lacking / 1e9:.1f} GB are lacking" in current(setup_stages(view.state, MODEL)).sentence
+    )
     roomier = replace(CARD, disk_free_bytes=30_000_000_000 + view.lacking)
-    assert View(known(hardware=roomier), MODEL).lacking == 0
-    assert current(guide(known(hardware=roomier), MODEL)).name == "fetch"
+    assert SetupStatus(known(hardware=roomier), MODEL).lacking == 0
+    assert current(setup_stages(known(hardware=roomier), MODEL)).name == "fetch"
 
 
 def test_what_is_on_the_disk_already_is_not_asked_for_again() -> None:
-    whole, begun = View(known(), MODEL).needed, View(known(BEGUN), MODEL).needed
+    whole, begun = SetupStatus(known(), MODEL).needed, SetupStatus(known(BEGUN), MODEL).needed
     assert whole - begun == round(12e9 * 1.1)
     encoder = replace(FETCHED, companions_begun=3_000_000_000)
     packed = known(encoder, statuses={RECIPE: "partial"})
-    assert View(known(FETCHED), MODEL).needed - View(packed, MODEL).needed == round((9e9 + 3e9) * 1.1)
-    assert View(known(replace(FETCHED, companions_bytes=8_041_000_000)), MODEL).to_make < 20e9
+    assert SetupStatus(known(FETCHED), MODEL).needed - SetupStatus(packed, MODEL).needed == round((9e9 + 3e9) * 1.1)
+    assert SetupStatus(known(replace(FETCHED, companions_bytes=8_041_000_000)), MODEL).to_make < 20e9
 
 
 def test_after_a_restart_what_is_begun_is_continued_and_not_what_the_plan_would_choose_now() -> None:
     state = known(FETCHED, statuses={OTHER: "partial"})
     assert state.machine and state.machine.plans[MODEL].recipe == RECIPE
-    assert current(guide(state, MODEL)).action.argument == OTHER
-    assert current(guide(known(statuses={OTHER: "ready"}), MODEL)).action.argument == OTHER
+    assert current(setup_stages(state, MODEL)).action.argument == OTHER
+    assert current(setup_stages(known(statuses={OTHER: "ready"}), MODEL)).action.argument == OTHER
 
 
 def test_what_is_asked_for_by_name_is_made_also_where_it_cannot_be_drawn_with() -> None:
-    stages = guide(known(hardware=PROCESSOR), MODEL, (OTHER,))
+    stages = setup_stages(known(hardware=PROCESSOR), MODEL, (OTHER,))
     assert current(stages).name == "fetch" and "cannot draw with it" in stages[1].sentence
     with pytest.raises(RequestError, match="int4"):
-        guide(known(), MODEL, ("int4",))
+        setup_stages(known(), MODEL, ("int4",))
 
 
 def test_a_picture_of_any_precision_ends_the_first_run() -> None:
@@ -281,11 +283,11 @@ def test_a_picture_of_any_precision_ends_the_first_run() -> None:
 
 
 def test_what_came_of_the_smoke_test_is_told_afterwards() -> None:
-    stages = {stage.name: stage for stage in guide(known(statuses={RECIPE: "ready"}), MODEL)}
+    stages = {stage.name: stage for stage in setup_stages(known(statuses={RECIPE: "ready"}), MODEL)}
     assert "2 parts" in stages["smoke"].sentence and "transformer block 33, by 1.3%" in stages["smoke"].sentence
     older = known(statuses={RECIPE: "ready"})
     forgotten = {RECIPE: replace(older.statuses[MODEL][RECIPE], smoke={})}
-    smoke: Stage = guide(replace(older, statuses={MODEL: forgotten}), MODEL)[5]
+    smoke: Stage = setup_stages(replace(older, statuses={MODEL: forgotten}), MODEL)[5]
     assert smoke.standing == "done" and "Passed" in smoke.sentence
 
 

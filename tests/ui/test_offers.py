@@ -12,7 +12,7 @@ from ideogram_app import __main__ as program
 from ideogram_app.cli.output import describe_offer, describe_result
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
-from ideogram_app.records import Request, Result, Rung
+from ideogram_app.records import Fallback, Request, Result
 from ideogram_app.studio.state import Job
 from ideogram_app.ui.form import request_of, values_of
 from ideogram_app.ui.offers import gave_up, offered, offers, tried
@@ -34,7 +34,7 @@ def test_every_offer_is_a_button_that_says_what_it_does() -> None:
 
 
 def test_what_an_offer_says_is_shown_as_text() -> None:
-    rung = Rung("<b>less</b>", '"quoted" & <i>more</i>', INT8, 64, 64)
+    rung = Fallback("<b>less</b>", '"quoted" & <i>more</i>', INT8, 64, 64)
     shown = offers(replace(RAN_OUT, offers=(rung,)))
     assert "<b>" not in shown and "<i>" not in shown and "&lt;b&gt;less" in shown
 

@@ -14,7 +14,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-UNIT = 512
+ALLOCATION_UNIT = 512
 SMALL = 2**20  # blocks up to this size lie in segments of their own
 SMALL_SEGMENT = 2 * 2**20
 MIDDLE, MIDDLE_SEGMENT = 10 * 2**20, 20 * 2**20
@@ -26,15 +26,15 @@ class Full(MemoryError):
 
 
 @dataclass
-class Block:
+class AllocatedBlock:
     """A piece of a segment; `before` and `after` are its neighbours in it."""
 
     size: int
     place: int
     is_small: bool
     is_free: bool = False
-    before: Block | None = None
-    after: Block | None = None
+    before: AllocatedBlock | None = None
+    after: AllocatedBlock | None = None
 
 
 @dataclass
@@ -49,31 +49,31 @@ class Allocator:
     limit: int | None = None
     reserved: int = 0
     highest: int = 0
-    _free: dict[bool, list[tuple[int, int, Block]]] = field(default_factory=lambda: {True: [], False: []})
+    _free: dict[bool, list[tuple[int, int, AllocatedBlock]]] = field(default_factory=lambda: {True: [], False: []})
     _next_place: int = 0
 
-    def allocate(self, wanted: int) -> Block:
+    def allocate(self, wanted: int) -> AllocatedBlock:
         """A block of at least so many bytes.
 
         Raises:
             Full: the limit is reached.
         """
-        size = max(UNIT, -(-wanted // UNIT) * UNIT)
+        size = max(ALLOCATION_UNIT, -(-wanted // ALLOCATION_UNIT) * ALLOCATION_UNIT)
         is_small = size <= SMALL
         free = self._free[is_small]
         index = bisect_left(free, (size, 0), key=lambda row: row[:2])
         block = free.pop(index)[2] if index < len(free) else self._segment(size, is_small)
         block.is_free = False
         left = block.size - size
-        if left >= UNIT if is_small else left > SMALL:
-            rest = Block(left, block.place + size, is_small, False, block, block.after)
+        if left >= ALLOCATION_UNIT if is_small else left > SMALL:
+            rest = AllocatedBlock(left, block.place + size, is_small, False, block, block.after)
             if rest.after is not None:
                 rest.after.before = rest
             block.after, block.size = rest, size
             self._put(rest)
         return block
 
-    def free(self, block: Block) -> None:
+    def free(self, block: AllocatedBlock) -> None:
         """Take a block back and join it with free neighbours."""
         for other in (block.before, block.after):
             if other is not None and other.is_free:
@@ -92,7 +92,7 @@ class Allocator:
                 pool.remove(row)
                 self.reserved -= row[0]
 
-    def _segment(self, size: int, is_small: bool) -> Block:
+    def _segment(self, size: int, is_small: bool) -> AllocatedBlock:
         whole = SMALL_SEGMENT if is_small else MIDDLE_SEGMENT if size < MIDDLE else -(-size // LARGE_UNIT) * LARGE_UNIT
         if self.limit is not None and self.reserved + whole > self.limit:
             self.empty_cache()
@@ -101,13 +101,13 @@ class Allocator:
         self.reserved += whole
         self.highest = max(self.highest, self.reserved)
         place, self._next_place = self._next_place, self._next_place + 2 * whole  # segments are no neighbours
-        return Block(whole, place, is_small)
+        return AllocatedBlock(whole, place, is_small)
 
-    def _put(self, block: Block) -> None:
+    def _put(self, block: AllocatedBlock) -> None:
         block.is_free = True
         insort(self._free[block.is_small], (block.size, block.place, block), key=lambda row: row[:2])
 
-    def _take(self, block: Block) -> None:
+    def _take(self, block: AllocatedBlock) -> None:
         pool = self._free[block.is_small]
         pool.pop(bisect_left(pool, (block.size, block.place), key=lambda row: row[:2]))
 
@@ -123,7 +123,7 @@ def reserved_bytes(events: Iterable[tuple[int, int]], limit: int | None = None) 
     Raises:
         Full: they do not fit.
     """
-    allocator, blocks = Allocator(limit), dict[int, Block]()
+    allocator, blocks = Allocator(limit), dict[int, AllocatedBlock]()
     for number, size in events:
         if number < 0:
             allocator.empty_cache()

@@ -28,24 +28,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ideogram_app.benchmark.memory.allocator import fits, reserved_bytes
 from ideogram_app.benchmark.memory.ledger import Ledger, Unguarded, attention_on
-from ideogram_app.benchmark.ours import GUIDANCE, SHIFT, evenly
+from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.catalog.text_encoder import PUBLISHED, TextEncoder, block_type
+from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
 from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
 from ideogram_app.generation.draw import decode, denoise, preview, schedule, times
-from ideogram_app.generation.guidance import Velocity
+from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose
+from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.fused.kernels import fused_kernels
 from ideogram_app.machine.meter import give_back
 from ideogram_app.model.loader import Loaded
 from ideogram_app.model.offload.carrier import Direct
-from ideogram_app.model.offload.offload import DTYPES, Residences
+from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Residences
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file
 from ideogram_app.model.text_encoder.features import features
-from ideogram_app.model.text_encoder.on_device import guest
+from ideogram_app.model.text_encoder.on_device import encoder_on_device
 from ideogram_app.model.transformer import layers
 from ideogram_app.model.transformer.assemble import Placement, assemble
 from ideogram_app.model.vae import Autoencoder, autoencoder
@@ -53,7 +53,7 @@ from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 from ideogram_app.quantization import k_quants
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
-AMPERE = (8, 6)  # the cards that matter most
+AMPERE_CAPABILITY = (8, 6)  # the cards that matter most
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Case:
     question: Question
     recipe: Recipe
     arithmetic: str = ""
-    capability: tuple[int, int] = AMPERE
+    capability: tuple[int, int] = AMPERE_CAPABILITY
     tile: int | None = None
     decodes: bool = True
-    travelling: tuple[int, int] = (0, 0)
+    offloaded: tuple[int, int] = (0, 0)
     slots: int = FEWEST_SLOTS
 
     @property
     def dtype(self) -> torch.dtype:
-        return DTYPES[self.question.dtype]
+        return COMPUTE_DTYPES[self.question.dtype]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Counted:
 
 
 @contextmanager
-def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE) -> Iterator[None]:
+def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY) -> Iterator[None]:
     """A CUDA device of a capability that computes nothing: tensors made inside are fake, and the ledger counts them."""
     from triton.runtime.jit import KernelInterface
 
@@ -206,12 +206,12 @@ def count_pictures(case: Case, questions: Sequence[Question]) -> Iterator[Counte
 def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
     """Draw a picture, each phase in the ledger; returns what was beside the weights between two steps."""
     question, before = case.question, ledger.live[DEVICE]
-    sigmas = schedule(evenly(question.steps), question.width, question.height, SHIFT)
+    sigmas = schedule(evenly(question.steps), question.width, question.height, SCHEDULE_SHIFT)
     _on_device(vae)
     read = torch.empty(1, question.text_tokens, question.model.conditional.llm_features_dim)  # on the host
     noise = torch.empty(1, question.image_tokens, LATENT_CHANNELS, device=DEVICE)
     with ledger.phase("prepare"):
-        velocity = Velocity(loaded, read, question.rows, question.columns, times(sigmas))
+        velocity = GuidedModel(loaded, read, question.rows, question.columns, times(sigmas))
     prepared = ledger.live[DEVICE] - before
     levels: Any = [torch.tensor(1.0 - index / question.steps) for index in range(3)]  # fake tensors know constants
     steps = denoise(velocity, noise, levels, (GUIDANCE,) * 2)
@@ -257,12 +257,12 @@ def _loaded(case: Case) -> Loaded:
 
     Blocks travel as they do to any device, but for streams: a copy is over when it returns, which takes no memory.
     """
-    kernels = fused_kernels(choose(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
+    kernels = fused_kernels(choose_kernels(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
     residences = Residences(case.slots, {DEVICE: Direct(DEVICE)})
     residence, backbones = residences.on(DEVICE), []
     for number, branch in enumerate(case.question.model.branches):
         weights = FakeBranch(branch, case.recipe, case.dtype)
-        away = spread(case.travelling[number], branch.num_layers)
+        away = spread(case.offloaded[number], branch.num_layers)
         placement = Placement(
             case.dtype, DEVICE, CPU, kernels, case.arithmetic, away, lambda index, block: residence.add(block)
         )
@@ -306,7 +306,11 @@ class FakeEncoderFile:
 
 
 def count_decode(
-    width: int, height: int, dtype: torch.dtype, tile: int | None = None, capability: tuple[int, int] = AMPERE
+    width: int,
+    height: int,
+    dtype: torch.dtype,
+    tile: int | None = None,
+    capability: tuple[int, int] = AMPERE_CAPABILITY,
 ) -> Counted:
     """The published decoder alone: its weights are kept, `phases` has decode."""
     ledger, vae = Ledger(attention_on(capability)), _autoencoder(dtype, tile)
@@ -320,10 +324,12 @@ def count_decode(
     return _counted(ledger, kept, 0)
 
 
-def count_encode(recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED.num_hidden_layers) -> Counted:
+def count_encode(
+    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED_ENCODER.num_hidden_layers
+) -> Counted:
     """The published text encoder, or its first layers alone: its weights are kept, `phases` has encode."""
-    shape = replace(PUBLISHED, num_hidden_layers=layers)
-    ledger = Ledger(attention_on(AMPERE))
+    shape = replace(PUBLISHED_ENCODER, num_hidden_layers=layers)
+    ledger = Ledger(attention_on(AMPERE_CAPABILITY))
     with pretended(ledger), torch.inference_mode():
         file: Any = FakeEncoderFile(shape, recipe, dtype)
         encoder = encoder_from_file(file, shape, {"text_config": vars(shape)}, DEVICE, dtype)
@@ -351,12 +357,12 @@ class FakeParts:
 
 
 def count_streamed_encode(
-    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED.num_hidden_layers
+    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED_ENCODER.num_hidden_layers
 ) -> Counted:
     """The same of an encoder whose layers pass through the device: its places are kept."""
-    ledger = Ledger(attention_on(AMPERE))
-    parts: Any = FakeParts(recipe, replace(PUBLISHED, num_hidden_layers=layers))
-    visit = guest(parts, "streamed", DEVICE, dtype, Direct(DEVICE))
+    ledger = Ledger(attention_on(AMPERE_CAPABILITY))
+    parts: Any = FakeParts(recipe, replace(PUBLISHED_ENCODER, num_hidden_layers=layers))
+    visit = encoder_on_device(parts, "streamed", DEVICE, dtype, Direct(DEVICE))
     with pretended(ledger), torch.inference_mode(), visit as encoder, ledger.phase("encode"):
         kept = ledger.live[DEVICE]
         features(encoder, torch.zeros(1, tokens, dtype=torch.long))

@@ -6,8 +6,9 @@
     ledger.peaks["step"][device]            what torch.cuda.max_memory_allocated would say
 
 Memory is counted by storages, so views cost nothing and a tensor that several names hold is there once; a storage's end
-is seen the moment it comes. Operations that are made of others are taken apart as torch does, and those in `WHOLE` are
-one kernel on CUDA. Under `FakeTensorMode` no memory is needed at all, so a machine without a GPU counts one with any.
+is seen the moment it comes. Operations that are made of others are taken apart as torch does, and those in
+`WHOLE_OPERATORS` are one kernel on CUDA. Under `FakeTensorMode` no memory is needed at all, so a machine without a GPU
+counts one with any.
 
 torch's own `MemTracker` does the same for training, by modules. Left out: what kernels take inside (`attention_on` and
 `_copy` know of two), and memory that no tensor holds, contexts and libraries' workspaces (planning/footprint.py's
@@ -31,10 +32,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ideogram_app.planning.activations import CONVOLVES_IN_COPIES
 
-ROUNDED = 512  # bytes that CUDA's caching allocator hands out at once (kMinBlockSize in CUDACachingAllocator)
+ALLOCATION_ROUNDING = (
+    512  # bytes that CUDA's caching allocator hands out at once (kMinBlockSize in CUDACachingAllocator)
+)
 ATEN, CONTIGUOUS = torch.ops.aten, torch.contiguous_format
 # Made of others in torch's tables, one kernel on CUDA: what lies between is never in memory there.
-WHOLE = frozenset(
+WHOLE_OPERATORS = frozenset(
     (
         ATEN.linear.default,
         ATEN.rms_norm.default,
@@ -79,7 +82,7 @@ class Ledger(TorchDispatchMode):
         if func is ATEN.scaled_dot_product_attention.default and self._attention is not None:
             with self:
                 return self._attention(*args, **kwargs)
-        if func.namespace == "aten" and func not in WHOLE and func._can_decompose():
+        if func.namespace == "aten" and func not in WHOLE_OPERATORS and func._can_decompose():
             with self:
                 answer = func.decompose(*args, **kwargs)
             if answer is not NotImplemented:
@@ -112,7 +115,11 @@ class Ledger(TorchDispatchMode):
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size, device = storage._cdata, -(-storage.nbytes() // ROUNDED) * ROUNDED, tensor.device
+        key, size, device = (
+            storage._cdata,
+            -(-storage.nbytes() // ALLOCATION_ROUNDING) * ALLOCATION_ROUNDING,
+            tensor.device,
+        )
         if key in self._known or device.type == "meta":
             return
         number = len(self.events)

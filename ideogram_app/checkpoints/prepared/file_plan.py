@@ -1,6 +1,6 @@
 """Where every tensor of a file will lie, decided before any of them is computed.
 
-    header | tensor | tensor | ...        `Blank`: the header's bytes, the span of every tensor, the size of the whole
+    header | tensor | tensor | ...        `FilePlan`: the header's bytes, the span of every tensor, the size of the whole
 
 So a file can be filled in any order, in pieces of any size, by runs that die in between (journal.py). safetensors and
 gguf-py write a file only from its first byte to its last. GGUF files carry no metadata, because any value makes one
@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
 from ideogram_app.checkpoints.gguf import GgufWriter
-from ideogram_app.checkpoints.gguf import TensorInfo as GgufInfo
-from ideogram_app.checkpoints.safetensors import TensorInfo, layout
+from ideogram_app.checkpoints.safetensors import SafetensorsTensor, layout
 from ideogram_app.errors import RequestError
 
 GGUF_ALIGNMENT = 32
@@ -39,7 +39,7 @@ class Unit:
     """
 
     inputs: tuple[str, ...]
-    parts: tuple[TensorInfo | GgufInfo, ...]
+    parts: tuple[SafetensorsTensor | GgufInfo, ...]
     packed: bool
     by_rows: int = 1
 
@@ -49,7 +49,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Blank:
+class FilePlan:
     """A file without its data: the header, the span of every part, the size of the whole."""
 
     header: bytes
@@ -57,15 +57,15 @@ class Blank:
     size: int
 
 
-def blank_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> Blank:
+def plan_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> FilePlan:
     """The file that these units will fill."""
-    infos = [part for unit in made for part in unit.parts if isinstance(part, TensorInfo)]
+    infos = [part for unit in made for part in unit.parts if isinstance(part, SafetensorsTensor)]
     header, placed = layout(infos, metadata)
     spans = {name: (info.start, info.stop) for name, info in placed.items()}
-    return Blank(header, spans, max(info.stop for info in placed.values()))
+    return FilePlan(header, spans, max(info.stop for info in placed.values()))
 
 
-def blank_gguf(made: Sequence[Unit]) -> Blank:
+def plan_gguf(made: Sequence[Unit]) -> FilePlan:
     """The same in GGUF: gguf-py's header, which it writes nowhere but to a file; data follow aligned, each padded."""
     infos = [part for unit in made for part in unit.parts if isinstance(part, GgufInfo)]
     with TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def blank_gguf(made: Sequence[Unit]) -> Blank:
     for info in infos:
         spans[info.name] = (end, end + info.byte_count)
         end = _aligned(end + info.byte_count)
-    return Blank(header, spans, end)
+    return FilePlan(header, spans, end)
 
 
 def torchao_metadata(made: Sequence[Unit], dtype: torch.dtype) -> dict[str, str]:

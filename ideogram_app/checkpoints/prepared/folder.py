@@ -27,7 +27,7 @@ from ideogram_app.wire import to_json
 
 
 @dataclass(frozen=True)
-class Place:
+class PreparedFolder:
     """A folder of prepared weights and what stands beside it while it is made.
 
     Attributes:

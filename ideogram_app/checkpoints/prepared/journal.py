@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.prepared.file_plan import Blank, Unit
+from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK, write_text
 from ideogram_app.errors import CheckpointError
 
@@ -57,7 +57,7 @@ class Journal:
         """What the parts of a unit that is done must hold."""
         return dict(zip((part.name for part in unit.parts), self._done[branch, unit.name], strict=True))
 
-    def vouches(self, branch: str, unit: Unit, file: FileIO, blank: Blank) -> bool:
+    def vouches(self, branch: str, unit: Unit, file: FileIO, blank: FilePlan) -> bool:
         """Whether a unit was done and the file still holds what was written."""
         if (branch, unit.name) not in self or len(self._done[branch, unit.name]) != len(unit.parts):
             return False
@@ -81,7 +81,7 @@ class Journal:
 class Filling:
     """A file being filled: parts of one unit, run after run of rows, each hashed as it is written."""
 
-    def __init__(self, file: FileIO, blank: Blank, unit: Unit) -> None:
+    def __init__(self, file: FileIO, blank: FilePlan, unit: Unit) -> None:
         self._file, self._unit = file, unit
         self._spans = {part.name: blank.spans[part.name] for part in unit.parts}
         self._digests = {part.name: hashlib.sha256() for part in unit.parts}
@@ -116,7 +116,7 @@ class Filling:
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
 
-def make_blank(path: Path, blank: Blank) -> None:
+def make_blank(path: Path, blank: FilePlan) -> None:
     """A file of the right size with the right header, there as a whole or not at all; one that fits is kept."""
     if path.is_file() and path.stat().st_size == blank.size:
         with path.open("rb") as file:
@@ -138,7 +138,7 @@ def hash_span(file: FileIO, start: int, stop: int) -> str:
     return digest.hexdigest()
 
 
-def hash_parts(path: Path, blank: Blank, expected: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+def hash_parts(path: Path, blank: FilePlan, expected: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Hash a file from end to end, and on the way every part of it.
 
     Yields:

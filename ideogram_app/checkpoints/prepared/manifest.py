@@ -22,9 +22,9 @@ from ideogram_app.checkpoints.published.transformer import weight_files
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.wire import from_json
 
-FORMAT = 1  # of the manifest and of everything it lists; a change makes older folders be prepared again
+MANIFEST_FORMAT = 1  # of the manifest and of everything it lists; a change makes older folders be prepared again
 MANIFEST = "manifest.json"
-SUMS = "sha256.json"  # path inside the folder -> sha256
+SUMS_FILE = "sha256.json"  # path inside the folder -> sha256
 HASH_CHUNK = 2**22
 AGAIN = "Prepare it again"
 
@@ -149,8 +149,8 @@ def write_sums(folder: Path) -> Path:
     """Record the hashes of a pipeline folder's weights and vocabulary, for `verify_sums`."""
     files = sorted([*folder.rglob("*.safetensors"), *folder.rglob("tokenizer.json")])
     sums = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
-    write_text(folder / SUMS, json.dumps(sums, indent=2) + "\n")
-    return folder / SUMS
+    write_text(folder / SUMS_FILE, json.dumps(sums, indent=2) + "\n")
+    return folder / SUMS_FILE
 
 
 def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
@@ -159,7 +159,7 @@ def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
     Raises:
         CheckpointError: names the file that differs.
     """
-    path = folder / SUMS
+    path = folder / SUMS_FILE
     sums: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for name, expected in sums.items():
         if name.split("/")[0] in parts:

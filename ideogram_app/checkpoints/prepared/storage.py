@@ -33,17 +33,17 @@ from ideogram_app.catalog.models import Component
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import block_type
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.gguf import TensorInfo as GgufInfo
+from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
 from ideogram_app.checkpoints.prefetch import Transit, lane_to
-from ideogram_app.checkpoints.prepared.file_plan import Blank, Unit, blank_gguf, blank_safetensors, torchao_metadata
+from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit, plan_gguf, plan_safetensors, torchao_metadata
 from ideogram_app.checkpoints.published.local import BRANCHES
-from ideogram_app.checkpoints.safetensors import DTYPES, NAMES, SafetensorsFile, TensorInfo
+from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, SafetensorsFile, SafetensorsTensor
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
 from ideogram_app.quantization.k_search import Search
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
 SPLIT, FUSED = ("to_q", "to_k", "to_v"), "qkv"
 FUSING = ("gguf", "convrot")  # storages with the official names
 # How ComfyUI and stable-diffusion.cpp recognise such a Linear.
@@ -84,7 +84,7 @@ class PackedWeight:
 def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
     """Where a branch's weights lie inside a prepared folder."""
     if recipe.storage not in FUSING:
-        return f"{branch_name}/{WEIGHTS}"
+        return f"{branch_name}/{WEIGHTS_FILE}"
     stem = f"{model}{'' if branch_name == BRANCHES[0] else '_uncond'}"
     return f"{stem}-{recipe.gguf_type}.gguf" if recipe.storage == "gguf" else f"{stem}-int8_convrot.safetensors"
 
@@ -143,14 +143,14 @@ def constants(unit: Unit) -> dict[str, Tensor]:
     return {part.name: torch.tensor(list(COMFY_BYTES), dtype=torch.uint8) for part in unit.parts[unit.by_rows :]}
 
 
-def blank(recipe: Recipe, made: Sequence[Unit], dtype: torch.dtype) -> Blank:
+def plan_file(recipe: Recipe, made: Sequence[Unit], dtype: torch.dtype) -> FilePlan:
     """The file that `made` will fill; `dtype` is that of dense layers, which torchao's metadata records."""
     if recipe.storage == "gguf":
-        return blank_gguf(made)
+        return plan_gguf(made)
     if recipe.storage == "int8" and recipe.quantizes_activations:
-        return blank_safetensors(made, torchao_metadata(made, dtype))
+        return plan_safetensors(made, torchao_metadata(made, dtype))
     # ComfyUI's int8_convrot files say nothing of themselves.
-    return blank_safetensors(made, {} if recipe.storage == "convrot" else {"format": "pt"})
+    return plan_safetensors(made, {} if recipe.storage == "convrot" else {"format": "pt"})
 
 
 def branch_config(recipe: Recipe, component: Component, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,7 +273,7 @@ class PackedBranch:
         return official(name) if self.recipe.storage in FUSING else name
 
     def _check(self, component: Component) -> None:
-        infos: Mapping[str, TensorInfo | GgufInfo] = self._file.infos
+        infos: Mapping[str, SafetensorsTensor | GgufInfo] = self._file.infos
         any_float = dict.fromkeys(self._shapes, torch.float32)  # packed parts have one type, the rest any float
         expected = {part.name: (part, unit) for unit in units(self.recipe, component, any_float) for part in unit.parts}
         strange = [name for name in infos if name not in expected]
@@ -311,28 +311,28 @@ def _siblings(name: str) -> list[str]:
     return [name]
 
 
-def _kind(info: TensorInfo | GgufInfo) -> str:
+def _kind(info: SafetensorsTensor | GgufInfo) -> str:
     return info.gguf_type if isinstance(info, GgufInfo) else info.dtype
 
 
 def _dense_part(
     recipe: Recipe, name: str, shape: tuple[int, ...], dtypes: Mapping[str, torch.dtype]
-) -> TensorInfo | GgufInfo:
+) -> SafetensorsTensor | GgufInfo:
     if recipe.storage == "gguf":
         return GgufInfo(official(name), shape, "F32")
-    return TensorInfo(official(name) if recipe.storage == "convrot" else name, NAMES[dtypes[name]], shape)
+    return SafetensorsTensor(official(name) if recipe.storage == "convrot" else name, DTYPE_NAMES[dtypes[name]], shape)
 
 
-def _packed_parts(recipe: Recipe, name: str, shape: tuple[int, ...]) -> tuple[TensorInfo | GgufInfo, ...]:
+def _packed_parts(recipe: Recipe, name: str, shape: tuple[int, ...]) -> tuple[SafetensorsTensor | GgufInfo, ...]:
     """Values, then scales where they lie apart, then what says how to read them."""
     column = (shape[0], 1)
     if recipe.storage == "gguf":
         return (GgufInfo(official(name), shape, block_type(recipe, name.removesuffix(".weight"), shape[1])),)
     if recipe.storage == "fp8":
-        return TensorInfo(name, "F8_E4M3", shape), TensorInfo(f"{name}_scale", "F32", shape[:1])
+        return SafetensorsTensor(name, "F8_E4M3", shape), SafetensorsTensor(f"{name}_scale", "F32", shape[:1])
     if recipe.storage == "convrot":
         stored = official(name)
-        mark = TensorInfo(f"{stored.removesuffix('weight')}comfy_quant", "U8", (len(COMFY_BYTES),))
-        return TensorInfo(stored, "I8", shape), TensorInfo(f"{stored}_scale", "F32", column), mark
+        mark = SafetensorsTensor(f"{stored.removesuffix('weight')}comfy_quant", "U8", (len(COMFY_BYTES),))
+        return SafetensorsTensor(stored, "I8", shape), SafetensorsTensor(f"{stored}_scale", "F32", column), mark
     stem = name.removesuffix("weight") + "_weight"
-    return TensorInfo(f"{stem}_qdata", "I8", shape), TensorInfo(f"{stem}_scale", "F32", column)
+    return SafetensorsTensor(f"{stem}_qdata", "I8", shape), SafetensorsTensor(f"{stem}_scale", "F32", column)

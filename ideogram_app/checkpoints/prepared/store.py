@@ -18,10 +18,10 @@ from pathlib import Path
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.catalog.text_encoder import DENSE
-from ideogram_app.checkpoints.prepared.folder import Place
+from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import (
     AGAIN,
-    FORMAT,
+    MANIFEST_FORMAT,
     Manifest,
     expect_size,
     read_manifest,
@@ -34,7 +34,7 @@ from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.folders import bytes_taken, data_folder, identity
 
-COMPANIONS = "companions"
+COMPONENTS_FOLDER = "companions"
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,25 @@ class Store:
             return included
         return self.place(model, recipe).final
 
-    def place(self, model: str, recipe: str) -> Place:
+    def place(self, model: str, recipe: str) -> PreparedFolder:
         """Where a recipe is prepared and published.
 
         Raises:
             RequestError: no such model or recipe.
         """
         name = find_model(model).name
-        return Place(self.root / "checkpoints" / name / find_recipe(recipe).name, f"{recipe} of {model}")
+        return PreparedFolder(self.root / "checkpoints" / name / find_recipe(recipe).name, f"{recipe} of {model}")
 
-    def companions(self, model: str) -> Place:
+    def companions(self, model: str) -> PreparedFolder:
         """Where what stands around a model's transformers is prepared and published.
 
         Raises:
             RequestError: no such model.
         """
         name = find_model(model).name
-        return Place(self.root / "checkpoints" / name / COMPANIONS, f"{COMPANIONS} of {model}")
+        return PreparedFolder(self.root / "checkpoints" / name / COMPONENTS_FOLDER, f"{COMPONENTS_FOLDER} of {model}")
 
-    def companions_status(self, model: str) -> Status:
+    def components_status(self, model: str) -> Status:
         """What of them is there, by sizes alone; `recipe` is that of the text encoder."""
         source, place = find_source(model), self.companions(model)
         folder = place.final
@@ -201,10 +201,10 @@ class Store:
         manifest = read_manifest(folder)
         protected = manifest.protected if manifest.calibration else find_recipe(recipe).protecting().protected
         made = (manifest.format, manifest.model, manifest.recipe, manifest.protected)
-        if made != (FORMAT, model, recipe, protected):
+        if made != (MANIFEST_FORMAT, model, recipe, protected):
             raise CheckpointError(
                 f"{folder} was made by another version of this program",
-                expected=f"format {FORMAT}, {model} {recipe}, protecting {', '.join(protected) or 'nothing'}",
+                expected=f"format {MANIFEST_FORMAT}, {model} {recipe}, protecting {', '.join(protected) or 'nothing'}",
                 got=f"format {made[0]}, {made[1]} {made[2]}, protecting {', '.join(made[3]) or 'nothing'}",
                 do=AGAIN,
             )

@@ -38,7 +38,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredEntry:
     """One stored tensor: the file it lies in, and its name there."""
 
     file: SafetensorsFile | GgufFile
@@ -61,7 +61,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Packing:
+class Codec:
     """One way to store a tensor.
 
     Attributes:
@@ -75,10 +75,10 @@ class Packing:
     dtypes: tuple[str, ...]
     needs: tuple[str, ...]
     may: tuple[str, ...]
-    measure: Callable[[Stored], Shape]
-    widen: Callable[[Stored, slice], Tensor]
+    measure: Callable[[StoredTensor], Shape]
+    widen: Callable[[StoredTensor, slice], Tensor]
 
-    def takes(self, parts: Mapping[str, Entry]) -> bool:
+    def takes(self, parts: Mapping[str, StoredEntry]) -> bool:
         beside = set(parts) - {WEIGHT}
         return parts[WEIGHT].dtype in self.dtypes and set(self.needs) <= beside <= {*self.needs, *self.may}
 
@@ -87,12 +87,12 @@ class Packing:
         return " or ".join(self.dtypes) + (f" with {', '.join(suffixes)}" if suffixes else "")
 
 
-class Stored:
+class StoredTensor:
     """One matrix or vector as it is stored, with everything that stands beside it.
 
     Attributes:
         parts: role to entry; `WEIGHT` is always among them.
-        packing: the row of `PACKINGS` that reads it.
+        packing: the row of `CODECS` that reads it.
         settings: the JSON that came with it: ComfyUI's note, bitsandbytes' state.
         shape: of the weights it stands for.
 
@@ -100,14 +100,14 @@ class Stored:
         CheckpointError: no packing takes these parts, or they contradict each other.
     """
 
-    def __init__(self, parts: Mapping[str, Entry]) -> None:
+    def __init__(self, parts: Mapping[str, StoredEntry]) -> None:
         self.parts, self.weight = parts, parts[WEIGHT]
         self.settings = self._settings()
         noted = self.settings.get("format", "")
-        packing = next((packing for packing in PACKINGS if packing.takes(parts)), None)
+        packing = next((packing for packing in CODECS if packing.takes(parts)), None)
         if packing is None or (noted and NOTES.get(self.weight.dtype) != noted):
             beside = [str(entry) for role, entry in parts.items() if role != WEIGHT]
-            shown = PACKINGS[:-1] if isinstance(self.weight.file, SafetensorsFile) else PACKINGS[-1:]
+            shown = CODECS[:-1] if isinstance(self.weight.file, SafetensorsFile) else CODECS[-1:]
             raise CheckpointError(
                 f"Tensor {self.weight.name} of {self.weight.file.path} is packed in a way this version does not read",
                 expected="; ".join(str(packing) for packing in shown),
@@ -128,7 +128,7 @@ class Stored:
             return torch.empty(0, *self.shape[1:], dtype=dtype)
         return self.packing.widen(self, rows)
 
-    def wrong(self, entry: Entry | None, expected: str) -> CheckpointError:
+    def wrong(self, entry: StoredEntry | None, expected: str) -> CheckpointError:
         """The error for a part that does not fit the weight."""
         return CheckpointError(
             f"The packed tensor {self.weight.name} of {self.weight.file.path} cannot be widened",
@@ -150,16 +150,16 @@ class Stored:
         return found if isinstance(found, dict) else {}
 
 
-def gather(files: list[SafetensorsFile | GgufFile], branch: int | None) -> dict[str, dict[str, Entry]]:
+def gather(files: list[SafetensorsFile | GgufFile], branch: int | None) -> dict[str, dict[str, StoredEntry]]:
     """Every stored tensor of one transformer, by the tensor it belongs to and its role there.
 
     Raises:
         CheckpointError: one that is there twice.
     """
-    found: dict[str, dict[str, Entry]] = {}
+    found: dict[str, dict[str, StoredEntry]] = {}
     for file in files:
         for stored in file.infos:
-            name, entry = parse(stored), Entry(file, stored)
+            name, entry = parse(stored), StoredEntry(file, stored)
             if branch is not None and name.branch != branch:
                 continue
             other = found.setdefault(name.base, {}).setdefault(name.role, entry)
@@ -171,7 +171,7 @@ def gather(files: list[SafetensorsFile | GgufFile], branch: int | None) -> dict[
     return found
 
 
-def _json_object(entry: Entry, text: bytes) -> dict[str, Any]:
+def _json_object(entry: StoredEntry, text: bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as problem:
@@ -185,15 +185,15 @@ def _json_object(entry: Entry, text: bytes) -> dict[str, Any]:
     return value
 
 
-def _measure_dense(stored: Stored) -> Shape:
+def _measure_dense(stored: StoredTensor) -> Shape:
     return stored.weight.shape
 
 
-def _widen_dense(stored: Stored, rows: slice) -> Tensor:
+def _widen_dense(stored: StoredTensor, rows: slice) -> Tensor:
     return stored.weight.read(rows)
 
 
-def _measure_scaled(stored: Stored) -> Shape:
+def _measure_scaled(stored: StoredTensor) -> Shape:
     """Matrices with one float32 scale, or one a row; what else an INT8 weight may need must fit its columns."""
     shape, scale, smooth = stored.weight.shape, stored.parts["scale"], stored.parts.get("smooth")
     if len(shape) != 2:
@@ -212,7 +212,7 @@ def _measure_scaled(stored: Stored) -> Shape:
     return shape
 
 
-def _widen_scaled(stored: Stored, rows: slice) -> Tensor:
+def _widen_scaled(stored: StoredTensor, rows: slice) -> Tensor:
     values, entry = stored.weight.read(rows).float(), stored.parts["scale"]
     scale = entry.read(rows if prod(entry.shape) > 1 else None).view(-1, 1)
     weight = values.mul_(scale)
@@ -223,7 +223,7 @@ def _widen_scaled(stored: Stored, rows: slice) -> Tensor:
     return weight
 
 
-def _measure_nf4(stored: Stored) -> Shape:
+def _measure_nf4(stored: StoredTensor) -> Shape:
     """The state names shape and block sizes; the parts must have the lengths that follow from them."""
     state, parts = stored.settings, stored.parts
     try:
@@ -246,7 +246,7 @@ def _measure_nf4(stored: Stored) -> Shape:
     return shape
 
 
-def _widen_nf4(stored: Stored, rows: slice) -> Tensor:
+def _widen_nf4(stored: StoredTensor, rows: slice) -> Tensor:
     """Blocks run along the flattened matrix: whole blocks are read, and the weights around the rows dropped."""
     parts, state, columns = stored.parts, stored.settings, stored.shape[1]
     block = int(state["blocksize"])
@@ -262,13 +262,13 @@ def _widen_nf4(stored: Stored, rows: slice) -> Tensor:
     return weights[start - first * block : stop - first * block].view(-1, columns)
 
 
-def _measure_ggml(stored: Stored) -> Shape:
+def _measure_ggml(stored: StoredTensor) -> Shape:
     if len(stored.weight.shape) != 2:
         raise stored.wrong(stored.weight, "a matrix: vectors are not packed")
     return stored.weight.shape
 
 
-def _widen_ggml(stored: Stored, rows: slice) -> Tensor:
+def _widen_ggml(stored: StoredTensor, rows: slice) -> Tensor:
     packed, kind = stored.weight.read(rows), stored.weight.dtype
     if kind in k_quants.FORMATS:
         return k_quants.decode(packed, kind)
@@ -277,13 +277,13 @@ def _widen_ggml(stored: Stored, rows: slice) -> Tensor:
     return torch.from_numpy(gguf.dequantize(packed.numpy(), gguf.GGMLQuantizationType[kind]))
 
 
-PACKINGS: tuple[Packing, ...] = (
-    Packing("dense", tuple(FLOATS), (), (), _measure_dense, _widen_dense),
-    Packing("fp8", ("F8_E4M3",), ("scale",), ("note", "input scale"), _measure_scaled, _widen_scaled),
-    Packing("int8", ("I8",), ("scale",), ("note", "input scale", "smooth"), _measure_scaled, _widen_scaled),
-    Packing(
+CODECS: tuple[Codec, ...] = (
+    Codec("dense", tuple(FLOATS), (), (), _measure_dense, _widen_dense),
+    Codec("fp8", ("F8_E4M3",), ("scale",), ("note", "input scale"), _measure_scaled, _widen_scaled),
+    Codec("int8", ("I8",), ("scale",), ("note", "input scale", "smooth"), _measure_scaled, _widen_scaled),
+    Codec(
         *("nf4", ("U8",), ("absmax", "levels", "state"), ("nested absmax", "nested levels")),
         *(_measure_nf4, _widen_nf4),
     ),
-    Packing("ggml", (*k_quants.FORMATS, *OTHER_BLOCKS), (), (), _measure_ggml, _widen_ggml),
+    Codec("ggml", (*k_quants.FORMATS, *OTHER_BLOCKS), (), (), _measure_ggml, _widen_ggml),
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ideogram_app.catalog.text_encoder import LAYER, TABLE
+from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, LAYER
 from ideogram_app.errors import CheckpointError
 
 ARCHITECTURE = "qwen3vl"  # `general.architecture` of llama.cpp's conversion; "qwen3" has the same shapes, other weights
@@ -67,7 +67,7 @@ def _round(value: float) -> float:
 def _sizes(path: Path, shapes: Shapes) -> dict[str, int]:
     """The fields of `TextEncoder`, by their names in a config."""
     first = f"{LAYER}0."
-    asked = (f"{TABLE}.weight", *(f"{first}{part}.weight" for part in ("mlp.gate_proj", "self_attn.q_norm")))
+    asked = (f"{EMBEDDING_TABLE}.weight", *(f"{first}{part}.weight" for part in ("mlp.gate_proj", "self_attn.q_norm")))
     asked += tuple(f"{first}self_attn.{part}_proj.weight" for part in "qk")
     missing = [name for name in asked if not shapes.get(name)]
     if missing:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import Stored
+from ideogram_app.checkpoints.published.codecs import StoredTensor
 from ideogram_app.errors import CheckpointError, choose
 
 
@@ -66,7 +66,7 @@ def find_layout(name: str) -> Layout:
     return choose(LAYOUTS, name, "layout")
 
 
-def recognise(tensors: Iterable[Stored], paired: bool) -> Layout:
+def recognise(tensors: Iterable[StoredTensor], paired: bool) -> Layout:
     """The layout that one transformer's tensors have.
 
     Args:

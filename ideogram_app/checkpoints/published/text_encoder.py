@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ideogram_app.catalog.text_encoder import LAYER, TABLE, TextEncoder
+from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, LAYER, TextEncoder
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import Entry, Stored
+from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor
 from ideogram_app.checkpoints.published.encoder_config import from_metadata, from_shapes
 from ideogram_app.checkpoints.published.layouts import recognise
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, parse
@@ -32,7 +32,7 @@ from ideogram_app.errors import CheckpointError
 
 HOME = "language_model."  # what every name begins with inside the program
 # In files: of transformers' whole model, of vLLM's, of its body (Ideogram), of ComfyUI, of the text side alone.
-PREFIXES = ("model.language_model.", "language_model.model.", HOME, "model.", "")
+TEXT_PREFIXES = ("model.language_model.", "language_model.model.", HOME, "model.", "")
 # What runs for pictures or writes text, after the prefix; `scaled_fp8` marks older files of ComfyUI.
 UNUSED = ("visual.", "norm.", "lm_head.", "scaled_fp8")
 OLDER = {".scale_weight": ".weight_scale", ".scale_input": ".input_scale"}  # of ComfyUI, before its notes
@@ -78,7 +78,7 @@ class SourceEncoder:
         self.folder = path
         opened = [open_weights(file) for file in weight_files(path)]
         self.files = [file for file in opened if file.metadata.get("general.architecture") != PROJECTOR]
-        self._stored = {name: Stored(parts) for name, parts in self._gathered().items()}
+        self._stored = {name: StoredTensor(parts) for name, parts in self._gathered().items()}
         shapes = {name: stored.shape for name, stored in self._stored.items()}
         self.config = dict(config) if config else self._said(shapes)
         self.encoder = TextEncoder.from_config(self.config)
@@ -102,16 +102,16 @@ class SourceEncoder:
         for name in self.encoder.shapes():
             yield name, self.tensor(name)
 
-    def _gathered(self) -> dict[str, dict[str, Entry]]:
+    def _gathered(self) -> dict[str, dict[str, StoredEntry]]:
         """What is stored of every tensor in use, by its name here and by its role there."""
-        found: dict[str, dict[str, Entry]] = {}
+        found: dict[str, dict[str, StoredEntry]] = {}
         for file in self.files:
             translate = _from_gguf if isinstance(file, GgufFile) else _from_safetensors
             for stored in file.infos:
                 name = translate(stored)
                 if name is None:
                     continue
-                part, entry = parse(name), Entry(file, stored)
+                part, entry = parse(name), StoredEntry(file, stored)
                 other = found.setdefault(part.base, {}).setdefault(part.role, entry)
                 if other is not entry:
                     raise CheckpointError(
@@ -161,7 +161,7 @@ class SourceEncoder:
 
 def _from_safetensors(stored: str) -> str | None:
     """The name here; None for what is never used."""
-    rest = stored.removeprefix(next(prefix for prefix in PREFIXES if stored.startswith(prefix)))
+    rest = stored.removeprefix(next(prefix for prefix in TEXT_PREFIXES if stored.startswith(prefix)))
     for older, ending in OLDER.items():
         if rest.endswith(older):
             rest = rest.removesuffix(older) + ending
@@ -173,7 +173,7 @@ def _from_gguf(stored: str) -> str | None:
     if stored.startswith(GGUF_UNUSED):
         return None
     if stored == GGUF_TABLE:
-        return f"{TABLE}.weight"
+        return f"{EMBEDDING_TABLE}.weight"
     number, _, part = stored.removeprefix(GGUF_LAYER).partition(".")
     stem, _, leaf = part.rpartition(".")
     known = stored.startswith(GGUF_LAYER) and stem in GGUF_PARTS

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import Entry, Stored, gather
+from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor, gather
 from ideogram_app.checkpoints.published.layouts import recognise
 from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, Source
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, parse, pieces
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError, RequestError
 
-WEIGHTS = ("*.safetensors", "*.gguf")
+WEIGHT_PATTERNS = ("*.safetensors", "*.gguf")
 PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 # ComfyUI writes which transformer a file holds into the metadata of some of its files.
 TELLS = {"ideogram4_cond": 0, "ideogram4_uncond": 1}
@@ -76,7 +76,7 @@ class SourceBranch:
         self.branch, self.config = self._described(groups, branch)
         shapes = self.branch.shapes()
         _expect_all(folder, groups, self._pieces, shapes)
-        self._stored = {piece.base: Stored(groups[piece.base]) for piece in self._pieces.values()}
+        self._stored = {piece.base: StoredTensor(groups[piece.base]) for piece in self._pieces.values()}
         for name, shape in shapes.items():
             _expect_shape(self._stored[self._pieces[name].base], self._pieces[name], name, shape)
         self._shapes = shapes
@@ -106,7 +106,9 @@ class SourceBranch:
         for name in self._shapes:
             yield name, self.tensor(name)
 
-    def _described(self, groups: dict[str, dict[str, Entry]], expected: Branch | None) -> tuple[Branch, dict[str, Any]]:
+    def _described(
+        self, groups: dict[str, dict[str, StoredEntry]], expected: Branch | None
+    ) -> tuple[Branch, dict[str, Any]]:
         """Shape and config: from config.json where there is one, else from the shapes of a few tensors."""
         if self.folder.is_dir() and (self.folder / "config.json").exists():
             config, origin = read_config(self.folder), self.folder / "config.json"
@@ -211,7 +213,7 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise CheckpointError(f"{indexes[0]} is no index of weights", got=str(problem)) from problem
         return sorted(folder / Path(name).name for name in names)
-    files = next((found for pattern in WEIGHTS if (found := sorted(folder.glob(pattern)))), [])
+    files = next((found for pattern in WEIGHT_PATTERNS if (found := sorted(folder.glob(pattern)))), [])
     if not files:
         others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         raise CheckpointError(
@@ -263,7 +265,7 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
     rows = [row for row in SOURCES if all((folder / name).is_file() for name in row.branches)]
     if len(rows) == 1:
         return folder / rows[0].branches[0], folder / rows[0].branches[1]
-    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+    files = sorted(file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern))
     if not rows and len(files) == 1:
         return _pair(files[0], None)
     raise CheckpointError(
@@ -305,7 +307,7 @@ def _expect_role(branch: SourceBranch, number: int) -> None:
             )
 
 
-def _pieces(groups: dict[str, dict[str, Entry]]) -> dict[str, Piece]:
+def _pieces(groups: dict[str, dict[str, StoredEntry]]) -> dict[str, Piece]:
     """Where every tensor comes from, by its diffusers name; a name met twice is an error."""
     found: dict[str, Piece] = {}
     for base in groups:
@@ -320,7 +322,7 @@ def _pieces(groups: dict[str, dict[str, Entry]]) -> dict[str, Piece]:
     return found
 
 
-def _measured(folder: Path, groups: dict[str, dict[str, Entry]], found: dict[str, Piece]) -> Branch:
+def _measured(folder: Path, groups: dict[str, dict[str, StoredEntry]], found: dict[str, Piece]) -> Branch:
     """The shape of a transformer from the shapes of four of its tensors and the number of its blocks."""
     asked = ("llm_cond_norm", "adaln_proj", "layers.0.attention.norm_q", "layers.0.feed_forward.w1")
     for name in asked:
@@ -330,7 +332,7 @@ def _measured(folder: Path, groups: dict[str, dict[str, Entry]], found: dict[str
                 expected=f"{name}.weight",
                 got=f"{len(groups)} tensors, the first {next(iter(groups), 'none')}",
             )
-    text, conditioning, head, feed_forward = (Stored(groups[f"{name}.weight"]).shape for name in asked)
+    text, conditioning, head, feed_forward = (StoredTensor(groups[f"{name}.weight"]).shape for name in asked)
     blocks = {name.split(".")[1] for name in found if name.startswith("layers.")}
     if len(conditioning) != 2 or not head or conditioning[1] % head[0]:
         raise CheckpointError(
@@ -352,7 +354,7 @@ def _expect_config(path: Path, config: dict[str, Any], branch: Branch) -> None:
 
 
 def _expect_all(
-    folder: Path, groups: dict[str, dict[str, Entry]], found: dict[str, Piece], shapes: dict[str, tuple[int, ...]]
+    folder: Path, groups: dict[str, dict[str, StoredEntry]], found: dict[str, Piece], shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """No tensor unknown, none missing."""
     unknown = [piece.base for name, piece in found.items() if name not in shapes]
@@ -373,7 +375,7 @@ def _expect_all(
         )
 
 
-def _expect_shape(stored: Stored, piece: Piece, name: str, shape: tuple[int, ...]) -> None:
+def _expect_shape(stored: StoredTensor, piece: Piece, name: str, shape: tuple[int, ...]) -> None:
     """The stored shape must be the expected one, or three times its rows where it is fused."""
     if piece.third is not None:
         shape = (3 * shape[0], *shape[1:])

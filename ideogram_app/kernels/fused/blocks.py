@@ -25,15 +25,15 @@ import triton.language as tl
 
 from ideogram_app.quantization import int8, rotation
 
-GROUP = tl.constexpr(rotation.GROUP)
+ROTATION_GROUP = tl.constexpr(rotation.GROUP)
 LANES = tl.constexpr(32)  # threads of a warp
 VALUES = tl.constexpr(8)  # neighbours a thread: GROUP / LANES, and 16 bytes of a 16-bit type, the widest load there is
-LEVELS = tl.constexpr(int8.ACTIVATION_LEVELS)
-SMALLEST_SCALE = tl.constexpr(int8.SMALLEST_ACTIVATION_SCALE)
+ROUNDING_LEVELS = tl.constexpr(int8.ACTIVATION_LEVELS)
+SMALLEST_ROW_SCALE = tl.constexpr(int8.SMALLEST_ACTIVATION_SCALE)
 # 1.5 * 2^23: added to a float32 of at most 2^22 it leaves the nearest whole number, ties to even, in the low bits, in
 # two's complement. PTX has an instruction for that (cvt.rni), but Triton reaches it only through libdevice or inline
 # assembly, which the interpreter runs neither of. The clamp before it keeps compilers from fusing product and addition.
-WHOLE = tl.constexpr(12582912.0)
+WHOLE_NUMBER = tl.constexpr(12582912.0)
 
 # A thread holds at most six chunks, 48 numbers: ptxas then takes 40 to 96 registers on sm_75 to sm_90 and up to 105 on
 # sm_100, spills none, and a multiprocessor of sm_86 holds 20 to 40 warps. Rows of 4608 take 4 warps, 12288 take 8. From
@@ -112,7 +112,7 @@ def normed(
 @triton.jit
 def rotated_backwards(x: tl.tensor) -> tl.tensor:
     """A chunk times H256 per group, each group from its last number to its first."""
-    GROUPS: tl.constexpr = x.shape[0] // GROUP
+    GROUPS: tl.constexpr = x.shape[0] // ROTATION_GROUP
     y = tl.reshape(x, (GROUPS, 4, 4, 4, 4))
     for axis in tl.static_range(1, 5):
         y = tl.sum(y, axis, keep_dims=True) * 0.5 - y
@@ -153,11 +153,11 @@ def store_rounded(
         largest = tl.maximum(largest, tl.abs(x))
         turned = with_chunk(turned, x)
     # Both divisions as IEEE 754 rounds them: they are two a row, and a scale off by one bit moves every value.
-    scale = tl.maximum(tl.div_rn(tl.max(largest), LEVELS), SMALLEST_SCALE)
+    scale = tl.maximum(tl.div_rn(tl.max(largest), ROUNDING_LEVELS), SMALLEST_ROW_SCALE)
     tl.store(scale_ptr, scale)
     inverse = tl.div_rn(1.0, scale)
     for i in tl.static_range(CHUNKS):
-        values = tl.clamp(turned[i] * inverse, -128.0, 127.0) + WHOLE
+        values = tl.clamp(turned[i] * inverse, -128.0, 127.0) + WHOLE_NUMBER
         values = values.to(tl.int32, bitcast=True)
         column = i * BLOCK + tl.arange(0, BLOCK)
         if ROTATED:

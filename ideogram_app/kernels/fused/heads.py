@@ -23,8 +23,8 @@ from ideogram_app.kernels.fused.signature import Compilable
 
 # Four heads of 256 are 16 numbers for each thread of two warps, and divide the 36 of q and k without a rest.
 HEADS = 4
-WARPS = 2
-STAGES = 1  # of the software pipeline around loops: there are none
+HEADS_WARPS = 2
+HEADS_STAGES = 1  # of the software pipeline around loops: there are none
 
 
 @triton.jit
@@ -96,8 +96,8 @@ def heads(
         H=H,
         D=D,
         HEADS=HEADS,
-        num_warps=WARPS,
-        num_stages=STAGES,
+        num_warps=HEADS_WARPS,
+        num_stages=HEADS_STAGES,
     )
     query, key, value = qkv.unflatten(-1, (3, H, D)).permute(1, 2, 0, 3)
     return query, key, value
@@ -130,4 +130,4 @@ def signatures() -> Iterator[Compilable]:
         floats = dict.fromkeys(("norm_q_ptr", "norm_k_ptr", "cos_ptr", "sin_ptr"), "*fp32")
         signature = {"qkv_ptr": f"*{dtype}", "row_stride": "i32", **floats, "epsilon": "fp32"}
         constants = {"H": 18, "D": 256, "HEADS": HEADS}
-        yield Compilable(f"heads_kernel, {dtype}", heads_kernel, signature, constants, WARPS, STAGES)
+        yield Compilable(f"heads_kernel, {dtype}", heads_kernel, signature, constants, HEADS_WARPS, HEADS_STAGES)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ideogram_app.kernels import plain
-from ideogram_app.kernels.contract import Rows
+from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.kernels.fused.tiles import Capability, Tile, choices_of, multiplies_int8, tile_for
 
@@ -130,7 +130,7 @@ def weight(values: Tensor) -> Tensor:
     return values
 
 
-def matmul(x: Rows, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def matmul(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """INT8 (M, K) times INT8 (N, K), summed exactly, with scales and bias: (M, N) of `dtype`.
 
     All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow.
@@ -143,7 +143,9 @@ def matmul(x: Rows, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: t
     return matmul_with(tile_for(capability, m, values.shape[0], k), x, values, scale, bias, dtype)
 
 
-def matmul_with(tile: Tile, x: Rows, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def matmul_with(
+    tile: Tile, x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     """`matmul` by a tile of the caller's choice."""
     (m, k), n = x.values.shape, values.shape[0]
     out = torch.empty(m, n, dtype=dtype, device=values.device)
@@ -166,7 +168,7 @@ def matmul_with(tile: Tile, x: Rows, values: Tensor, scale: Tensor, bias: Tensor
     return out
 
 
-def int_mm(x: Rows, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def int_mm(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`matmul` by torch's own INT8 product and `epilogue`, for cards whose INT8 product Triton cannot compile.
 
     K and N are multiples of 8 on CUDA. Few rows are padded, for CUDA's product wants more than 16.

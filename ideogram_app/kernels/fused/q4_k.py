@@ -36,12 +36,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.kernels.fused.blocks import WHOLE
+from ideogram_app.kernels.fused.blocks import WHOLE_NUMBER
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.quantization import k_quants
 
-WORDS = tl.constexpr(36)  # of four bytes in a block: one with both steps, three of scales, 32 of nibbles
-WEIGHTS = tl.constexpr(256)
+BLOCK_WORDS = tl.constexpr(36)  # of four bytes in a block: one with both steps, three of scales, 32 of nibbles
+BLOCK_WEIGHTS = tl.constexpr(256)
 # Registers (ptxas): 32 to 64 a thread, so 32 warps fit a multiprocessor, all there may be on sm_75.
 BLOCKS, WARPS = 16, 4  # of a program; rotating takes eight threads a block
 LAUNCH = {"num_warps": WARPS, "num_stages": 1, "enable_fp_fusion": False}
@@ -66,7 +66,7 @@ def _steps(word: tl.tensor) -> tl.tuple:
 @triton.jit
 def _rounded(y: tl.tensor) -> tl.tensor:
     """The nearest of -127..127, halves to even, in the lowest byte of an int32."""
-    y = tl.minimum(tl.maximum(y, -127.0), 127.0) + WHOLE
+    y = tl.minimum(tl.maximum(y, -127.0), 127.0) + WHOLE_NUMBER
     return y.to(tl.int32, bitcast=True)
 
 
@@ -82,11 +82,11 @@ def decode_kernel(
 ) -> None:
     """Packed words to weights of the type of `out_ptr`, or to int8 after a division by the scale of their row."""
     first = tl.program_id(0) * BLOCKS
-    packed_ptr += first.to(tl.int64) * WORDS
-    out_ptr += first.to(tl.int64) * WEIGHTS
+    packed_ptr += first.to(tl.int64) * BLOCK_WORDS
+    out_ptr += first.to(tl.int64) * BLOCK_WEIGHTS
     block = tl.arange(0, BLOCKS)
     safe = tl.minimum(block, blocks - first - 1)  # past the last block it is read again, and stored by none
-    word = packed_ptr + safe[:, None] * WORDS
+    word = packed_ptr + safe[:, None] * BLOCK_WORDS
     sub = tl.arange(0, 8)[None, :]
     step, floor_step = _steps(word)  # (BLOCKS, 1)
     scales, minima = _six_bits(word, sub >= 4)
@@ -95,15 +95,17 @@ def decode_kernel(
 
     # Bytes 32 * pair + k hold weights 64 * pair + k and, in the upper halves, 64 * pair + 32 + k.
     byte = 16 + 32 * tl.arange(0, 4)[None, :, None] + tl.arange(0, 32)[None, None, :]
-    nibbles = tl.load(packed_ptr.to(tl.pointer_type(tl.uint8)) + safe[:, None, None] * (4 * WORDS) + byte).to(tl.int32)
+    nibbles = tl.load(packed_ptr.to(tl.pointer_type(tl.uint8)) + safe[:, None, None] * (4 * BLOCK_WORDS) + byte).to(
+        tl.int32
+    )
     quants = nibbles[:, :, None, :] >> (4 * tl.arange(0, 2))[None, None, :, None] & 15
     weights = quants.to(tl.float32) * slope.reshape(BLOCKS, 4, 2, 1) - floor.reshape(BLOCKS, 4, 2, 1)
-    weights = weights.reshape(BLOCKS, WEIGHTS)
+    weights = weights.reshape(BLOCKS, BLOCK_WEIGHTS)
     if TO_INT8:
         inverse = tl.div_rn(1.0, tl.load(scale_ptr + (first + safe) // row_blocks))
         weights = _rounded(weights * inverse[:, None])
     inside = (block < blocks - first)[:, None]
-    pointers = out_ptr + block[:, None] * WEIGHTS + tl.arange(0, WEIGHTS)[None, :]
+    pointers = out_ptr + block[:, None] * BLOCK_WEIGHTS + tl.arange(0, BLOCK_WEIGHTS)[None, :]
     tl.store(pointers, weights.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -169,7 +171,7 @@ def rotate_kernel(
     first = tl.program_id(0) * (THREADS // 8)
     block = thread // 8
     safe = tl.minimum(block, blocks - first - 1)
-    word = packed_ptr + first.to(tl.int64) * WORDS + safe * WORDS
+    word = packed_ptr + first.to(tl.int64) * BLOCK_WORDS + safe * BLOCK_WORDS
     upper, d = thread // 4 % 2, thread % 4  # a1, and the byte of a word
     inverse = tl.div_rn(1.0, tl.load(scale_ptr + (first + safe) // row_blocks))
     step, floor_step = _steps(word)
@@ -191,7 +193,7 @@ def rotate_kernel(
     x = _times_h4(_times_h4(x, 1), 8)  # d, a
 
     inside = block < blocks - first
-    out_ptr += first.to(tl.int64) * (WEIGHTS // 4) + block * (WEIGHTS // 4) + thread % 8
+    out_ptr += first.to(tl.int64) * (BLOCK_WEIGHTS // 4) + block * (BLOCK_WEIGHTS // 4) + thread % 8
     for i in tl.static_range(8):  # a1 a0 b1
         four = _rounded(x[4 * i + 3] * inverse) << 24
         for j in tl.static_range(3):
@@ -305,4 +307,4 @@ def _blocks(packed: Tensor, out: Tensor) -> tuple[int, int]:
             expected=f"a contiguous {shape} on {packed.device}",
             got=f"{tuple(out.shape)} with strides {out.stride()} on {out.device}",
         )
-    return packed.numel() // (4 * WORDS.value), shape[1] // WEIGHTS.value
+    return packed.numel() // (4 * BLOCK_WORDS.value), shape[1] // BLOCK_WEIGHTS.value

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ideogram_app.kernels.fused.blocks import WHOLE
+from ideogram_app.kernels.fused.blocks import WHOLE_NUMBER
 from ideogram_app.kernels.fused.q4_k import joined, parted
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.quantization import k_search
@@ -51,7 +51,7 @@ def _ratio(above: tl.tensor, below: tl.tensor) -> tl.tensor:
 @triton.jit
 def _whole(value: tl.tensor, highest: tl.constexpr) -> tl.tensor:
     """Bounded by 0 and `highest` and rounded: torch rounds first, which between whole bounds is the same."""
-    return (tl.minimum(tl.maximum(value, 0.0), highest) + WHOLE) - WHOLE
+    return (tl.minimum(tl.maximum(value, 0.0), highest) + WHOLE_NUMBER) - WHOLE_NUMBER
 
 
 @triton.jit

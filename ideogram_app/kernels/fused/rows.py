@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ideogram_app.errors import RequestError
-from ideogram_app.kernels.contract import Operand, Reads, Rows
+from ideogram_app.kernels.contract import InputFormat, Operand, QuantizedActivations
 from ideogram_app.kernels.fused.blocks import (
     load,
     load_row,
@@ -123,7 +123,7 @@ def rows_kernel(
     store_operand(x, out_ptr, scale_ptr, token, K, BLOCK, CHUNKS, READS)
 
 
-def norm(x: Tensor, vector: Tensor, epsilon: float, reads: Reads) -> Operand:
+def norm(x: Tensor, vector: Tensor, epsilon: float, reads: InputFormat) -> Operand:
     """x: (M, K) -> x / rms(x) * vector, as `reads` wants it.
 
     Raises:
@@ -137,7 +137,7 @@ def norm(x: Tensor, vector: Tensor, epsilon: float, reads: Reads) -> Operand:
 
 
 def add_norm(
-    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: Reads
+    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: InputFormat
 ) -> tuple[Tensor, Operand]:
     """The end of one half of a block and the beginning of the next: hidden' = hidden + update / rms(update) * gate.
 
@@ -157,16 +157,16 @@ def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
     return hidden
 
 
-def swiglu(arms: Tensor, reads: Reads) -> Operand:
+def swiglu(gate_up: Tensor, reads: InputFormat) -> Operand:
     """arms: (M, 2 F) -> silu(first half) * second half, (M, F)."""
-    M, K = arms.shape[0], arms.shape[1] // 2
-    _check(K, reads, (arms,))
-    out, scale = _room(arms, K, reads)
-    swiglu_kernel[(M,)](arms, arms.stride(0), out, scale, READS=reads, **_launch(K))
+    M, K = gate_up.shape[0], gate_up.shape[1] // 2
+    _check(K, reads, (gate_up,))
+    out, scale = _room(gate_up, K, reads)
+    swiglu_kernel[(M,)](gate_up, gate_up.stride(0), out, scale, READS=reads, **_launch(K))
     return _operand(out, scale)
 
 
-def rows(x: Tensor, reads: Reads) -> Operand:
+def rows(x: Tensor, reads: InputFormat) -> Operand:
     """x: (M, K), as `reads` wants it; x itself where that is dense."""
     if reads == "dense":
         return x
@@ -185,7 +185,7 @@ def _add_norm(
     out: Tensor | None,
     scale: Tensor | None,
     epsilon: float,
-    reads: Reads | None,
+    reads: InputFormat | None,
 ) -> None:
     """One launch for both sums; what is not wanted is None."""
     M, K = hidden.shape
@@ -202,7 +202,7 @@ def _launch(columns: int) -> dict[str, int]:
     return constants | {"num_warps": shape.warps, "num_stages": STAGES}
 
 
-def _room(x: Tensor, columns: int, reads: Reads) -> tuple[Tensor, Tensor | None]:
+def _room(x: Tensor, columns: int, reads: InputFormat) -> tuple[Tensor, Tensor | None]:
     """Memory for the rows of an operand, and for their scales unless it is dense."""
     if reads == "dense":
         return x.new_empty(len(x), columns), None
@@ -210,10 +210,10 @@ def _room(x: Tensor, columns: int, reads: Reads) -> tuple[Tensor, Tensor | None]
 
 
 def _operand(out: Tensor, scale: Tensor | None) -> Operand:
-    return out if scale is None else Rows(out, scale)
+    return out if scale is None else QuantizedActivations(out, scale)
 
 
-def _check(columns: int, reads: Reads, tensors: tuple[Tensor, ...], vectors: tuple[Tensor, ...] = ()) -> None:
+def _check(columns: int, reads: InputFormat, tensors: tuple[Tensor, ...], vectors: tuple[Tensor, ...] = ()) -> None:
     """Refuse what a kernel would read wrongly: it sees addresses, not shapes."""
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1 or any(tuple(vector.shape) != (columns,) for vector in vectors):

@@ -67,22 +67,22 @@ class Choice:
 # of shared memory fit. It reads 12 bytes a clock from the second-level cache at the full rate of 1024 multiply-adds a
 # clock and SM, 128x128 reads 16. Two programs of 128x128 (48 KB each) fit an SM side by side and cut few rows more
 # finely.
-COMMON = (
+COMMON_TILES = (
     Choice(64, ANY, Tile(64, 64, 128, 8, 4, 4)),
     Choice(512, ANY, Tile(64, 128, 64, 8, 4, 5)),
     Choice(2048, 8191, Tile(128, 128, 64, 8, 4, 4)),
     Choice(ANY, ANY, Tile(128, 256, 64, 8, 8, 4)),
 )
 # sm_80 has twice the multiply-adds per clock: steps of 128 halve the barriers between them. 96 KB.
-AMPERE = (*COMMON[:-1], Choice(ANY, ANY, Tile(128, 256, 128, 8, 8, 3)))
+AMPERE_TILES = (*COMMON_TILES[:-1], Choice(ANY, ANY, Tile(128, 256, 128, 8, 8, 3)))
 # sm_90 multiplies out of shared memory, 64 rows to a group of 4 warps, and holds one step more: 144 KB of 227.
-HOPPER = (
-    COMMON[0],
-    COMMON[1],
+HOPPER_TILES = (
+    COMMON_TILES[0],
+    COMMON_TILES[1],
     Choice(2048, 8191, Tile(128, 128, 128, 8, 8, 3)),
     Choice(ANY, ANY, Tile(128, 256, 128, 8, 8, 3)),
 )
-TABLE: dict[Capability, tuple[Choice, ...]] = {(8, 0): AMPERE, (9, 0): HOPPER}
+TILES: dict[Capability, tuple[Choice, ...]] = {(8, 0): AMPERE_TILES, (9, 0): HOPPER_TILES}
 
 OLDEST: Capability = (8, 0)
 
@@ -101,7 +101,7 @@ def choices_of(capability: Capability) -> tuple[Choice, ...]:
     if not multiplies_int8(capability):
         got = f"{capability[0]}.{capability[1]}"
         raise DeviceError("This card has no INT8 product in Triton", expected="compute capability 8.0", got=got)
-    return TABLE.get(capability, COMMON)
+    return TILES.get(capability, COMMON_TILES)
 
 
 def tile_for(capability: Capability, m: int, n: int, k: int) -> Tile:

@@ -30,10 +30,10 @@ from ideogram_app.model.offload.carrier import Carrier, carrier_to
 from ideogram_app.model.offload.packed_block import Freight
 from ideogram_app.model.offload.ring import Ring
 from ideogram_app.model.transformer.backbone import Backbone
-from ideogram_app.model.transformer.conditioner import Prepared
+from ideogram_app.model.transformer.conditioner import Conditioning
 from ideogram_app.planning.streaming import FEWEST_SLOTS
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Residence:
@@ -124,13 +124,13 @@ class Residences:
                 stack.callback(residence.close)
 
 
-def reside(module: nn.Module, blocks: Sequence[nn.Module], travelling: frozenset[int], residence: Residence) -> None:
+def reside(module: nn.Module, blocks: Sequence[nn.Module], offloaded: frozenset[int], residence: Residence) -> None:
     """Move a module to a device, and let some of its blocks travel there.
 
     Args:
-        blocks: those of the module that are called one after another; `travelling`: which of them.
+        blocks: those of the module that are called one after another; `offloaded`: which of them.
     """
-    guests = [block for index, block in enumerate(blocks) if index in travelling]
+    guests = [block for index, block in enumerate(blocks) if index in offloaded]
     _settle(module, residence.device, guests)
     for block in guests:
         residence.add(block)
@@ -169,7 +169,7 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 
 def prepare(
     backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device
-) -> Prepared:
+) -> Conditioning:
     """`Backbone.prepare` on a device, where layers of the conditioner are guests, whose room is given back.
 
     Args:

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import TAPS, Linear, row_runs
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.catalog.text_encoder import TABLE, TextEncoder, block_type
+from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, TextEncoder, block_type
 from ideogram_app.checkpoints.prepared.storage import PackedBranch, PackedWeight
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.transformer.layers import GgufLinear, PackedLinear
 from ideogram_app.quantization import int8, k_quants
 
-RUN = 2**25  # weights read at once: 128 MB in float32; the published table is 19 such runs
+PACKING_CHUNK = 2**25  # weights read at once: 128 MB in float32; the published table is 19 such runs
 LANGUAGE = "language_model."
 Builder = Callable[[Mapping[str, Any]], nn.Module]
 
@@ -115,13 +115,13 @@ def encoder_from_source(
 
     def dense(name: str, shape: tuple[int, ...]) -> Tensor:
         values = torch.empty(shape, dtype=dtype, device=device)
-        for rows in row_runs(shape, RUN):
+        for rows in row_runs(shape, PACKING_CHUNK):
             values[rows] = source.tensor(name, rows).to(device=device, dtype=dtype)
         return values
 
     def weight(linear: Linear) -> PackedWeight:
         whole: PackedWeight | None = None
-        for rows in row_runs((linear.rows, linear.columns), RUN):
+        for rows in row_runs((linear.rows, linear.columns), PACKING_CHUNK):
             part = _pack(recipe, linear, source.tensor(f"{linear.name}.weight", rows).to(device))
             whole = whole or _room(part, linear.rows)
             whole.values[rows] = part.values
@@ -210,7 +210,7 @@ def _filled(
 
 def _layer(linear: Linear, weight: PackedWeight, dtype: torch.dtype) -> nn.Module:
     """The module of a packed matrix."""
-    if linear.name == TABLE:
+    if linear.name == EMBEDDING_TABLE:
         return PackedEmbedding(weight, linear.columns, dtype)
     if weight.storage == "gguf":
         return GgufLinear(weight.values, weight.gguf_type, linear.rows, linear.columns)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ideogram_app.catalog.text_encoder import LAYER
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.meter import release
-from ideogram_app.model.components import PartsFolder
+from ideogram_app.model.components import ComponentsFolder
 from ideogram_app.model.offload.carrier import Carrier
 from ideogram_app.model.offload.located import located
 from ideogram_app.model.offload.offload import Residence
@@ -32,8 +32,8 @@ WAYS = ("resident", "staged", "streamed")
 
 
 @contextmanager
-def guest(
-    where: PartsFolder, way: str, device: torch.device, dtype: torch.dtype, carrier: Carrier | None = None
+def encoder_on_device(
+    where: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, carrier: Carrier | None = None
 ) -> Iterator[CaptionEncoder]:
     """The encoder, ready to read captions on a device; gone when the context ends.
 
@@ -60,7 +60,7 @@ def guest(
         release(device)
 
 
-def _travelling(where: PartsFolder, dtype: torch.dtype, residence: Residence) -> CaptionEncoder:
+def _travelling(where: ComponentsFolder, dtype: torch.dtype, residence: Residence) -> CaptionEncoder:
     """The encoder with its table on the host and its layers on the road."""
     file = where.encoder_file()
     matrices = file.linears_within(LAYER) if file else []

@@ -23,7 +23,7 @@ from ideogram_app.catalog.text_encoder import TextEncoder
 from ideogram_app.errors import CheckpointError
 
 THETA = 500_000.0  # what transformers' Qwen3VLTextConfig takes where a config does not say it
-EPSILON = 1e-6  # likewise
+NORM_EPSILON = 1e-6  # likewise
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -60,7 +60,7 @@ class Rotary(nn.Module):
         return cosine, sine
 
 
-class Attention(nn.Module):
+class TextAttention(nn.Module):
     """Causal attention of grouped queries."""
 
     def __init__(self, shape: TextEncoder, epsilon: float) -> None:
@@ -109,7 +109,7 @@ class Layer(nn.Module):
 
     def __init__(self, shape: TextEncoder, epsilon: float) -> None:
         super().__init__()
-        self.self_attn, self.mlp = Attention(shape, epsilon), FeedForward(shape)
+        self.self_attn, self.mlp = TextAttention(shape, epsilon), FeedForward(shape)
         self.input_layernorm = Norm(shape.hidden_size, epsilon)
         self.post_attention_layernorm = Norm(shape.hidden_size, epsilon)
 
@@ -148,7 +148,7 @@ def text_model(config: Mapping[str, Any]) -> TextModel:
         raise CheckpointError("This text encoder is of an unknown variant", expected=str(known), got=str(variant))
     theta = rope.get("rope_theta") or text.get("rope_theta") or THETA
     with torch.device("meta"):
-        return TextModel(TextEncoder.from_config(config), float(theta), float(text.get("rms_norm_eps", EPSILON)))
+        return TextModel(TextEncoder.from_config(config), float(theta), float(text.get("rms_norm_eps", NORM_EPSILON)))
 
 
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:

@@ -61,7 +61,7 @@ class Placement:
     conditioner: torch.device = CPU
     kernels: Kernels = PLAIN
     arithmetic: str = ""
-    travelling: frozenset[int] = frozenset()
+    offloaded: frozenset[int] = frozenset()
     built: Callable[[int, Block], None] | None = None
 
 
@@ -105,7 +105,7 @@ def in_every_step(branch: Branch) -> Iterator[str]:
         names, attention = linears_of(index), f"layers.{index}.attention."
         yield from names["qkv"]
         yield from (f"{attention}norm_q.weight", f"{attention}norm_k.weight")
-        yield from (*names["o"], *names["arms"], *names["down"])
+        yield from (*names["o"], *names["gate_up"], *names["down"])
     yield from ("final_layer.linear.bias", "final_layer.linear")
 
 
@@ -115,14 +115,14 @@ def linears_of(index: int) -> dict[str, tuple[str, ...]]:
     return {
         "qkv": tuple(f"{attention}{name}" for name in ATTENTION),
         "o": (f"{attention}to_out.0",),
-        "arms": tuple(f"{feed_forward}{name}" for name in ARMS),
+        "gate_up": tuple(f"{feed_forward}{name}" for name in ARMS),
         "down": (f"{feed_forward}w2",),
     }
 
 
 def _block(index: int, weights: BranchWeights, placement: Placement, always: _Maker) -> Block:
     """One block, where it rests."""
-    if index not in placement.travelling:
+    if index not in placement.offloaded:
         return always.block(index)
     as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
     made = _Maker(weights, as_it_comes, placement.trunk).block(index)
@@ -159,7 +159,7 @@ class _Maker:
             self.tensor(f"{attention}norm_q.weight"),
             self.tensor(f"{attention}norm_k.weight"),
             self._merged(names["o"]),
-            self._merged(names["arms"]),
+            self._merged(names["gate_up"]),
             self._merged(names["down"]),
         )
 

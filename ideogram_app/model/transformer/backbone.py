@@ -23,19 +23,19 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend
 
 from ideogram_app.kernels.attention import attend
-from ideogram_app.kernels.contract import Kernels, Operand, Reads
+from ideogram_app.kernels.contract import InputFormat, Kernels, Operand
 from ideogram_app.model.transformer.conditioner import (
     GATE_ATTENTION,
     GATE_FEED_FORWARD,
     READ_ATTENTION,
     READ_FEED_FORWARD,
     Conditioner,
-    Prepared,
+    Conditioning,
     rotary,
 )
 from ideogram_app.model.transformer.layers import Layer
 
-NORM_EPSILON = 1e-5  # of every norm inside a block; diffusers' `norm_eps`
+BLOCK_NORM_EPSILON = 1e-5  # of every norm inside a block; diffusers' `norm_eps`
 FINAL_EPSILON = 1e-6  # of the last one, a LayerNorm without parameters
 
 
@@ -48,14 +48,14 @@ class Block(nn.Module):
 
     qkv: Layer
     o: Layer
-    arms: Layer
+    gate_up: Layer
     down: Layer
     norm_q: Tensor
     norm_k: Tensor
 
-    def __init__(self, qkv: Layer, norm_q: Tensor, norm_k: Tensor, o: Layer, arms: Layer, down: Layer) -> None:
+    def __init__(self, qkv: Layer, norm_q: Tensor, norm_k: Tensor, o: Layer, gate_up: Layer, down: Layer) -> None:
         super().__init__()
-        self.qkv, self.o, self.arms, self.down = qkv, o, arms, down
+        self.qkv, self.o, self.gate_up, self.down = qkv, o, gate_up, down
         self.register_buffer("norm_q", norm_q.float())
         self.register_buffer("norm_k", norm_k.float())
 
@@ -65,8 +65,8 @@ class Block(nn.Module):
         x: Operand,
         vectors: Tensor,
         following: Tensor | None,
-        reads: Reads,
-        prepared: Prepared,
+        reads: InputFormat,
+        prepared: Conditioning,
         kernels: Kernels,
         order: tuple[SDPBackend, ...],
     ) -> tuple[Tensor, Operand]:
@@ -84,24 +84,24 @@ class Block(nn.Module):
         """
         update = self._attended(x, prepared, kernels, order)
         hidden, x = kernels.add_norm(
-            hidden, update, vectors[GATE_ATTENTION], vectors[READ_FEED_FORWARD], NORM_EPSILON, self.arms.reads
+            hidden, update, vectors[GATE_ATTENTION], vectors[READ_FEED_FORWARD], BLOCK_NORM_EPSILON, self.gate_up.reads
         )
         del update
-        arms = self.arms(x)
+        gate_up = self.gate_up(x)
         del x
-        inner = kernels.swiglu(arms, self.down.reads)
-        del arms
+        inner = kernels.swiglu(gate_up, self.down.reads)
+        del gate_up
         update = self.down(inner)
         del inner
         gate = vectors[GATE_FEED_FORWARD]
         if following is None:
-            hidden = kernels.add(hidden, update, gate, NORM_EPSILON)
+            hidden = kernels.add(hidden, update, gate, BLOCK_NORM_EPSILON)
             return hidden, hidden
-        return kernels.add_norm(hidden, update, gate, following, NORM_EPSILON, reads)
+        return kernels.add_norm(hidden, update, gate, following, BLOCK_NORM_EPSILON, reads)
 
-    def _attended(self, x: Operand, prepared: Prepared, kernels: Kernels, order: tuple[SDPBackend, ...]) -> Tensor:
+    def _attended(self, x: Operand, prepared: Conditioning, kernels: Kernels, order: tuple[SDPBackend, ...]) -> Tensor:
         """What attention adds to the residual, (M, hidden), neither normed nor gated yet."""
-        heads = kernels.heads(self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, NORM_EPSILON)
+        heads = kernels.heads(self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, BLOCK_NORM_EPSILON)
         mixed = attend(*heads, order)
         del heads
         return self.o(kernels.rows(mixed, self.o.reads))
@@ -127,7 +127,7 @@ class Trunk(nn.Module):
         self.kernels = kernels
         self.order: tuple[SDPBackend, ...] = ()
 
-    def forward(self, latents: Tensor, prepared: Prepared, step: int) -> Tensor:
+    def forward(self, latents: Tensor, prepared: Conditioning, step: int) -> Tensor:
         """latents: (tokens, 128) in the computing type -> velocity (tokens, 128)."""
         hidden = self.enter(latents, prepared)
         x = self.read(hidden, prepared, step)
@@ -135,23 +135,25 @@ class Trunk(nn.Module):
             hidden, x = self.block(index, hidden, x, prepared, step)
         return self.leave(hidden, prepared, step)
 
-    def enter(self, latents: Tensor, prepared: Prepared) -> Tensor:
+    def enter(self, latents: Tensor, prepared: Conditioning) -> Tensor:
         """The residual stream before the first block: (text + image tokens, hidden)."""
         return torch.cat((prepared.text, self.entry(latents) + self.image_indicator))
 
-    def read(self, hidden: Tensor, prepared: Prepared, step: int) -> Operand:
+    def read(self, hidden: Tensor, prepared: Conditioning, step: int) -> Operand:
         """What the first block reads."""
         vector = prepared.vectors[step, 0, READ_ATTENTION]
-        return self.kernels.norm(hidden, vector, NORM_EPSILON, self.blocks[0].qkv.reads)
+        return self.kernels.norm(hidden, vector, BLOCK_NORM_EPSILON, self.blocks[0].qkv.reads)
 
-    def block(self, index: int, hidden: Tensor, x: Operand, prepared: Prepared, step: int) -> tuple[Tensor, Operand]:
+    def block(
+        self, index: int, hidden: Tensor, x: Operand, prepared: Conditioning, step: int
+    ) -> tuple[Tensor, Operand]:
         """One block: the residual after it, and what the next one reads."""
         vectors, last = prepared.vectors[step], index + 1 == len(self.blocks)
         following = None if last else vectors[index + 1, READ_ATTENTION]
-        reads: Reads = "dense" if last else self.blocks[index + 1].qkv.reads
+        reads: InputFormat = "dense" if last else self.blocks[index + 1].qkv.reads
         return self.blocks[index](hidden, x, vectors[index], following, reads, prepared, self.kernels, self.order)
 
-    def leave(self, hidden: Tensor, prepared: Prepared, step: int) -> Tensor:
+    def leave(self, hidden: Tensor, prepared: Conditioning, step: int) -> Tensor:
         """Velocity (tokens, 128) from the residual behind the last block; text tokens have none."""
         image = hidden[prepared.text.shape[0] :]
         normed = functional.layer_norm(image, image.shape[-1:], eps=FINAL_EPSILON)
@@ -180,7 +182,7 @@ class Backbone(nn.Module):
     @torch.inference_mode()
     def prepare(
         self, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device | None = None
-    ) -> Prepared:
+    ) -> Conditioning:
         """Everything of a picture that no step changes.
 
         Args:
@@ -192,8 +194,8 @@ class Backbone(nn.Module):
         device = device or self.conditioner.norms.device
         text = self.conditioner.project_text(features, device)
         angles = rotary(text.shape[0], rows, columns, self.head, self.theta, self.sections)
-        return Prepared(text, *self.conditioner.vectors(times, device), *(angle.to(device) for angle in angles))
+        return Conditioning(text, *self.conditioner.vectors(times, device), *(angle.to(device) for angle in angles))
 
-    def forward(self, latents: Tensor, prepared: Prepared, step: int) -> Tensor:
+    def forward(self, latents: Tensor, prepared: Conditioning, step: int) -> Tensor:
         """latents: (tokens, 128) -> velocity (tokens, 128), in the computing type."""
         return self.trunk(latents.to(self.dtype), prepared, step)

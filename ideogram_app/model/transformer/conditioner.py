@@ -32,7 +32,7 @@ READ_ATTENTION, GATE_ATTENTION, READ_FEED_FORWARD, GATE_FEED_FORWARD = range(4)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Conditioning:
     """Everything of a picture that no step changes, on the device that draws it.
 
     Attributes:
@@ -48,10 +48,10 @@ class Prepared:
     cos: Tensor
     sin: Tensor
 
-    def to(self, device: torch.device) -> Prepared:
+    def to(self, device: torch.device) -> Conditioning:
         """The same on a device."""
         parts = (self.text, self.vectors, self.final, self.cos, self.sin)
-        return Prepared(*(part.to(device) for part in parts))
+        return Conditioning(*(part.to(device) for part in parts))
 
 
 class Conditioner(nn.Module):
@@ -97,7 +97,7 @@ class Conditioner(nn.Module):
         return _visiting(self.text_project, self._normed(features.to(indicator))) + indicator
 
     def vectors(self, times: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Times (steps,), 0 is noise and 1 is data -> the `vectors` and `final` of `Prepared`.
+        """Times (steps,), 0 is noise and 1 is data -> the `vectors` and `final` of `Conditioning`.
 
         Times are rounded to the computing type first, as diffusers' pipeline does.
         """

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.errors import CheckpointError
-from ideogram_app.kernels.contract import Kernels, Operand, Reads, Rows
+from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import held_bytes
 from ideogram_app.kernels.row_scales import row_scales
@@ -40,7 +40,7 @@ W4A8 = "w4a8"  # the arithmetic that decodes Q4_K to INT8; anything else decodes
 class DenseLinear(nn.Linear):
     """`weight` (rows, columns) in the computing type."""
 
-    reads: Reads = "dense"
+    reads: InputFormat = "dense"
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = weight.shape
@@ -54,7 +54,7 @@ class PackedLinear(nn.Module):
     """What the packed layers share: sizes, the bias, and buffers whose type never changes."""
 
     bias: nn.Parameter | None
-    reads: Reads = "dense"
+    reads: InputFormat = "dense"
 
     def __init__(self, rows: int, columns: int, bias: Tensor | None) -> None:
         super().__init__()
@@ -152,10 +152,10 @@ class RoundingLinear(PackedLinear):
 
     def forward(self, x: Operand) -> Tensor:
         """Rows (M, columns) -> (M, rows), or a tensor (..., columns) -> (..., rows)."""
-        if isinstance(x, Rows):
+        if isinstance(x, QuantizedActivations):
             return self.kernels.matmul(x, self.operand(), self.scale, self.bias, self.dtype)
         rows = self.kernels.rows(x.reshape(-1, x.shape[-1]), self.reads)
-        assert isinstance(rows, Rows)
+        assert isinstance(rows, QuantizedActivations)
         y = self.kernels.matmul(rows, self.operand(), self.scale, self.bias, x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -224,7 +224,7 @@ class Int8GgufLinear(RoundingLinear):
 class SideBySide(nn.Module):
     """Layers that read one input but rest in different storages: run apart, their outputs joined (M, sum of rows)."""
 
-    reads: Reads = "dense"
+    reads: InputFormat = "dense"
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -32,9 +32,9 @@ from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.calibration.smoothing import Factors, Read, column_maxima, exponents, fold, groups, input_of
 from ideogram_app.prepare.calibration.statistics import InputStatistics
 
-FORMAT = "ideogram-calibration-1"
+CALIBRATION_FORMAT = "ideogram-calibration-1"
 SHARE = 17 / 279  # of a transformer's Linears the published recipe protects (it counts q, k and v as one: 17 of 211)
-SUMS = ("maximum", "squares", "reach")
+STATISTICS = ("maximum", "squares", "reach")
 ABOUT = "calibration"  # the key of the metadata
 
 
@@ -129,10 +129,10 @@ class Calibration:
         tensors: dict[str, Tensor] = {}
         for name, found in zip(BRANCHES, self.branches, strict=True):
             for linear, statistics in found.inputs.items():
-                tensors |= {f"{name}/{linear}/{part}": getattr(statistics, part) for part in SUMS}
+                tensors |= {f"{name}/{linear}/{part}": getattr(statistics, part) for part in STATISTICS}
             tensors |= {f"{name}/{linear}/exponents": powers for linear, powers in found.powers.items()}
         about = {
-            "format": FORMAT,
+            "format": CALIBRATION_FORMAT,
             "model": self.model,
             "branches": [asdict(found.branch) for found in self.branches],
             "settings": self.settings,
@@ -173,9 +173,11 @@ def read_calibration(path: Path, model: Model) -> Calibration:
 
 
 def _check(path: Path, about: Mapping[str, Any], model: Model) -> None:
-    if about.get("format") != FORMAT:
+    if about.get("format") != CALIBRATION_FORMAT:
         raise CheckpointError(
-            f"{path} is no calibration of this version", expected=FORMAT, got=str(about.get("format", "no format"))
+            f"{path} is no calibration of this version",
+            expected=CALIBRATION_FORMAT,
+            got=str(about.get("format", "no format")),
         )
     shapes = [asdict(branch) for branch in model.branches]
     if about["branches"] != shapes:
@@ -189,7 +191,7 @@ def _check(path: Path, about: Mapping[str, Any], model: Model) -> None:
 def _fill(path: Path, prefix: str, found: BranchStatistics, tensors: dict[str, Tensor]) -> None:
     """Take a branch's tensors out of `tensors`."""
     for linear, statistics in found.inputs.items():
-        for part in SUMS:
+        for part in STATISTICS:
             setattr(statistics, part, _take(path, f"{prefix}{linear}/{part}", getattr(statistics, part), tensors))
     for group in groups(found.branch):
         name = f"{prefix}{group.name}/exponents"

@@ -33,9 +33,9 @@ from ideogram_app.generation.captions import check_caption
 from ideogram_app.generation.draw import Step, denoise, make_noise, schedule, times
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.meter import release
-from ideogram_app.model.components import load_pipeline_parts
-from ideogram_app.model.offload.offload import DTYPES, Residence, reside, staged
-from ideogram_app.model.reference_model import Stock, StockVelocity, load_stock
+from ideogram_app.model.components import load_components
+from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Residence, reside, staged
+from ideogram_app.model.reference_model import ReferenceGuidance, ReferenceModel, load_reference_model
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.model.transformer.layers import Fp8Linear
 from ideogram_app.planning.planner import plan
@@ -109,14 +109,14 @@ def calibrate(
     chosen = plan(hardware, request.model, width=width, height=height, recipe=recipe, ready=ready)
     if not chosen.fits:
         raise DeviceError(f"{recipe} does not fit this machine: {' '.join(chosen.reasons)}", do=chosen.suggestion)
-    device, dtype = torch.device(chosen.device), DTYPES[chosen.compute_dtype]
-    parts = load_pipeline_parts(request.model, torch.device("cpu"), dtype, source, store)
+    device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
+    parts = load_components(request.model, torch.device("cpu"), dtype, source, store)
     with staged(parts.text_encoder, device, torch.device("cpu")), torch.inference_mode():
         features = [
             encode(parts.tokenizer, parts.text_encoder, caption).to("cpu", dtype)
             for caption in captions[calibration.captions :]
         ]
-    loaded = load_stock(store, request.model, recipe, torch.device("cpu"), dtype)
+    loaded = load_reference_model(store, request.model, recipe, torch.device("cpu"), dtype)
     residence = Residence(device, chosen.slots or FEWEST_SLOTS)
     for transformer, count in zip(loaded.modules, chosen.streamed_blocks, strict=True):
         blocks: list[torch.nn.Module] = [*transformer.get_submodule("layers").children()]
@@ -152,16 +152,16 @@ class Trajectory:
         rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN
         return cls(sigmas, guidance, rows, columns, request.seed, device)
 
-    def walk(self, loaded: Stock, features: Tensor, number: int) -> Iterator[Step]:
+    def walk(self, loaded: ReferenceModel, features: Tensor, number: int) -> Iterator[Step]:
         """The steps of caption `number`, each from noise of its own seed."""
         width, height = self.columns * PIXELS_PER_TOKEN, self.rows * PIXELS_PER_TOKEN
         noise = make_noise(self.seed + number, width, height).to(self.device)
-        velocity = StockVelocity(loaded, features.to(self.device), self.rows, self.columns, times(self.sigmas))
+        velocity = ReferenceGuidance(loaded, features.to(self.device), self.rows, self.columns, times(self.sigmas))
         return denoise(velocity, noise, self.sigmas, self.guidance)
 
 
 def gather(
-    calibration: Calibration, loaded: Stock, features: Sequence[Tensor], trajectory: Trajectory, path: Path
+    calibration: Calibration, loaded: ReferenceModel, features: Sequence[Tensor], trajectory: Trajectory, path: Path
 ) -> Iterator[Event]:
     """Draw the captions that are not in the calibration yet and note what every Linear reads.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROWS_AT_ONCE = 512  # tokens widened to float32 together: 25 MB for the widest input inside a block, 12 288 channels
+STATISTICS_ROWS = 512  # tokens widened to float32 together: 25 MB for the widest input inside a block, 12 288 channels
 HALVES = 2  # early and late steps
 MAXIMUM, KURTOSIS, CALLS, ROWS = range(4)  # columns of `InputStatistics.reach`
 
@@ -51,7 +51,7 @@ class InputStatistics:
         if not len(x):
             return
         powers = torch.zeros(4, dtype=torch.float64)  # sums of x, x^2, x^3, x^4 over all values
-        for part in x.split(ROWS_AT_ONCE):
+        for part in x.split(STATISTICS_ROWS):
             values = part.float()
             square = values * values
             torch.maximum(self.maximum, values.abs().amax(0).cpu(), out=self.maximum)

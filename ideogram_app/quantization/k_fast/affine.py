@@ -9,7 +9,7 @@ import numpy as np
 from ideogram_app.quantization.k_fast.lanes import (
     INFINITY,
     ONE,
-    TILE,
+    TILE_LANES,
     TWO,
     ZERO,
     Three,
@@ -32,7 +32,7 @@ from ideogram_app.quantization.k_fast.lanes import (
 )
 from ideogram_app.quantization.k_search import LARGEST_6_BITS, LEAST_JOINT_SPREAD, LEAST_SPREAD, SIXTY_THIRD
 
-SUBS, WEIGHTS, LANES = 8, 32, 8 * TILE
+SUBS, WEIGHTS, LANES = 8, 32, 8 * TILE_LANES
 SPREAD, JOINT_SPREAD = np.float32(LEAST_SPREAD), np.float32(LEAST_JOINT_SPREAD)
 SIX_BITS, PER_SIX_BITS = np.float32(LARGEST_6_BITS), np.float32(SIXTY_THIRD)
 
@@ -91,12 +91,12 @@ def _search(tile, levels, candidates):  # type: ignore[no-untyped-def]
 
 @inner
 def _first_steps(tile):  # type: ignore[no-untyped-def]
-    for block in range(TILE):
+    for block in range(TILE_LANES):
         slope, floor = tile.best_slope[block], tile.best_floor[block]
-        for lane in range(block, LANES, TILE):
+        for lane in range(block, LANES, TILE_LANES):
             slope, floor = max(slope, tile.best_slope[lane]), max(floor, tile.best_floor[lane])
         step, floor_step = round_up_to_half(slope * PER_SIX_BITS), round_up_to_half(floor * PER_SIX_BITS)
-        for lane in range(block, LANES, TILE):
+        for lane in range(block, LANES, TILE_LANES):
             tile.step[lane], tile.floor_step[lane], tile.total[lane] = step, floor_step, INFINITY
             tile.scale[lane] = whole(ratio(tile.best_slope[lane], step), ZERO, SIX_BITS)
             tile.minimum[lane] = whole(ratio(tile.best_floor[lane], floor_step), ZERO, SIX_BITS)
@@ -131,10 +131,10 @@ def _nudge(tile, levels, reach):  # type: ignore[no-untyped-def]
 
 @inner
 def _keep_better(tile):  # type: ignore[no-untyped-def]
-    for block in range(TILE):
-        total, _, _ = fold_8(least_terms, tile, block, TILE, ZERO)
+    for block in range(TILE_LANES):
+        total, _, _ = fold_8(least_terms, tile, block, TILE_LANES, ZERO)
         if total < tile.total[block]:
-            for lane in range(block, LANES, TILE):
+            for lane in range(block, LANES, TILE_LANES):
                 tile.total[lane] = total
                 tile.best_step[lane], tile.best_floor_step[lane] = tile.step[lane], tile.floor_step[lane]
                 tile.best_scale[lane], tile.best_minimum[lane] = tile.scale[lane], tile.minimum[lane]
@@ -157,23 +157,23 @@ def _refit(tile, levels):  # type: ignore[no-untyped-def]
     for lane in range(LANES):
         _try(tile, lane, tile.scale[lane], tile.minimum[lane])
     _moments(tile, ZERO, levels)
-    for block in range(TILE):
-        qq, qm, qx = fold_8(_slope_terms, tile, block, TILE, ZERO)
-        mm, mx, _ = fold_8(_floor_terms, tile, block, TILE, ZERO)
+    for block in range(TILE_LANES):
+        qq, qm, qx = fold_8(_slope_terms, tile, block, TILE_LANES, ZERO)
+        mm, mx, _ = fold_8(_floor_terms, tile, block, TILE_LANES, ZERO)
         determinant = qq * mm - qm * qm
         step, floor_step = tile.step[block], tile.floor_step[block]
         if determinant > JOINT_SPREAD * qq * mm:
             step = max(ratio(mm * qx - qm * mx, determinant), ZERO)
             floor_step = max(ratio(qm * qx - qq * mx, determinant), ZERO)
         step, floor_step = round_to_half(step), round_to_half(floor_step)
-        for lane in range(block, LANES, TILE):
+        for lane in range(block, LANES, TILE_LANES):
             tile.step[lane], tile.floor_step[lane] = step, floor_step
 
 
 @kernel
 def fit_tiles(tiles, blocks, importance, levels, reaches, candidates, steps, scales, minima, quants):  # type: ignore[no-untyped-def]
     tile = tiles[0]
-    for first in range(0, len(blocks), TILE):
+    for first in range(0, len(blocks), TILE_LANES):
         load(tile, blocks, importance, first, SUBS, WEIGHTS)
         _begin(tile)
         _search(tile, levels, candidates)
@@ -187,11 +187,11 @@ def fit_tiles(tiles, blocks, importance, levels, reaches, candidates, steps, sca
             tile.inverse[lane] = ratio(ONE, slope)
             tile.shift[lane] = tile.best_floor_step[lane] * tile.best_minimum[lane]
         quantize(tile, SUBS, WEIGHTS, ZERO, levels)
-        for block in range(min(TILE, len(blocks) - first)):
+        for block in range(min(TILE_LANES, len(blocks) - first)):
             steps[first + block, 0] = tile.best_step[block]
             steps[first + block, 1] = tile.best_floor_step[block]
             for sub in range(SUBS):
-                lane = sub * TILE + block
+                lane = sub * TILE_LANES + block
                 scales[first + block, sub] = np.uint8(tile.best_scale[lane])
                 minima[first + block, sub] = np.uint8(tile.best_minimum[lane])
                 for k in range(WEIGHTS):

@@ -21,11 +21,11 @@ import numpy as np
 
 from ideogram_app.quantization.k_search import LARGEST_HALF, SMALLEST_RANGE
 
-TILE = 8  # blocks
+TILE_LANES = 8  # blocks
 
 # A Python number would turn all arithmetic around it into float64.
 ZERO, ONE, TWO, INFINITY = np.float32(0), np.float32(1), np.float32(2), np.float32(np.inf)
-SMALLEST = np.float32(SMALLEST_RANGE)
+SMALLEST_SPREAD = np.float32(SMALLEST_RANGE)
 # fp16 as seen from float32: the largest number, the end of its subnormals and the distance between those. Added to
 # 0.75, whose own neighbours are as far apart, a number below that end is rounded to one of them.
 LARGEST, SUBNORMAL_END, SUBNORMAL_UNIT = np.float32(LARGEST_HALF), np.float32(2**-14), np.float32(2**-24)
@@ -63,7 +63,7 @@ def new_tile_type(subs: int, weights: int) -> np.dtype[np.void]:
     there once for each of its sub-blocks. Numba looks for machine code on disk by the types of arguments, and compares
     the date of one file only: so the type's last field is named after all that the code was made from.
     """
-    lanes = subs * TILE
+    lanes = subs * TILE_LANES
     return np.dtype(
         [(name, np.float32, weights * lanes) for name in ("x", "w")]
         + [(name, np.float32, lanes) for name in LANE_FIELDS]
@@ -79,7 +79,7 @@ def _fingerprint() -> str:
 
 @inline
 def ratio(above: Any, below: Any) -> Any:
-    usable = abs(below) >= SMALLEST
+    usable = abs(below) >= SMALLEST_SPREAD
     quotient = above / (below if usable else ONE)
     return quotient if usable else ZERO
 
@@ -185,7 +185,7 @@ def least_terms(tile: Any, lane: int, p: Any) -> Three:
 @inner
 def quantize(tile, subs, weights, lowest, highest):  # type: ignore[no-untyped-def]
     """Weights become quants, in place."""
-    lanes = subs * TILE
+    lanes = subs * TILE_LANES
     for k in range(weights):
         for lane in range(lanes):
             value = tile.x[k * lanes + lane]
@@ -195,12 +195,12 @@ def quantize(tile, subs, weights, lowest, highest):  # type: ignore[no-untyped-d
 @inner
 def load(tile, blocks, importance, first, subs, weights):  # type: ignore[no-untyped-def]
     """Lay eight blocks out in lanes; past the last block stand zeros."""
-    for block in range(TILE):
+    for block in range(TILE_LANES):
         inside = first + block < len(blocks)
         row = first + block if inside else 0
         weighing = row % len(importance)
         for sub in range(subs):
             for k in range(weights):
-                at = (k * subs + sub) * TILE + block
+                at = (k * subs + sub) * TILE_LANES + block
                 tile.x[at] = blocks[row, sub * weights + k] if inside else ZERO
                 tile.w[at] = importance[weighing, sub * weights + k]

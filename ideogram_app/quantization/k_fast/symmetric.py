@@ -9,7 +9,7 @@ import numpy as np
 from ideogram_app.quantization.k_fast.lanes import (
     INFINITY,
     ONE,
-    TILE,
+    TILE_LANES,
     ZERO,
     Three,
     error_terms,
@@ -28,7 +28,7 @@ from ideogram_app.quantization.k_fast.lanes import (
     whole,
 )
 
-SUBS, WEIGHTS, LANES = 16, 16, 16 * TILE
+SUBS, WEIGHTS, LANES = 16, 16, 16 * TILE_LANES
 LOWEST_INT8, HIGHEST_INT8, PER_INT8 = np.float32(-128), np.float32(127), np.float32(-(2**-7))
 
 _moments = over_sub_blocks(fold_16, moment_terms, LANES)
@@ -58,13 +58,13 @@ def _search(tile, lowest, highest, candidates):  # type: ignore[no-untyped-def]
 
 @inner
 def _first_step(tile):  # type: ignore[no-untyped-def]
-    for block in range(TILE):
+    for block in range(TILE_LANES):
         largest = tile.best_slope[block]
-        for lane in range(block, LANES, TILE):
+        for lane in range(block, LANES, TILE_LANES):
             slope = tile.best_slope[lane]
             largest = slope if abs(slope) > abs(largest) else largest
         step = round_up_to_half(largest * PER_INT8)
-        for lane in range(block, LANES, TILE):
+        for lane in range(block, LANES, TILE_LANES):
             tile.step[lane], tile.total[lane] = step, INFINITY
             tile.scale[lane] = whole(ratio(tile.best_slope[lane], step), LOWEST_INT8, HIGHEST_INT8)
 
@@ -99,12 +99,12 @@ def _keep_better_and_refit(tile, lowest, highest):  # type: ignore[no-untyped-de
         tile.slope[lane] = tile.step[lane] * tile.scale[lane]
         tile.inverse[lane] = ratio(ONE, tile.slope[lane])
     _moments(tile, lowest, highest)
-    for block in range(TILE):
-        total, _, _ = fold_16(least_terms, tile, block, TILE, ZERO)
+    for block in range(TILE_LANES):
+        total, _, _ = fold_16(least_terms, tile, block, TILE_LANES, ZERO)
         better = total < tile.total[block]
-        above, below, _ = fold_16(_step_terms, tile, block, TILE, ZERO)
+        above, below, _ = fold_16(_step_terms, tile, block, TILE_LANES, ZERO)
         step = round_to_half(ratio(above, below))
-        for lane in range(block, LANES, TILE):
+        for lane in range(block, LANES, TILE_LANES):
             if better:
                 tile.total[lane] = total
                 tile.best_step[lane], tile.best_scale[lane] = tile.step[lane], tile.scale[lane]
@@ -115,7 +115,7 @@ def _keep_better_and_refit(tile, lowest, highest):  # type: ignore[no-untyped-de
 def fit_tiles(tiles, blocks, importance, half_range, reaches, candidates, steps, scales, quants):  # type: ignore[no-untyped-def]
     tile = tiles[0]
     lowest, highest = -half_range, half_range - ONE
-    for first in range(0, len(blocks), TILE):
+    for first in range(0, len(blocks), TILE_LANES):
         load(tile, blocks, importance, first, SUBS, WEIGHTS)
         _search(tile, lowest, highest, candidates)
         _first_step(tile)
@@ -125,10 +125,10 @@ def fit_tiles(tiles, blocks, importance, half_range, reaches, candidates, steps,
         for lane in range(LANES):
             tile.inverse[lane] = ratio(ONE, tile.best_step[lane] * tile.best_scale[lane])
         quantize(tile, SUBS, WEIGHTS, lowest, highest)
-        for block in range(min(TILE, len(blocks) - first)):
+        for block in range(min(TILE_LANES, len(blocks) - first)):
             steps[first + block, 0] = tile.best_step[block]
             for sub in range(SUBS):
-                lane = sub * TILE + block
+                lane = sub * TILE_LANES + block
                 scales[first + block, sub] = np.int8(tile.best_scale[lane])
                 for k in range(WEIGHTS):
                     quants[first + block, sub, k] = np.int8(tile.x[k * LANES + lane])
