@@ -3,8 +3,8 @@
     with a card     {INT8, Q4_K} x {resident, half streamed, streamed} x {512², 1024², 2048²}, memory capped to 8, 12,
                     16 and 24 GB by `torch.cuda.set_per_process_memory_fraction`: PyTorch's own counters, and seconds
                     of a step; random weights, whose bytes are those of real ones
-    without one     what the same code asks for, counted on tensors without numbers (benchmark/memory/counted.py), and what
-                    CUDA's allocator would make of it (benchmark/memory/allocator.py); rows are marked `counted`
+    without one     what the same code asks for, counted on tensors without numbers (benchmark/memory/counted.py), and
+                    what CUDA's allocator would make of it (allocator.py there); rows are marked `counted`
 
 Without one, a plan for a card of each size decides how many blocks travel, through how many places, and in which tiles
 the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import plan

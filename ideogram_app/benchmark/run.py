@@ -30,18 +30,19 @@ from ideogram_app.benchmark.limits import (
 )
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import Profile, profile_step
-from ideogram_app.benchmark.report import Benchmark, Ceiling, MeasuredRow, MissingRow
+from ideogram_app.benchmark.report import Benchmark, MeasuredRow, MissingRow
 from ideogram_app.benchmark.rows import Row, absent, int8_share, row_bytes
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.stock import build_stock, load_packages
 from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.errors import AppError
-from ideogram_app.machine.ceiling import measure_ceiling
+from ideogram_app.machine.gpu_specs import Flops
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.meter import PhaseMeter, held_bytes, release, trim
+from ideogram_app.machine.microbench import Ceiling, measure_ceiling
 from ideogram_app.machine.versions import commit, versions
 from ideogram_app.planning.footprint import gb
-from ideogram_app.planning.step_time import Flops, step_flops
+from ideogram_app.planning.step_time import step_flops
 
 # What ends a row without anything being wrong, and what its packages, kernels and drivers raise when a version, a type
 # or a device does not suit them. Either way the other rows are timed all the same.

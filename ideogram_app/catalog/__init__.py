@@ -1,1 +1,1 @@
-"""catalog"""
+"""What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder."""

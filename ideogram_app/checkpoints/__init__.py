@@ -1,11 +1,1 @@
-"""Where weights come from and where they rest.
-
-local.py           the published repositories, as rows
-transformer.py           any layout this version reads -> a lazy stream of (official tensor name, tensor)
-storage.py           a recipe's files: what is written for each tensor, and how it is read back
-safetensors.py  safetensors bytes: headers checked, tensors read and placed one by one
-gguf.py         GGUF bytes
-manifest.py          what a folder says of itself: files, sizes, hashes
-journal.py           files filled in place, and what of them is done
-store.py             status, verification, publishing by rename, deletion
-"""
+"""Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead."""

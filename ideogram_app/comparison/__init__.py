@@ -1,1 +1,1 @@
-"""comparison"""
+"""Compare: one request drawn with several recipes, measured, laid out and kept in the history."""

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from ideogram_app.catalog.recipes import find_recipe
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.planning.footprint import gb
 from ideogram_app.records import Result, decibels
 from ideogram_app.wire import to_json

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ideogram_app.comparison.record import Comparison
 from ideogram_app.errors import RequestError
-from ideogram_app.records import Result
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.planner import Plan
+from ideogram_app.records import Request, Result
 from ideogram_app.wire import from_json, to_json
 
 COMPARISON_FILE = "comparison.json"
@@ -36,6 +37,16 @@ class Entry:
     created: float
     comparison: Comparison
     folder: Path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Results stand in the order in which recipes were asked for, failed ones included."""
+
+    request: Request
+    hardware: Hardware
+    plan: Plan
+    results: tuple[Result, ...] = ()
 
 
 def new_name() -> str:
@@ -74,6 +85,16 @@ def read_entry(folder: Path) -> Entry | None:
     return Entry(folder.name, created, replace(comparison, results=_located(folder, comparison.results)), folder)
 
 
+def read_history(output: Path) -> Iterator[Entry]:
+    """The newest comparisons, newest first."""
+    if not output.is_dir():
+        return
+    names = sorted((path.name for path in output.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+    found = (read_entry(output / name) for name in names)
+    for _, entry in zip(range(SHOWN), filter(None, found), strict=False):
+        yield entry
+
+
 def _located(folder: Path, results: tuple[Result, ...]) -> tuple[Result, ...]:
     """The same results with the paths of their pictures; one that is gone says so."""
     found = []
@@ -84,13 +105,3 @@ def _located(folder: Path, results: tuple[Result, ...]) -> tuple[Result, ...]:
         else:
             found.append(replace(result, image=str(path) if path else None))
     return tuple(found)
-
-
-def read_history(output: Path) -> Iterator[Entry]:
-    """The newest comparisons, newest first."""
-    if not output.is_dir():
-        return
-    names = sorted((path.name for path in output.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
-    found = (read_entry(output / name) for name in names)
-    for _, entry in zip(range(SHOWN), filter(None, found), strict=False):
-        yield entry

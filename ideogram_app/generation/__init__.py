@@ -1,1 +1,1 @@
-"""generation"""
+"""Generate: one picture as an iterator of events, from a caption to a PNG, tried again when memory runs out."""

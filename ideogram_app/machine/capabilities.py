@@ -10,9 +10,9 @@ Left out: FP8 and FP4 units, which no recipe of this program uses.
 from __future__ import annotations
 
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.machine.gpu_specs import Flops
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.footprint import gb
-from ideogram_app.planning.step_time import Flops
 
 USE_MINIATURE = "Use the miniature (--model miniature), a small model of the same build that runs on any machine."
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less

@@ -1,9 +1,10 @@
-"""What a device does at best, measured: products, copies from RAM, reads from disk.
+"""Microbenchmarks: what a device does at best in matrix products, copies from RAM and reads from disk.
 
-    Remembered(probe(device, folder))       about two seconds, once on a machine (planning/profile.py keeps it)
+    probe(device, folder)                   about two seconds, once on a machine (planning/profile.py keeps it)
 
 Each is run for a moment and its fastest run counts, because a peak is what nothing passes: clocks, power limits, a
-narrow slot and a driver are in it. The benchmark's ceiling (machine/ceiling.py) is measured with the same functions.
+narrow slot and a driver are in it. The benchmark's ceiling (`measure_ceiling`) is of larger
+products, in the computing type too, and of copies on the device.
 
 Left out: FP8 and FP4 units, which no recipe uses, and attention, for which no ceiling is agreed on. Reading a file
 measures the disk only where its pages can be told to leave memory first, on Linux and macOS; elsewhere it is left out
@@ -17,12 +18,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from ideogram_app.machine.gpu_specs import MeasuredRates
 from ideogram_app.machine.meter import PhaseMeter
-from ideogram_app.planning.profile import MeasuredRates
 
 SECONDS_EACH = 0.3  # of repeats after the first, which warms up
 # M, N, K of feed_forward.w1 of the published model for 4096 tokens; a processor gets what it can repeat: 5 GFLOP.
@@ -33,6 +35,42 @@ LINK_BYTES = 2**28  # a block of the published model in INT8, about
 DISK_BYTES, LEAST_DISK_BYTES, CHUNK_BYTES = 2**30, 2**28, 2**24  # read at most, worth measuring, at once
 DISK_SECONDS = 0.7
 F_NOCACHE = 48  # macOS: reads of this file neither use nor fill the cache
+CEILING_SECONDS = 0.4  # of repeats after the first, which warms up
+# M, N, K: a large square, and feed_forward.w1 of the published model for 4096 tokens. A processor gets the sizes that
+# it can repeat: 17 GFLOP.
+CEILING_ON_A_DEVICE: tuple[Shape, ...] = ((8192, 8192, 8192), (4096, 12288, 4608))
+CEILING_ON_A_CPU: tuple[Shape, ...] = ((2048, 2048, 2048), (512, 4608, 4608))
+COPIED_BYTES = {"cpu": 2**28}  # larger than any cache; 1 GiB elsewhere
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The device at its best.
+
+    Attributes:
+        tflops_bf16, tops_int8: of large products; 10^12 operations a second, multiply and add counted apart.
+        copy_gb_s: bytes read plus bytes written, in 10^9 a second.
+        tflops: of products in the computing type `dtype`.
+        problem: why a number is missing.
+    """
+
+    tflops_bf16: float | None
+    tops_int8: float | None
+    copy_gb_s: float
+    tflops: float
+    dtype: str
+    problem: str = ""
+
+    def better(self, other: Ceiling) -> Ceiling:
+        """The higher of each number, of two measurements of one device: what else ran on it lowers a ceiling."""
+        bf16, int8 = self.tflops_bf16, self.tops_int8
+        return replace(
+            self,
+            tflops_bf16=bf16 and max(bf16, other.tflops_bf16 or 0.0),
+            tops_int8=int8 and max(int8, other.tops_int8 or 0.0),
+            copy_gb_s=max(self.copy_gb_s, other.copy_gb_s),
+            tflops=max(self.tflops, other.tflops),
+        )
 
 
 def probe(device: torch.device, folder: Path | None = None) -> MeasuredRates:
@@ -112,8 +150,36 @@ def fastest(work: Callable[[], object], device: torch.device, limit: float = SEC
     return best
 
 
+def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
+    """Measure it; about three seconds.
+
+    Returns:
+        Teraflops in bfloat16 and in the computing type, INT8 teraops, gigabytes a second read and written by a copy;
+        None for a product that the device does not have.
+    """
+    shapes = CEILING_ON_A_CPU if device.type == "cpu" else CEILING_ON_A_DEVICE
+    own = max(dense_tflops(device, dtype, *shape, CEILING_SECONDS) for shape in shapes)
+    problems: list[str] = []
+
+    def best(what: str, rate: Callable[[Shape], float]) -> float | None:
+        try:
+            return max(rate(shape) for shape in shapes)
+        except (RuntimeError, NotImplementedError) as refused:
+            problems.append(f"No {what} product on this device: {str(refused).splitlines()[0]:.120}")
+            return None
+
+    bf16 = (
+        own
+        if dtype == torch.bfloat16
+        else best("bfloat16", lambda shape: dense_tflops(device, torch.bfloat16, *shape, CEILING_SECONDS))
+    )
+    int8 = best("INT8", lambda shape: int8_tops(device, *shape, CEILING_SECONDS))
+    name = str(dtype).removeprefix("torch.")
+    return Ceiling(bf16, int8, _copy_gb_s(device), own, name, " ".join(problems))
+
+
 def _dense_type(device: torch.device) -> torch.dtype:
-    """What the device computes in, as verdicts.compute_type has it."""
+    """What the device computes in, as capabilities.compute_type has it."""
     if device.type == "cpu":
         return torch.float32
     old = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0)
@@ -150,3 +216,10 @@ def _read_rate(read: Callable[[bytearray], int | None]) -> float:
             break
         taken += got
     return taken / (time.perf_counter() - start)
+
+
+def _copy_gb_s(device: torch.device) -> float:
+    source = torch.zeros(COPIED_BYTES.get(device.type, 2**30), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = fastest(lambda: target.copy_(source), device, CEILING_SECONDS)
+    return 2 * source.numel() / seconds / 1e9

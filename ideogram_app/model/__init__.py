@@ -1,4 +1,1 @@
-"""The transformers in memory: a Linear per storage, and how a checkpoint fills them.
-
-layers.py   Linear layers whose weights stay packed: FP8, INT8 and GGUF blocks
-"""
+"""Load: files to modules on a device, whole or offloaded, and the cache of what stays loaded."""

@@ -178,7 +178,7 @@ def decode_bytes(model: Model, width: int, height: int, dense_bytes: int, tile: 
 
 
 def tile_gaps(model: Model, width: int, height: int, dense_bytes: int, tile: int | None) -> int:
-    """What large tiles leave unused between them, beyond the share of planning/footprint.py; in no counter of tensors."""
+    """What large tiles leave unused between them, beyond footprint.py's share; in no counter of tensors."""
     inside = min(tile or 0, width) * min(tile or 0, height)
     if not tile or max(width, height) <= tile or inside < LARGE_TILE:
         return 0

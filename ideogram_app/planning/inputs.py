@@ -16,12 +16,13 @@ from ideogram_app.catalog.models import Model
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.speedups import remembered_bytes
 from ideogram_app.machine.capabilities import arithmetic, products
+from ideogram_app.machine.gpu_specs import Rates, find_rates
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS, decode_bytes, tile_gaps
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footprint
 from ideogram_app.planning.profile import UNIT_RATES, MachineProfile, known_rates
 from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS as USUAL_TOKENS
-from ideogram_app.planning.step_time import Rates, branch_flops, find_rates, ideal_seconds, published_share
+from ideogram_app.planning.step_time import branch_flops, ideal_seconds, published_share
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
 # Windows locks no more than about half of the RAM for devices; ComfyUI keeps to this share of it (model_management.py).

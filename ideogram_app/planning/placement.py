@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.machine.gpu_specs import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from ideogram_app.planning.footprint import DISK_MARGIN, HOST_PROCESS_BYTES, Footprint, device_bytes, gb
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, RejectedPlacement, least_busy, resident_seconds, with_slots
-from ideogram_app.planning.step_time import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from ideogram_app.planning.streaming import FEWEST_SLOTS, SLOTS, STREAMING_OVERHEAD
 
 RESIDENCIES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known

@@ -1,4 +1,6 @@
-"""What this machine has shown of itself: rates that were measured, and how near real pictures came to them.
+"""The machine's profile: rates that were measured, and how near real pictures came to them.
+
+    store = ProfileStore(data); profile = store.known(hardware); store.note(hardware, Observation(...))
 
     machine.json in the data folder, one entry for each device and torch, so that machines may share the folder
     measured   peaks of products, copies from RAM and reads from disk (machine/microbench.py)
@@ -14,6 +16,7 @@ Left out: dates, averages over machines, and anything about pictures: only numbe
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import statistics
@@ -24,14 +27,15 @@ from typing import Any
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.errors import RequestError
-from ideogram_app.planning.step_time import (
+from ideogram_app.machine.gpu_specs import (
     DISK_BYTES_PER_SECOND,
     LINK_BYTES_PER_SECOND,
+    MeasuredRates,
     Rates,
-    branch_flops,
     find_rates,
-    ideal_seconds,
 )
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.step_time import branch_flops, ideal_seconds
 from ideogram_app.planning.streaming import STREAMING_OVERHEAD
 from ideogram_app.wire import from_plain, to_plain
 
@@ -40,21 +44,9 @@ OBSERVATIONS_KEPT = 5  # pictures whose times are remembered for each model and 
 # Where copying takes more than this of a step it may be what the step waited for, and says nothing of computing.
 MOST_COPYING = 0.8
 UNIT_RATES = Rates(1.0, 1.0)  # the ideal of a device without known peaks
-
-
-@dataclass(frozen=True)
-class MeasuredRates:
-    """Teraflops in 16 bits (a processor: in its computing type), INT8 teraops, bytes a second; None: not measured."""
-
-    tflops_16bit: float | None = None
-    tops_int8: float | None = None
-    link: float | None = None
-    disk: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what no device can be, so that a file edited by hand is noticed."""
-        if not all(rate is None or (math.isfinite(rate) and rate > 0) for rate in vars(self).values()):
-            raise ValueError("a rate is a positive number")
+log = logging.getLogger(__name__)
+PROBED = ("cuda", "rocm")
+ROOM_TO_PROBE = 2_000_000_000  # bytes of free device memory: the probe's operands, results and copies take 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +87,53 @@ class Observation:
     streamed_blocks: tuple[int, int] = (0, 0)
     disk: bool = False
     devices: int = 1
+
+
+class ProfileStore:
+    """One machine's memory in a folder."""
+
+    def __init__(self, data: Path) -> None:
+        self._data, self._file = data, data / FILE
+        self._refused: set[str] = set()  # names of machines that could not be measured; not tried again
+
+    def known(self, hardware: Hardware) -> MachineProfile | None:
+        """What is remembered of a machine; a card is measured first where it never was."""
+        name = key(hardware.name, hardware.torch)
+        known = read(self._file, name)
+        if known is not None and known.measured is not None:
+            return known
+        if not _can_be_probed(hardware) or name in self._refused:
+            return known
+        from ideogram_app.machine.microbench import probe
+
+        try:
+            import torch
+
+            from ideogram_app.machine.meter import release
+
+            device = torch.device("cuda:0")
+            known = remember_measured(known, probe(device, self._data))
+            release(device)
+        except RuntimeError:  # the device is busy or broken; what it can do will be seen when it draws
+            log.warning("%s could not be measured", hardware.name, exc_info=True)
+            self._refused.add(name)
+            return known
+        self._write(name, known)
+        return known
+
+    def note(self, hardware: Hardware, seen: Observation) -> None:
+        """A picture was drawn."""
+        name = key(hardware.name, hardware.torch)
+        before = read(self._file, name)
+        after = learn(before, hardware.name, seen)
+        if after != before:
+            self._write(name, after)
+
+    def _write(self, name: str, known: MachineProfile) -> None:
+        try:
+            write(self._file, name, known)
+        except OSError as problem:
+            log.warning("%s could not be written: %s", self._file, problem)
 
 
 def key(device: str, torch: str) -> str:
@@ -184,3 +223,8 @@ def _rows(file: Path) -> Mapping[str, Any]:
         return {}
     rows = found.get("machines") if isinstance(found, dict) else None
     return rows if isinstance(rows, dict) else {}
+
+
+def _can_be_probed(hardware: Hardware) -> bool:
+    has_room = (hardware.device_free_bytes or 0) > ROOM_TO_PROBE
+    return hardware.kind in PROBED and has_room and hardware.torch_supports_device is not False

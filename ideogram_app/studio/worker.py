@@ -17,8 +17,7 @@ from types import MappingProxyType
 
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.comparison.history import SHEET_FILE, new_name, read_history, write_entry
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import SHEET_FILE, Comparison, new_name, read_history, write_entry
 from ideogram_app.errors import AppError, Cancelled, DeviceError, DiskError, is_disk_full
 from ideogram_app.generation.validate import failed_result
 from ideogram_app.machine.hardware import Hardware

@@ -13,7 +13,7 @@ from typing import Any
 from gradio.events import api
 
 from ideogram_app.catalog.models import find_model
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio

@@ -25,7 +25,7 @@ from ideogram_app.benchmark.families import family, shares
 from ideogram_app.benchmark.limits import TimeUp, arrange, time_limit, turns
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import profile_step
-from ideogram_app.benchmark.report import Benchmark, Ceiling, file_name
+from ideogram_app.benchmark.report import Benchmark, file_name
 from ideogram_app.benchmark.rows import STOCK_ROWS, Bytes, Row, absent, int8_share, row_bytes, rows_for
 from ideogram_app.benchmark.run import BenchmarkRun, ideal_seconds
 from ideogram_app.benchmark.shapes import Question, ask, choose_dtype, find_shape
@@ -34,8 +34,9 @@ from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
+from ideogram_app.machine.gpu_specs import Flops
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.step_time import Flops
+from ideogram_app.machine.microbench import Ceiling
 from ideogram_app.wire import from_json, to_json
 from tests.conftest import ROOT
 

@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.wire import from_plain
 from tests.browser.conftest import watched
 from tests.serving import free_port, wait_until_it_answers

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
 from ideogram_app.wire import from_plain

@@ -12,8 +12,8 @@ from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.comparison.compare import compare
 from ideogram_app.comparison.contact_sheet import SMALLEST_SIDE, draw_sheet, write_sheet
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.comparison.metrics import psnr, ssim
-from ideogram_app.comparison.record import Comparison
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.hardware import Hardware, detect

@@ -9,10 +9,10 @@ import torch
 
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine import microbench as probe
+from ideogram_app.machine.gpu_specs import MeasuredRates
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.learning import ProfileStore
 from ideogram_app.planning.planner import plan
-from ideogram_app.planning.profile import FILE, MeasuredRates, Observation
+from ideogram_app.planning.profile import FILE, Observation, ProfileStore
 from ideogram_app.records import Request
 from ideogram_app.studio.backend import real_backend
 

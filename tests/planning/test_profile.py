@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from ideogram_app.machine.gpu_specs import CARDS, MeasuredRates, find_rates
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.profile import (
     FILE,
     OBSERVATIONS_KEPT,
     MachineProfile,
-    MeasuredRates,
     Observation,
     key,
     known_rates,
@@ -24,7 +24,6 @@ from ideogram_app.planning.profile import (
     remember_measured,
     write,
 )
-from ideogram_app.planning.step_time import CARDS, find_rates
 
 GIB = 2**30
 NAME = "NVIDIA GeForce RTX 3090"

@@ -6,16 +6,8 @@ import pytest
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.planning.step_time import (
-    CARDS,
-    EFFICIENCY,
-    Rates,
-    branch_flops,
-    find_rates,
-    ideal_seconds,
-    published_share,
-    step_flops,
-)
+from ideogram_app.machine.gpu_specs import CARDS, Rates, find_rates
+from ideogram_app.planning.step_time import EFFICIENCY, branch_flops, ideal_seconds, published_share, step_flops
 
 MODEL = MODELS["ideogram-4"]
 

@@ -80,7 +80,8 @@ def test_where_device_and_ram_are_one_no_more_is_free_than_for_anyone(monkeypatc
 
 def test_reading_never_loads_torch() -> None:
     code = (
-        "import sys; from ideogram_app.machine.hardware import Hardware; from ideogram_app.machine.memory import memory_now;"
+        "import sys; from ideogram_app.machine.hardware import Hardware;"
+        "from ideogram_app.machine.memory import memory_now;"
         "memory_now(Hardware(kind='cuda', device_memory_bytes=1, device_free_bytes=1)); print('torch' in sys.modules)"
     )
     root = Path(__file__).resolve().parents[2]

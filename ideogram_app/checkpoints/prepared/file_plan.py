@@ -1,6 +1,6 @@
 """Where every tensor of a file will lie, decided before any of them is computed.
 
-    header | tensor | tensor | ...        `FilePlan`: the header's bytes, the span of every tensor, the size of the whole
+    header | tensor | tensor | ...        `FilePlan`: the header's bytes, the span of every tensor, the file's size
 
 So a file can be filled in any order, in pieces of any size, by runs that die in between (journal.py). safetensors and
 gguf-py write a file only from its first byte to its last. GGUF files carry no metadata, because any value makes one
