@@ -23,6 +23,7 @@ from ideogram_app.benchmark.limits import (
     SPARE,
     Clock,
     TimeUp,
+    Turns,
     arrange,
     setup_seconds,
     time_limit,
@@ -134,18 +135,32 @@ class BenchmarkRun:
         Args:
             to_come: rows that are still to be timed, these included.
         """
+        ready = self._all_ready(rows)
+        share = SPARE * self.clock.left * len(rows) / to_come
+        chosen = turns(share, [row.warm for row in ready], self.question.steps)
+        timed = self._all_timed(ready, chosen, share)
+        self._profile(timed if chosen.profiled else [])
+        if self.clock.left > 0:
+            self.ceilings[number] = self.ceilings[number].better(self._ceiling())
+        self.measured += [self._measured(made, number) for made in timed]
+        if any(made.row.compiled for made in ready):
+            torch.compiler.reset()  # lets go of the compiled code, which may keep what it was compiled for
+
+    def _all_ready(self, rows: Sequence[Row]) -> list[Ready]:
+        """The rows that could be built and warmed up in their share of the time."""
         tiles = Tiles(self.device, self.dtype)
         ready: list[Ready] = []
         for row in rows:
             warm = self._set_up(row, tiles, setup_seconds(self.clock.left, [made.warm for made in ready]))
             if warm:
                 ready.append(warm)
-        share = SPARE * self.clock.left * len(rows) / to_come
-        chosen = turns(share, [row.warm for row in ready], self.question.steps)
-        for index, slow in enumerate(ready):
-            if index not in chosen.kept:
-                self._skip(slow.row, f"A step takes {slow.warm:.1f} s, and {share:.0f} s were left to its group.")
+        return ready
+
+    def _all_timed(self, ready: Sequence[Ready], chosen: Turns, seconds: float) -> list[Ready]:
+        """Time the chosen rows in turn; those of which a step was timed, reasons noted for the others."""
         kept = [ready[index] for index in chosen.kept]
+        for slow in (made for index, made in enumerate(ready) if index not in chosen.kept):
+            self._skip(slow.row, f"A step takes {slow.warm:.1f} s, and {seconds:.0f} s were left to its group.")
         if kept and chosen.steps < self.question.steps:
             self.notes.append(f"Timed {chosen.steps} of {self.question.steps} steps: the budget allows no more.")
         if kept and not chosen.profiled:
@@ -153,13 +168,7 @@ class BenchmarkRun:
         self._time(kept, chosen.steps)
         for made in (made for made in kept if not made.times):
             self._skip(made.row, "The budget was over before a step of it was timed.")
-        kept = [made for made in kept if made.times]
-        self._profile(kept if chosen.profiled else [])
-        if self.clock.left > 0:
-            self.ceilings[number] = self.ceilings[number].better(self._ceiling())
-        self.measured += [self._measured(made, number) for made in kept]
-        if any(made.row.compiled for made in ready):
-            torch.compiler.reset()  # lets go of the compiled code, which may keep what it was compiled for
+        return [made for made in kept if made.times]
 
     def _set_up(self, row: Row, tiles: Tiles, seconds: float) -> Ready | None:
         """Build a row and take two steps; None, with its reason noted, where that cannot be done in the seconds."""

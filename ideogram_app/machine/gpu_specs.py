@@ -59,6 +59,15 @@ class MeasuredRates:
         if not all(rate is None or (math.isfinite(rate) and rate > 0) for rate in vars(self).values()):
             raise ValueError("a rate is a positive number")
 
+    def updated(self, newer: MeasuredRates) -> MeasuredRates:
+        """The newer rates; what they did not measure stays."""
+        return MeasuredRates(
+            tflops_16bit=newer.tflops_16bit or self.tflops_16bit,
+            tops_int8=newer.tops_int8 or self.tops_int8,
+            link=newer.link or self.link,
+            disk=newer.disk or self.disk,
+        )
+
 
 def find_rates(name: str) -> Rates | None:
     """The row of a card as its driver names it; None for those not in the table and for Max-Q parts."""

@@ -1,6 +1,6 @@
 """Out of memory, told apart: the device, RAM, RAM that can be locked, or what Windows is willing to promise.
 
-    shortage = understand(problem, phase="denoise", now=memory_now(hardware))
+    shortage = classify(problem, phase="denoise", now=memory_now(hardware))
     shortage.sentence()     what happened, when, how much was wanted and free, and what helps
 
 Libraries report one and the same lack in a dozen ways, and two lacks in one: `CUDA error: out of memory` is raised for
@@ -66,6 +66,38 @@ PHASE_WORDS = {
     "denoise": "while drawing",
     "decode": "while the picture was decoded",
 }
+
+
+ANY: tuple[bool | None, ...] = (True, False, None)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What ran out, where the message leaves several kinds of memory open and the numbers decide.
+
+    Attributes:
+        kind: what the message says.
+        promises: whether Windows counts what it has promised.
+        device, ram: whether plenty of each was free; None where nobody knows.
+        settled: what it was then.
+    """
+
+    kind: str
+    promises: tuple[bool | None, ...]
+    device: tuple[bool | None, ...]
+    ram: tuple[bool | None, ...]
+    settled: str
+
+
+SETTLED = (
+    _Settled("unclear", promises=ANY, device=(False,), ram=ANY, settled="device"),
+    _Settled("unclear", promises=(True,), device=(True,), ram=ANY, settled="commit"),
+    # RAM has run out, or there is some and the system sets a limit
+    _Settled("unclear", promises=(False,), device=(True,), ram=(True, None), settled="locked"),
+    _Settled("unclear", promises=(False,), device=(True,), ram=(False,), settled="host"),
+    _Settled("device", promises=(True,), device=(True,), ram=ANY, settled="commit"),
+    _Settled("host", promises=(True,), device=ANY, ram=(True,), settled="commit"),
+)
 
 
 @dataclass(frozen=True)
@@ -150,15 +182,14 @@ def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) ->
     wanted = _amount(WANTED.search(text))
     free = _told_free(text)
     device_free = now.device_free if free is None else free
-    enough = max(PLENTY_BYTES, wanted or 0)
-    has_device = device_free is not None and device_free > enough
-    has_ram = now.host_free is not None and now.host_free > enough
-    if kind == "unclear" and not has_device:
-        kind = "device"
-    elif kind == "unclear" and not windows:  # RAM has run out, or there is some and the system sets a limit
-        kind = "locked" if has_ram or now.host_free is None else "host"
-    elif windows and kind != "locked" and not ALLOWED.search(text) and (has_ram if kind == "host" else has_device):
-        kind = "commit"
+    plenty = max(PLENTY_BYTES, wanted or 0)
+    device = device_free is not None and device_free > plenty
+    ram = None if now.host_free is None else now.host_free > plenty
+    promises = windows and not ALLOWED.search(text)  # a limit that the process was given is no promise of Windows'
+    for row in SETTLED:
+        if row.kind == kind and promises in row.promises and device in row.device and ram in row.ram:
+            kind = row.settled
+            break
     return OutOfMemory(kind, wanted, phase, device_free if kind in ("device", "commit") else now.host_free)
 
 

@@ -160,11 +160,9 @@ def remember_measured(known: MachineProfile | None, measured: MeasuredRates) -> 
     Shares of other peaks mean nothing: where products were measured anew they are forgotten.
     """
     old = known or MachineProfile()
-    before = vars(old.measured or MeasuredRates())
-    merged = MeasuredRates(
-        **{name: rate if rate is not None else before[name] for name, rate in vars(measured).items()}
-    )
-    same = (merged.tflops_16bit, merged.tops_int8) == (before["tflops_16bit"], before["tops_int8"])
+    before = old.measured or MeasuredRates()
+    merged = before.updated(measured)
+    same = (merged.tflops_16bit, merged.tops_int8) == (before.tflops_16bit, before.tops_int8)
     return MachineProfile(merged, old.shares if same else {})
 
 
@@ -176,19 +174,29 @@ def learn(known: MachineProfile | None, device: str, seen: Observation) -> Machi
     """
     known = known or MachineProfile()
     rates = known_rates(device, known) or UNIT_RATES
-    way = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
-    if not seen.seconds > 0 or seen.streamed_bytes / way > MOST_COPYING * seen.seconds:
+    if not seen.seconds > 0 or copy_seconds(seen, rates) > MOST_COPYING * seen.seconds:
         return known
-    model = find_model(seen.model)
-    works = branch_flops(model, (seen.width, seen.height), seen.text_tokens)
-    ideal = [
-        ideal_seconds(rates, work, seen.arithmetic) * (1 + (STREAMING_OVERHEAD - 1) * moved / branch.num_layers)
-        for work, branch, moved in zip(works, model.branches, seen.streamed_blocks, strict=True)
-    ]
-    share = (max(ideal) if seen.devices > 1 else sum(ideal)) / seen.seconds
     name = f"{seen.model}/{seen.arithmetic}"
-    kept = (*known.shares.get(name, ()), share)[-OBSERVATIONS_KEPT:]
+    kept = (*known.shares.get(name, ()), efficiency(seen, rates))[-OBSERVATIONS_KEPT:]
     return replace(known, shares={**known.shares, name: kept})
+
+
+def efficiency(seen: Observation, rates: Rates) -> float:
+    """Ideal seconds of a step over the measured ones; offloaded blocks compute `STREAMING_OVERHEAD` longer."""
+    model = find_model(seen.model)
+    flops = branch_flops(model, (seen.width, seen.height), seen.text_tokens)
+    first, second = (
+        ideal_seconds(rates, work, seen.arithmetic) * (1 + (STREAMING_OVERHEAD - 1) * moved / branch.num_layers)
+        for work, branch, moved in zip(flops, model.branches, seen.streamed_blocks, strict=True)
+    )
+    ideal = max(first, second) if seen.devices > 1 else first + second
+    return ideal / seen.seconds
+
+
+def copy_seconds(seen: Observation, rates: Rates) -> float:
+    """Seconds that the copies of a step take, over the link or from disk."""
+    rate = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
+    return seen.streamed_bytes / rate
 
 
 def read(file: Path, name: str) -> MachineProfile | None:

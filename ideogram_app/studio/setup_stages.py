@@ -192,29 +192,70 @@ def plan_facts(view: SetupStatus) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, value in rows if value)
 
 
+@dataclass(frozen=True)
+class _Access:
+    """One way in which access to the weights can stand.
+
+    Attributes:
+        holds: whether it is so.
+        status: of the stage then; sentence: what the stage says.
+        offer: the label of its button, "" for none.
+    """
+
+    holds: Callable[[SetupStatus], bool]
+    status: str
+    sentence: Callable[[SetupStatus], str]
+    offer: str = ""
+
+
+def _is_closed(view: SetupStatus) -> bool:
+    """Whether the Hub refuses, or did not answer before anything was fetched."""
+    state = view.access.state if view.access else "ready"
+    return state in CLOSED or (state != "ready" and view.source.state != "partial")
+
+
+def _refusal(view: SetupStatus) -> str:
+    return f"{GATES[view.access.state][1]} {view.access.sentence}" if view.access else ""
+
+
+# The first that holds is how it stands: what is here already comes before what the Hub says.
+ACCESS = (
+    _Access(lambda view: bool(view.row.included), "done", lambda view: "The weights ship with the program."),
+    _Access(
+        lambda view: view.source.state == "given",
+        "done",
+        lambda view: "Read from your own copy; nothing is asked of Hugging Face.",
+    ),
+    _Access(
+        lambda view: view.source.state == "complete" or view.is_ready or view.at > STAGE_NAMES.index("licence"),
+        "done",
+        lambda view: f"Fetched under the {view.row.licence}.",
+    ),
+    _Access(
+        lambda view: view.model in view.state.checking and view.source.state != "partial" and not view.job,
+        "now",
+        lambda view: "Asking Hugging Face whether you may fetch it …",
+    ),
+    _Access(_is_closed, "blocked", _refusal, "Check again"),
+    _Access(
+        lambda view: view.source.state == "partial", "done", lambda view: "It was granted when the download began."
+    ),
+    _Access(lambda view: view.job is not None, "done", lambda view: "Asked as it begins."),
+    _Access(lambda view: view.access is not None, "done", lambda view: GATES["ready"][1]),
+    _Access(lambda view: True, "now", lambda view: "Nobody has asked yet whether you may fetch it.", "Check access"),
+)
+
+
 def _licence(view: SetupStatus) -> Stage:
+    case = next(case for case in ACCESS if case.holds(view))
     facts = tuple((name, value) for name, value in (("Licence", view.row.licence), ("From", view.row.url)) if value)
-    stage = Stage("licence", "Licence and token", "done", facts=facts)
-    access, again = view.access, Action("check", view.model, "Check again")
-    if view.row.included:
-        return replace(stage, sentence="The weights ship with the program.", facts=())
-    if view.source.state == "given":
-        return replace(stage, sentence="Read from your own copy; nothing is asked of Hugging Face.")
-    if view.source.state == "complete" or view.is_ready or view.at > 2:
-        return replace(stage, sentence=f"Fetched under the {view.row.licence}.")
-    began = view.source.state == "partial"
-    if view.model in view.state.checking and not (began or view.job):
-        return replace(stage, standing="now", sentence="Asking Hugging Face whether you may fetch it …")
-    if access and (access.state in CLOSED or (access.state != "ready" and not began)):
-        _, heading, purpose = GATES[access.state]
-        page = (purpose, access.url) if purpose and access.url else None
-        return replace(stage, standing="blocked", sentence=f"{heading} {access.sentence}", link=page, action=again)
-    if began or view.job:
-        return replace(stage, sentence="It was granted when the download began." if began else "Asked as it begins.")
-    if access:
-        return replace(stage, sentence=GATES["ready"][1])
-    first = replace(again, label="Check access")
-    return replace(stage, standing="now", sentence="Nobody has asked yet whether you may fetch it.", action=first)
+    stage = Stage("licence", "Licence and token", case.status, case.sentence(view), () if view.row.included else facts)
+    if case.offer:
+        stage = replace(stage, action=Action("check", view.model, case.offer))
+    purpose = GATES[view.access.state][2] if view.access and case.status == "blocked" else ""
+    if purpose and view.access and view.access.url:
+        stage = replace(stage, link=(purpose, view.access.url))
+    return stage
 
 
 def _fetch(view: SetupStatus) -> Stage:
