@@ -28,8 +28,8 @@ def switch(flag: str) -> bool:
     return twin(flag).lower() in ("1", "true", "yes", "on")
 
 
-def read_flags(arguments: list[str] | None) -> argparse.Namespace:
-    """The flags of the command line over those of the environment over the defaults."""
+def flag_parser() -> argparse.ArgumentParser:
+    """The flags of the page; their defaults are what the environment says."""
     from ideogram_app.folders import data_folder, output_folder
 
     parser = argparse.ArgumentParser(description="Ideogram 4 on this machine, in several precisions side by side.")
@@ -66,7 +66,12 @@ def read_flags(arguments: list[str] | None) -> argparse.Namespace:
         help="how long weights stay in memory for the next picture: 0 lets them go at once, a negative number never",
     )
     add("--model", default=twin("model", "miniature"), help="miniature or ideogram-4, chosen when the page opens")
-    return parser.parse_args(arguments)
+    return parser
+
+
+def read_flags(arguments: list[str] | None) -> argparse.Namespace:
+    """The flags of the command line over those of the environment over the defaults."""
+    return flag_parser().parse_args(arguments)
 
 
 def choose_host(listen: bool) -> str:

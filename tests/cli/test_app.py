@@ -259,6 +259,16 @@ def test_a_comparison_over_the_api_speaks_the_names_on_the_wire(served: Served) 
     assert {"recipe", "engaged", "seconds", "seconds_per_step", "psnr", "ssim", "error"} <= set(answer["results"][1])
 
 
+def test_the_example_of_the_page_about_the_api_runs_as_it_stands(
+    served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, url, _ = served
+    page = ROOT / "docs" / "api.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(example.replace("http://localhost:7860", url), page.name, "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[-2:]] == ["reference", "fp8"]
+
+
 def test_memory_limits_over_the_api_reach_the_request(served: Served) -> None:
     client, _, _, _ = served
     drawn = client.predict("a red circle", ["reference"], preset="turbo-12", api_name="/compare")["request"]

@@ -320,13 +320,13 @@ def test_a_diffusers_that_knows_the_model_keeps_its_own_entry(monkeypatch: pytes
     assert register_gguf() is own
 
 
-def test_the_readmes_example_runs_as_it_stands(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python of "For users of diffusers", with the miniature in place of what a reader would have."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("For users of diffusers")[2]
-    blocks = re.findall(r"```python\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
+def test_the_examples_of_the_page_run_as_they_stand(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/diffusers.md, with the miniature in place of what a reader would have."""
+    page = ROOT / "docs" / "diffusers.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 2
     monkeypatch.chdir(ROOT)
     for block in blocks:
         names: dict[str, Any] = {}
-        exec(compile(block.replace("data/checkpoints", str(store.root / "checkpoints")), "README.md", "exec"), names)
+        exec(compile(block.replace("data/checkpoints", str(store.root / "checkpoints")), page.name, "exec"), names)
         assert names["picture"].size == (128, 128)

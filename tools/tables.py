@@ -1,34 +1,33 @@
-"""The tables in README.md that are made from the code: `python tools/readme.py` writes them, a test keeps them equal.
+"""Tables of the pages that are made from the program's rows, its plans and its measurements.
 
-Each table stands between two comments, `<!-- made: name -->` and `<!-- end -->`; what is between them is replaced.
+Each function gives one Markdown table; tools/docs.py puts it where a page has its mark. What is published, measured or
+computed is said by the sentence in front of a table, not by the table.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from ideogram_app.catalog.models import MODELS, Model, weight_bytes
+from ideogram_app.catalog.presets import PRESETS
+from ideogram_app.catalog.recipes import RECIPES, Recipe
+from ideogram_app.catalog.speedups import SPEEDUPS
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
+from ideogram_app.checkpoints.published.layouts import find_layout
+from ideogram_app.checkpoints.published.local import SOURCES
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.studio.setup_status import EXAMPLE_RATE, SetupStatus, lasting
+from ideogram_app.studio.state import State
 
-from ideogram_app.catalog.models import MODELS, Model, weight_bytes  # noqa: E402
-from ideogram_app.catalog.presets import PRESETS  # noqa: E402
-from ideogram_app.catalog.recipes import RECIPES, Recipe  # noqa: E402
-from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes  # noqa: E402
-from ideogram_app.checkpoints.published.layouts import find_layout  # noqa: E402
-from ideogram_app.checkpoints.published.local import SOURCES  # noqa: E402
-from ideogram_app.machine.hardware import Hardware  # noqa: E402
-from ideogram_app.planning.planner import Plan, plan  # noqa: E402
-
-README = ROOT / "README.md"
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 GIB = 2**30
+DEVICES = {"Intel(R) Xeon(R) Processor": "Xeon", "NVIDIA H100 80GB HBM3": "H100"}  # as a cell of a table has room for
 # Cards as they are sold: name as the driver has it, compute capability, device memory in GiB, RAM in GiB, how many.
-CARDS = (
+Card = tuple[str, tuple[int, int], int, int, int]
+CARDS: tuple[Card, ...] = (
     ("GTX 1660", (7, 5), 6, 16, 1),
     ("RTX 2060", (7, 5), 6, 16, 1),
     ("RTX 2060", (7, 5), 6, 32, 1),
@@ -45,6 +44,7 @@ CARDS = (
     ("RTX 5090", (12, 0), 32, 64, 1),
     ("H100", (9, 0), 80, 256, 1),
 )
+AT_HOME = tuple(card for card in CARDS if card[0] != "H100" and card[-1] == 1)
 TAKEN_SHARE = 0.04  # of a card's memory is in use by the desktop before anything starts
 
 
@@ -85,8 +85,9 @@ def preset_table() -> str:
 def card_table() -> str:
     """What the planner decides for cards as they are sold, at 1024 x 1024."""
     rows = []
-    for name, capability, memory, ram, count in CARDS:
-        decided = plan(described(name, capability, memory, ram, count), "ideogram-4")
+    for card in CARDS:
+        name, _, memory, ram, count = card
+        decided = planned(card)
         predicted = decided.predicted
         seconds = f"{predicted.seconds_per_step:.1f} s" if predicted.seconds_per_step else "–"
         rows.append(
@@ -103,6 +104,40 @@ def card_table() -> str:
         )
     header = ["card", "memory", "RAM", "plan", "transformers", "a step", "predicted peak", "of RAM"]
     return table(header, rows)
+
+
+def home_table() -> str:
+    """What cards that people own get: the recipe, seconds a picture by preset, disk and time of the first run."""
+    rows = []
+    for card in AT_HOME:
+        name, _, memory, ram, _ = card
+        decided = planned(card)
+        first = SetupStatus(State(), decided.model, (decided.recipe or "",))
+        step = decided.predicted.seconds_per_step or 0.0
+        rows.append(
+            [
+                f"{name.removesuffix(' GPU')}, {memory} GB",
+                f"{ram} GB",
+                f"`{decided.recipe}`",
+                *(_seconds(preset.steps * step) for preset in PRESETS.values()),
+                f"{decided.predicted.disk_bytes / 1e9:.0f} GB, then {first.to_make / 1e9:.0f}",
+                lasting(first.to_fetch / EXAMPLE_RATE + first.make_seconds).removeprefix("about "),
+            ]
+        )
+    return table(["card", "RAM", "recipe", *(f"`{name}`" for name in PRESETS), "disk", "first run"], rows)
+
+
+def _step(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.2f} s"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+def planned(card: Card) -> Plan:
+    """What the planner decides for a card as it is sold, at 1024 x 1024."""
+    return plan(described(*card), "ideogram-4")
 
 
 def described(name: str, capability: tuple[int, int], memory: int, ram: int, count: int = 1) -> Hardware:
@@ -129,6 +164,11 @@ def _home(decided: Plan) -> str:
     pair = MODELS[decided.model].branches
     share = sum(decided.streamed_blocks) / sum(branch.num_layers for branch in pair)
     return f"{share:.0%} {'streamed' if decided.residency == 'streamed' else 'from disk'}"
+
+
+def saving_table() -> str:
+    """Every row of catalog/speedups.py."""
+    return table(["`--saving`", "what it leaves out"], [[f"`{row.name}`", row.summary] for row in SPEEDUPS.values()])
 
 
 def measured_table() -> str:
@@ -252,24 +292,26 @@ def quantize_table() -> str:
 def speed_table() -> str:
     """Steps of our recipes and of stock diffusers, from every kept run of `python -m ideogram_app benchmark`."""
     rows = []
-    for path in sorted(RESULTS.glob("benchmark-*.json"), reverse=True):
+    for path in sorted(RESULTS.glob("benchmark-*.json"), key=lambda path: ("-cpu-" in path.stem, path.stem)):
         run = results(path.stem)
         for row in run["rows"]:
             kinds = row["families"]
+            device = run["hardware"]["name"]
             split = " / ".join(f"{kinds[name]:.0%}" for name in ("gemm", "attention", "other")) if kinds else "–"
             rows.append(
                 [
+                    DEVICES.get(device, device),
                     f"{run['shape']}, {run['size'][0]}²",
                     f"`{row['name']}`",
                     run["dtype"],
-                    f"{row['ms_per_step'] / 1000:.2f} s",
+                    _step(row["ms_per_step"]),
                     f"{row['share_of_ceiling']:.0%}",
                     split,
                     f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
                 ]
             )
-    header = ["shape", "row", "computes in", "a step", "of the ceiling", "products / attention / rest", "peak memory"]
-    return table(header, rows)
+    split = "products / attention / rest"
+    return table(["device", "shape", "row", "computes in", "a step", "of the ceiling", split, "peak memory"], rows)
 
 
 def kernel_table() -> str:
@@ -337,32 +379,6 @@ def results(name: str) -> dict[str, Any]:
     return read
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "recipes": recipe_table,
-    "presets": preset_table,
-    "cards": card_table,
-    "measured": measured_table,
-    "scores": score_table,
-    "sources": source_table,
-    "family": family_table,
-    "encoder": encoder_table,
-    "search": search_table,
-    "quantize": quantize_table,
-    "speed": speed_table,
-    "kernels": kernel_table,
-    "choices": choice_table,
-    "memory": memory_table,
-}
-
-
-def filled(text: str) -> str:
-    """The text with every table made anew."""
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- made: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text = pattern.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
-    return text
-
-
 def _short(instruction: str) -> str:
     """The kind of an instruction and its types: mma.sync ... s32.s8.s8.s32."""
     words = instruction.split(".")
@@ -373,7 +389,3 @@ def _short(instruction: str) -> str:
 def _size(recipe: Recipe, model: Model) -> str:
     total = sum(weight_bytes(branch, recipe.protecting()) for branch in model.branches)
     return f"{total / 1e9:.1f} GB" if total > 1e9 else f"{total / 1e6:.1f} MB"
-
-
-if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
