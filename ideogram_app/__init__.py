@@ -4,6 +4,37 @@
 
 Each word is a package: machine/, planning/, hub/, prepare/ (the process; quantization/ has the formats), model/,
 generation/, comparison/. Importing this package imports neither torch nor gradio.
+
+Its modules (this list is made by tools/docs.py):
+
+    __main__.py    `python -m ideogram_app`: what the page does, without the page.
+    errors.py      The one family of errors a user may see.
+    folders.py     Where things lie when nobody names a folder: the project, its weights and its pictures.
+    recipe_api.py  The documented import path of interop/quant_config.py.
+    records.py     What flows from one room to the next, as frozen dataclasses without tensors.
+    wire.py        Frozen dataclasses to JSON and back, without loss.
+    benchmark/     How fast a step is: our recipes beside what stock diffusers does, on this device, in one run.
+    catalog/       What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder.
+    checkpoints/   Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead.
+    cli/           The command line: flags, progress and results on a terminal, and serving the page.
+    comparison/    Compare: one request drawn with several recipes, measured, laid out and kept in the history.
+    generation/    Generate: one picture as an iterator of events, from a caption to a PNG, tried again when memory runs
+                   out.
+    hub/           Fetch: files from the Hugging Face Hub, resumed where they stopped; the only package that touches the
+                   network.
+    interop/       Prepared weights in stock diffusers, and quantization configurations for other people's scripts.
+    kernels/       Fast twins of what runs between and inside matrix products: Triton, processors, attention, and which
+                   are chosen.
+    machine/       Detect: what this machine is, what it can do, how fast it is and what is free; hardware is asked and
+                   timed here.
+    model/         Load: files to modules on a device, whole or offloaded, and the cache of what stays loaded.
+    planning/      Plan: which recipe, where its weights live, what that takes of memory and time, and what to try with
+                   less.
+    prepare/       Quantize, the process: source weights to a prepared folder that survives being killed at any moment.
+    quantization/  Number formats in plain torch, the truth that kernels are judged by: INT8, FP8, NF4, K-quants,
+                   rotation.
+    studio/        The one worker: its queue, its state, the services it calls, and the stages of a first run.
+    ui/            The page: it formats what the studio knows and hands on what the user asks, and knows no tensors.
 """
 
 __version__ = "0.1.0"

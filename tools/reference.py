@@ -20,7 +20,7 @@ import app as page_entry
 from ideogram_app import errors
 from ideogram_app.__main__ import app as command_line
 from ideogram_app.checkpoints.published.local import find_source
-from ideogram_app.comparison.record import Comparison
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.folders import DATA_VARIABLE, project_folder
 from ideogram_app.hub.access import CASES, TOKENS_PAGE
 from ideogram_app.interop.quant_config import PRECISIONS

@@ -1,1 +1,11 @@
-"""What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder."""
+"""What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder.
+
+Its modules (this list is made by tools/docs.py):
+
+    models.py        The shape of an Ideogram 4 model, in numbers, without torch.
+    presets.py       Ideogram 4's three sampling presets, as rows.
+    recipes.py       Every precision the program knows, one frozen row each.
+    speedups.py      What may be left out of a picture on request, as rows: opt-in, named in the result, and each with
+                     its cost measured.
+    text_encoder.py  The text encoder in numbers, without torch: its shape, and the precisions in which it may rest.
+"""

@@ -1,1 +1,14 @@
-"""Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead."""
+"""Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead.
+
+Its modules (this list is made by tools/docs.py):
+
+    gguf.py         GGUF files: tensors written one by one, tensors read where they lie.
+    prefetch.py     Weights on their way from disk to where they stay, read ahead in the order in which they will be
+                    asked for.
+    safetensors.py  Safetensors files: headers read and checked, tensors read where they lie, headers written before the
+                    data exist.
+    span.py         Where a tensor lies: a file, a place in it, and what its bytes mean. Every read of weights goes
+                    through here.
+    prepared/       What this program wrote: packed files, their journal and manifest, and the store that holds them.
+    published/      Any published layout of Ideogram 4's weights, read as tensors by one set of names.
+"""

@@ -1,4 +1,12 @@
-"""Prepared weights in stock diffusers, and quantization configurations for other people's scripts."""
+"""Prepared weights in stock diffusers, and quantization configurations for other people's scripts.
+
+Its modules (this list is made by tools/docs.py):
+
+    pipeline.py      Prepared weights in stock diffusers: its own classes, its own loaders, none of this program's
+                     kernels.
+    quant_config.py  Recipes for people who write their own diffusers script: which layers to keep, and the
+                     configuration that does it.
+"""
 
 from ideogram_app.interop.pipeline import load_pipeline, register_gguf, to_diffusers
 

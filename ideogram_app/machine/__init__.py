@@ -1,1 +1,17 @@
-"""Detect: what this machine is, what it can do, how fast it is and what is free; hardware is asked and timed here."""
+"""Detect: what this machine is, what it can do, how fast it is and what is free; hardware is asked and timed here.
+
+Its modules (this list is made by tools/docs.py):
+
+    capabilities.py  What a kind of device can and cannot do, each answer with its sentence: computing type, INT8 units,
+                     obstacles.
+    gpu_specs.py     Peaks of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by the name that
+                     a driver gives.
+    hardware.py      What this machine is: `detect(disk) -> Hardware`, the only file that asks.
+    memory.py        What memory is in use at this moment: of the first device and of RAM, by this process and by all
+                     others.
+    meter.py         Seconds and peak bytes of each phase: the only file that synchronizes a device.
+    microbench.py    Microbenchmarks: what a device does at best in matrix products, copies from RAM and reads from
+                     disk.
+    versions.py      The versions that a result was made with: of packages, from installed metadata alone, and of this
+                     program.
+"""

@@ -11,6 +11,12 @@ Nothing is compiled at import. The first call of a fit compiles for some seconds
 beside its source, or in the user's cache folder where that is read-only (`NUMBA_CACHE_DIR` names another). Compiled
 code runs without the interpreter's lock, so that Python's threads share the blocks. (Numba's own pool ends the process
 when two threads enter it at once.) Left out: packing into bytes, which is a few cheap torch operations.
+
+Its modules (this list is made by tools/docs.py):
+
+    affine.py     Q4_K and Q5_K in lanes: `fit_affine` of `k_search.py`, whose names and order of operations these are.
+    lanes.py      Blocks in the lanes of vector registers, and what Q4_K, Q5_K and Q6_K share there.
+    symmetric.py  Q6_K in lanes: `fit_symmetric` of `k_search.py`, whose names and order of operations these are.
 """
 
 from __future__ import annotations
