@@ -30,7 +30,7 @@ def switch(flag: str) -> bool:
 
 def read_flags(arguments: list[str] | None) -> argparse.Namespace:
     """The flags of the command line over those of the environment over the defaults."""
-    from ideogram_app.folders import data_folder, output_folder
+    from ideogram_app.files import data_folder, output_folder
 
     parser = argparse.ArgumentParser(description="Ideogram 4 on this machine, in several precisions side by side.")
     add = parser.add_argument

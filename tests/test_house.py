@@ -17,6 +17,7 @@ PACKAGE = ROOT / "ideogram_app"
 LINES: list[list[str]] = [
     [
         "errors",
+        "text",
         "recipes",
         "captions",
         "wire",
@@ -30,7 +31,7 @@ LINES: list[list[str]] = [
         "footprint",
         "versions",
         "checks",
-        "folders",
+        "files",
         "text_encoder",
         "savings",
         "encoders",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.footprint import gb
+from ideogram_app.text import gb
 
 
 @dataclass(frozen=True)
