@@ -30,7 +30,7 @@ def switch(flag: str) -> bool:
 
 def flag_parser() -> argparse.ArgumentParser:
     """The flags of the page; their defaults are what the environment says."""
-    from ideogram_app.folders import data_folder, output_folder
+    from ideogram_app.files import data_folder, output_folder
 
     parser = argparse.ArgumentParser(description="Ideogram 4 on this machine, in several precisions side by side.")
     add = parser.add_argument

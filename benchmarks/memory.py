@@ -52,9 +52,10 @@ from ideogram_app.model.transformer.backbone import Block  # noqa: E402
 from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.vae import Autoencoder, autoencoder  # noqa: E402
 from ideogram_app.planning.activations import decode_bytes, tile_gaps  # noqa: E402
-from ideogram_app.planning.footprint import device_bytes, device_share, footprint, gb  # noqa: E402
+from ideogram_app.planning.footprint import device_bytes, device_share, footprint  # noqa: E402
 from ideogram_app.planning.planner import plan  # noqa: E402
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread  # noqa: E402
+from ideogram_app.text import gb  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 GB = 10**9

@@ -28,16 +28,16 @@ from ideogram_app.cli.output import describe_hardware, describe_plan, describe_r
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
 from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import AppError, RequestError
-from ideogram_app.folders import data_folder, output_folder
+from ideogram_app.files import data_folder, output_folder, write_text
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.fallbacks import within
-from ideogram_app.planning.footprint import gb
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import Request
 from ideogram_app.studio.backend import hush, real_backend
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio
+from ideogram_app.text import gb
 from ideogram_app.wire import from_json, to_json, to_plain
 
 app = typer.Typer(
@@ -276,8 +276,7 @@ def compare(
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(entry.folder / SHEET_FILE, out)
         if json_file:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(to_json(entry.comparison), encoding="utf-8")
+            write_text(json_file, to_json(entry.comparison))
     print("\n".join(describe_result(result) for result in job.results))
     _insist(job)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ideogram_app.checkpoints.published.transformer import read_config
 from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, SafetensorsFile
-from ideogram_app.folders import project_folder
+from ideogram_app.files import project_folder
 from tools import replica_parts
 from tools.replica_parts import PERIOD, Pack, Part, dense, write_safetensors
 

@@ -20,6 +20,7 @@ from ideogram_app.benchmark.rows import rows_for
 from ideogram_app.benchmark.shapes import DTYPE_LABELS, ask, choose_dtype
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
+from ideogram_app.files import write_text
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.wire import to_json, to_plain
 
@@ -83,6 +84,5 @@ def choose_device(hardware: Hardware, asked: str) -> str:
 
 def _write(found: Benchmark, out: Path) -> Path:
     path = out / file_name(found) if out.is_dir() or not out.suffix else out
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_json(found) + "\n", encoding="utf-8")
+    write_text(path, to_json(found) + "\n")
     return path

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.microbench import Ceiling
-from ideogram_app.planning.footprint import gb
+from ideogram_app.text import gb
 
 
 @dataclass(frozen=True)

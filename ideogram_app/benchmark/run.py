@@ -42,8 +42,8 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.meter import PhaseMeter, held_bytes, release, trim
 from ideogram_app.machine.microbench import Ceiling, measure_ceiling
 from ideogram_app.machine.versions import commit, versions
-from ideogram_app.planning.footprint import gb
 from ideogram_app.planning.step_time import step_flops
+from ideogram_app.text import gb
 
 # What ends a row without anything being wrong, and what its packages, kernels and drivers raise when a version, a type
 # or a device does not suit them. Either way the other rows are timed all the same.

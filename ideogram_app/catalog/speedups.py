@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from ideogram_app.catalog.models import PIXELS_PER_TOKEN, Model
 from ideogram_app.errors import RequestError, choose
+from ideogram_app.text import listed
 
 # The miniature, 20 steps, 8 captions: blocks that still run, PSNR to the whole picture in the median and at worst.
 # 0.08: 96 %, 83 and 61 dB; 0.15: 74 %, 70 and 54 dB; 0.25: 60 %, 63 and 41 dB; 0.4: 52 %, 60 and 27 dB.
@@ -96,7 +97,7 @@ def check_speedups(names: tuple[str, ...]) -> None:
     about_guidance = [row.name for row in rows if row.every != 1]
     if len(about_guidance) > 1:
         raise RequestError(
-            "These savings decide about the same transformer", expected="one of them", got=" and ".join(about_guidance)
+            "These savings decide about the same transformer", expected="one of them", got=listed(about_guidance)
         )
 
 

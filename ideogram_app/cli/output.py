@@ -12,11 +12,11 @@ from typing import TextIO, TypeVar
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.footprint import gb
 from ideogram_app.planning.planner import Plan
 from ideogram_app.records import IN_BYTES, Event, Fallback, Result, decibels
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
+from ideogram_app.text import duration, gb, remaining
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def describe_plan(decided: Plan) -> list[str]:
         seconds = expected.seconds_per_step
         lines.append(f"  peak: {gb(expected.peak_device_bytes)} device, {gb(expected.peak_host_bytes)} RAM")
         lines.append(f"  download {gb(expected.download_bytes)}, disk {gb(expected.disk_bytes)} in all")
-        lines.append(f"  about {_duration(seconds)} a step" if seconds else "  time a step: not known for this device")
+        lines.append(f"  about {duration(seconds)} a step" if seconds else "  time a step: not known for this device")
     lines += [f"  - {reason}" for reason in decided.reasons]
     if decided.suggestion:
         lines.append(f"  > {decided.suggestion}")
@@ -130,7 +130,7 @@ def describe_event(event: Event) -> str:
     if event.phase in IN_BYTES and event.rate:
         parts.append(f"{gb(event.rate)}/s")
     if event.seconds_left is not None:
-        parts.append(f"{event.seconds_left:.0f} s left")
+        parts.append(f"{remaining(event.seconds_left)} left")
     return " ".join(part for part in parts if part)
 
 
@@ -156,10 +156,6 @@ def describe_offer(rung: Fallback) -> str:
         flags += [f"--{name}-limit {limit / 1e9:.2f}"] if limit is not None else []
     same = " (the same picture)" if rung.same_picture else ""
     return f"{rung.title}{same}: {' '.join(flags)}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "under 1 ms"
 
 
 def _overwrite(stream: TextIO, line: str, before: str) -> None:

@@ -18,7 +18,7 @@ from typing import TextIO
 from ideogram_app.catalog.models import find_model
 from ideogram_app.cli.output import follow
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError, RequestError
-from ideogram_app.folders import data_folder, output_folder
+from ideogram_app.files import data_folder, output_folder
 from ideogram_app.generation.validate import check_recipes
 from ideogram_app.studio.setup_stages import Stage, current, setup_stages
 from ideogram_app.studio.setup_status import SetupStatus

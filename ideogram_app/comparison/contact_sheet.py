@@ -10,12 +10,12 @@ import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.comparison.history import Comparison
-from ideogram_app.planning.footprint import gb
+from ideogram_app.files import write_png
 from ideogram_app.records import Result, decibels
+from ideogram_app.text import duration, gb
 from ideogram_app.wire import to_json
 
 SMALLEST_SIDE = 256  # pixels; smaller pictures are enlarged by a whole factor to at least this
@@ -25,13 +25,7 @@ INK, QUIET, PAPER, ALARM = (24, 24, 27), (100, 100, 110), (250, 250, 249), (170,
 
 def write_sheet(comparison: Comparison, path: Path) -> None:
     """Write the sheet to `path`, replacing it in one rename."""
-    sheet = draw_sheet(comparison)
-    notes = PngInfo()
-    notes.add_itxt("ideogram_app", to_json(comparison, indent=None))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".partial")
-    sheet.save(draft, "PNG", pnginfo=notes)
-    draft.replace(path)
+    write_png(path, draw_sheet(comparison), to_json(comparison, indent=None))
 
 
 def draw_sheet(comparison: Comparison) -> Image.Image:
@@ -61,9 +55,9 @@ def facts(result: Result) -> list[str]:
     title = find_recipe(result.recipe).title
     if result.error:
         return [title, *textwrap.wrap(f"failed: {result.error}", 34)[:7]]
-    lines = [title, f"{result.seconds.total:.2f} s in all"]
+    lines = [title, f"{duration(result.seconds.total)} in all"]
     if result.seconds_per_step is not None:
-        lines.append(f"{result.seconds_per_step * 1000:.0f} ms a step, first {result.seconds.first_step * 1000:.0f} ms")
+        lines.append(f"{duration(result.seconds_per_step)} a step, first {duration(result.seconds.first_step)}")
     if result.weight_bytes is not None:
         lines.append(f"weights {gb(result.weight_bytes)}")
     if result.peak_memory_bytes is not None:

@@ -9,7 +9,6 @@ Left out: an index, tags, search. The folders are the database, as in Fooocus, w
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ideogram_app.errors import RequestError
+from ideogram_app.files import write_text
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
 from ideogram_app.records import Request, Result
@@ -69,9 +69,7 @@ def find_entry(output: Path, name: str) -> Entry:
 def write_entry(folder: Path, comparison: Comparison) -> None:
     """Save a comparison beside its pictures; names instead of paths, so that the folder can be moved."""
     named = tuple(replace(r, image=Path(r.image).name if r.image else None) for r in comparison.results)
-    temporary = folder / f".{COMPARISON_FILE}.{os.getpid()}"
-    temporary.write_text(to_json(replace(comparison, results=named)), encoding="utf-8")
-    temporary.replace(folder / COMPARISON_FILE)
+    write_text(folder / COMPARISON_FILE, to_json(replace(comparison, results=named)))
 
 
 def read_entry(folder: Path) -> Entry | None:

@@ -24,11 +24,11 @@ from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, check_size, find_model
 from ideogram_app.catalog.presets import Preset, find_preset, guidance_for
+from ideogram_app.files import write_png
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.machine.meter import MeasuredPeaks, PhaseMeter, give_back
 from ideogram_app.machine.versions import versions
@@ -239,15 +239,9 @@ def draw(
 
 def save(image: Image.Image, result: Result, output: Path) -> Result:
     """Write the PNG, with the result inside it as text, in one rename; returns the result with its path."""
-    output.mkdir(parents=True, exist_ok=True)
     path = output / f"{result.recipe}.png"
-    result = replace(result, image=str(path))
-    notes = PngInfo()
-    notes.add_itxt("ideogram_app", to_json(replace(result, image=path.name), indent=None))
-    draft = path.with_suffix(".png.partial")
-    image.save(draft, "PNG", pnginfo=notes)
-    draft.replace(path)
-    return result
+    write_png(path, image, to_json(replace(result, image=path.name), indent=None))
+    return replace(result, image=str(path))
 
 
 def _progress(recipe: str, step_seconds: list[float], steps: int, picture: str | None) -> Event:

@@ -29,7 +29,7 @@ from huggingface_hub.errors import (
 
 from ideogram_app.checkpoints.published.local import Source
 from ideogram_app.errors import AccessError, CheckpointError
-from ideogram_app.planning.footprint import gb
+from ideogram_app.text import gb
 
 STATES = ("ready", "no_token", "not_accepted", "wrong_scope", "not_found", "offline", "unreachable")
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"

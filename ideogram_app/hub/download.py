@@ -26,14 +26,15 @@ from queue import Empty, SimpleQueue
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK, FileRow, sync, write_text
+from ideogram_app.checkpoints.prepared.manifest import FileRow
 from ideogram_app.checkpoints.published.local import Source
-from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError, is_disk_full
+from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError
+from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, locked, pieces, size_of, sync, write_text
 from ideogram_app.hub.access import CLIENT_ERRORS, LINE_ERROR, Remote, RemoteFile, address, explain, is_passing, look
-from ideogram_app.hub.record import RECORD, DownloadRecord, fetched, locked, read_record, size_of
+from ideogram_app.hub.record import RECORD, DownloadRecord, fetched, read_record
 from ideogram_app.hub.resume import WAITS, Chunk, download_file, pause
-from ideogram_app.planning.footprint import DISK_MARGIN, gb
 from ideogram_app.records import Event
+from ideogram_app.text import gb
 from ideogram_app.wire import to_json
 
 UNFINISHED = ".fetch"
@@ -106,19 +107,15 @@ class _Fetch:
     meter: _Meter
 
     def run(self) -> None:
+        filled_up = f"The disk filled up while {self.source.repository} was being fetched"
         try:
-            self._run()
+            with full_disk_told(filled_up, self.folder, "Make room and continue: what has been fetched is kept"):
+                self._run()
         except OSError as problem:  # what the line does has become an `AccessError` by now
-            if not is_disk_full(problem):
-                raise DiskError(f"{self.folder} cannot be written", got=problem.strerror or str(problem)) from problem
-            raise DiskError(
-                f"The disk filled up while {self.source.repository} was being fetched",
-                got=f"{gb(_disk_free(self.folder))} free",
-                do="Make room and continue: what has been fetched is kept",
-            ) from problem
+            raise DiskError(f"{self.folder} cannot be written", got=problem.strerror or str(problem)) from problem
 
     def _run(self) -> None:
-        with locked(self.folder, LOCK_SECONDS):
+        with locked(self.folder, f"{self.folder.name} is being fetched", LOCK_SECONDS):
             remote = self._look()
             self.meter.total, self.meter.count = remote.size, len(remote.files)
             self._check_disk(remote)
@@ -152,7 +149,7 @@ class _Fetch:
 
     def _check_disk(self, remote: Remote) -> None:
         missing = sum(file.size - self._kept(file) for file in remote.files)
-        needed, free = round(missing * DISK_MARGIN) + self.reserve_bytes, _disk_free(self.folder)
+        needed, free = round(missing * DISK_MARGIN) + self.reserve_bytes, disk_free(self.folder)
         if needed > free:
             later = f" and {gb(self.reserve_bytes)} for what is made of it" if self.reserve_bytes else ""
             raise DiskError(
@@ -189,7 +186,7 @@ class _Fetch:
                 return row
         hashes = _Hashes(file)
         with path.open("rb") as stream:
-            while data := stream.read(HASH_CHUNK):
+            for data in pieces(stream):
                 self._insist()
                 hashes.update(data)
                 self.meter.move(len(data), fresh=False, note="checking")
@@ -320,11 +317,3 @@ def _merged(record: DownloadRecord, old: DownloadRecord | None) -> DownloadRecor
     """The record so far, with rows of an earlier run that this one has not come to yet."""
     done = {row.path for row in record.files}
     return replace(record, files=(*record.files, *(row for row in (old.files if old else ()) if row.path not in done)))
-
-
-def _disk_free(folder: Path) -> int:
-    """Bytes free on the disk of a folder that need not exist yet."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -12,17 +12,13 @@ huggingface_hub keeps one small text file per file for this, in a hidden folder;
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from ideogram_app.checkpoints.prepared.manifest import FileRow
 from ideogram_app.checkpoints.published.local import BRANCHES, Source
 from ideogram_app.errors import RequestError
+from ideogram_app.files import bytes_taken, delete_folder, locked, size_of
 from ideogram_app.wire import from_json
 
 RECORD = "fetched.json"
@@ -77,12 +73,9 @@ def delete_fetched(folder: Path) -> int:
         return 0
     if not (folder / RECORD).is_file():
         raise RequestError(f"{folder} was not fetched by this program, so it is not deleted", expected=f"a {RECORD}")
-    with locked(folder, 0):
-        freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        doomed = folder.with_name(folder.name + ".old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)  # leaves its name in one step, so that a half deleted folder never has it
-        shutil.rmtree(doomed, ignore_errors=True)
+    with locked(folder, f"{folder.name} is being fetched"):
+        freed = bytes_taken(folder)
+        delete_folder(folder)
     return freed
 
 
@@ -93,29 +86,3 @@ def read_record(source: Source, folder: Path) -> DownloadRecord | None:
     except (OSError, UnicodeDecodeError, RequestError):
         return None
     return record if record.repository == source.repository else None
-
-
-@contextmanager
-def locked(folder: Path, seconds: float) -> Iterator[None]:
-    """Hold a folder alone; the operating system lets go of it when the process ends, however it ends.
-
-    Raises:
-        RequestError: another process, or thread, still holds it after so many seconds.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(folder.name + ".lock"))
-    try:
-        lock.acquire(timeout=seconds)
-    except Timeout as problem:
-        raise RequestError(
-            f"{folder.name} is being fetched by another process", do="Wait until that has finished, or stop it"
-        ) from problem
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, -1 where there is none."""
-    return path.stat().st_size if path.is_file() else -1

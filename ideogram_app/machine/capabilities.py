@@ -12,7 +12,7 @@ from __future__ import annotations
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.machine.gpu_specs import Flops
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.footprint import gb
+from ideogram_app.text import gb
 
 USE_MINIATURE = "Use the miniature (--model miniature), a small model of the same build that runs on any machine."
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less

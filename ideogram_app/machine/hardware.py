@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ideogram_app.files import disk_free
 
 # Compute capability -> generation, from NVIDIA's table of CUDA GPUs. 16-series cards are Turing without tensor cores.
 NVIDIA_GENERATIONS: dict[tuple[int, int], str] = {
@@ -342,11 +343,8 @@ def host_memory() -> tuple[int, int]:
 
 def _disk_free(folder: Path) -> int | None:
     """Free bytes where the folder is, or would be; None where nobody may look."""
-    folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
-        return shutil.disk_usage(folder).free
+        return disk_free(folder)
     except OSError:
         return None
 

@@ -32,7 +32,7 @@ from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.checkpoints.published.transformer import read_config, weight_files
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
 from ideogram_app.errors import CheckpointError
-from ideogram_app.folders import identity
+from ideogram_app.files import identity
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file, encoder_from_source
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.text_encoder.tokenizer import VOCABULARY, CaptionTokenizer

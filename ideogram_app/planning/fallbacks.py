@@ -18,12 +18,13 @@ from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS
-from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, gb
+from ideogram_app.planning.footprint import HOST_PROCESS_BYTES
 from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.records import Fallback, Request
+from ideogram_app.text import gb
 
 SMALLEST_RECIPE = PREFERRED_RECIPES[-1]
 SPARE_BYTES = 512 * 2**20  # beside what was wanted: what else the failed plan did not see coming, nobody knows

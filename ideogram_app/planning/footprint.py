@@ -239,8 +239,3 @@ def _encoder(model: Model, dense_bytes: int) -> tuple[int, int, int]:
     shares = [_count(linear) for linear in PUBLISHED_ENCODER.linears() if linear.name == EMBEDDING_TABLE]
     table = round(whole * sum(shares) / PUBLISHED_ENCODER.parameters()) if model.source_bytes else 0
     return whole, table, (whole - table) // layers
-
-
-def gb(size: float) -> str:
-    """Bytes for people, in powers of ten as disks and downloads are sold: 19313000000 -> 19.3 GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 
 from ideogram_app.machine.memory import MemoryNow
-from ideogram_app.planning.footprint import gb
+from ideogram_app.text import gb
 
 # What says so, in the words of torch's allocators, CUDA, ROCm, Metal, oneAPI, Triton, NumPy, the C++ library, the
 # kernel and Windows. The first that is found counts. "unclear" is the driver's word for three of the four.

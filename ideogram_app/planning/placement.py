@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.files import DISK_MARGIN
 from ideogram_app.machine.gpu_specs import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
-from ideogram_app.planning.footprint import DISK_MARGIN, HOST_PROCESS_BYTES, Footprint, device_bytes, gb
+from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, RejectedPlacement, least_busy, resident_seconds, with_slots
 from ideogram_app.planning.streaming import FEWEST_SLOTS, SLOTS, STREAMING_OVERHEAD
+from ideogram_app.text import gb, in_seconds
 
 RESIDENCIES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
 STALLED_SHARE = 0.02  # of a step: less waiting than this is called none
@@ -63,11 +65,6 @@ def _seatings(job: PlanInputs, size: Footprint) -> tuple[tuple[DeviceAssignment,
     )
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people, two digits where they are few."""
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
-
-
 def _slowness(option: Candidate) -> tuple[float, int, bool]:
     """What the fastest has least of; where no time is known, the home decides, and then two devices before one."""
     return option.seconds or 0.0, RESIDENCIES.index(option.residency or "disk"), not option.split
@@ -78,7 +75,7 @@ def _slower(best: Candidate, other: Candidate) -> RejectedPlacement:
     where = "One device for each transformer" if other.split else "On one device both transformers"
     if best.seconds and other.seconds:
         verb = "would take" if other.split else "would take, one after the other,"
-        reason = f"{where} {verb} {duration(other.seconds)} a step, not {duration(best.seconds)}."
+        reason = f"{where} {verb} {in_seconds(other.seconds)} a step, not {in_seconds(best.seconds)}."
     elif other.split:
         reason = f"{where} would let {gb(other.streamed)} travel in every step, not {gb(best.streamed)}."
     else:
@@ -220,7 +217,7 @@ def _pair_reason(job: PlanInputs, option: Candidate, seconds: float | None) -> s
     alone = resident_seconds(job, replace(option, seats=(replace(first, branches=(0, 1)),)))
     if seconds is None or alone is None:
         return f"{reason}."
-    return f"{reason}, {duration(seconds)}, and not their sum, {duration(alone)}."
+    return f"{reason}, {in_seconds(seconds)}, and not their sum, {in_seconds(alone)}."
 
 
 def _road(job: PlanInputs, moved: Candidate, source: str) -> str:
@@ -236,11 +233,11 @@ def _road(job: PlanInputs, moved: Candidate, source: str) -> str:
         reason += f" a device ({moved.streamed_blocks[0]} of the conditional transformer)"
     computing = resident_seconds(job, moved)
     if moved.seconds is None or computing is None:
-        return f"{reason}: at least {duration(moved.copying)} a step."
+        return f"{reason}: at least {in_seconds(moved.copying)} a step."
     waits = moved.seconds - computing * (1 + (STREAMING_OVERHEAD - 1) * count / blocks)
     if waits < STALLED_SHARE * moved.seconds:
-        return f"{reason}: {duration(moved.copying)} of copying, hidden behind {duration(computing)} of computing."
+        return f"{reason}: {in_seconds(moved.copying)} of copying, hidden behind {in_seconds(computing)} of computing."
     return (
-        f"{reason}: {duration(moved.copying)} of copying, of which {duration(waits)} do not hide behind "
-        f"{duration(computing)} of computing."
+        f"{reason}: {in_seconds(moved.copying)} of copying, of which {in_seconds(waits)} do not hide behind "
+        f"{in_seconds(computing)} of computing."
     )

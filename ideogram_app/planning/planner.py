@@ -30,7 +30,7 @@ from ideogram_app.machine.capabilities import (
 )
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS
-from ideogram_app.planning.footprint import Share, device_bytes, gb
+from ideogram_app.planning.footprint import Share, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, least_busy
 from ideogram_app.planning.peaks import decode_tile, encoder_home, peak_note, peaks, phase_notes
@@ -38,6 +38,7 @@ from ideogram_app.planning.placement import place
 from ideogram_app.planning.policy import PREFERRED_RECIPES, choose_candidate, comparison, reason_against
 from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.planning.step_time import step_flops
+from ideogram_app.text import gb
 
 WHAT_HELPS = {
     "disk": "Free that much disk space, or put the weights on another disk.",

@@ -11,10 +11,9 @@ Left out: weighing quality in numbers. The ladder is an order, and people see bo
 from __future__ import annotations
 
 from ideogram_app.machine.capabilities import int8_units
-from ideogram_app.planning.footprint import gb
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.option import Candidate
-from ideogram_app.planning.placement import duration
+from ideogram_app.text import gb, in_seconds
 
 # What an unasked plan picks from, best quality first. Of the INT8 family the rotated one: on the miniature its error is
 # that of bf16 itself (velocity 1.66 % against 1.65; int8-w8a8 3.8 as calibrated), it needs no calibration, and keeping
@@ -71,7 +70,7 @@ def comparison(better: Candidate, smaller: Candidate) -> str:
         return f"{saved}, but {closer} and has room."
     ratio = better.seconds / smaller.seconds
     return (
-        f"{saved} and take {duration(smaller.seconds)} a step, but {closer} and takes {duration(better.seconds)}: "
+        f"{saved} and take {in_seconds(smaller.seconds)} a step, but {closer} and takes {in_seconds(better.seconds)}: "
         f"{ratio:.2f} times as long, and {SLOWER_AT_MOST} are accepted."
     )
 
@@ -83,8 +82,8 @@ def _too_slow(better: Candidate, smaller: Candidate) -> str:
         return ""
     way = "read from disk" if better.residency == "disk" else "brought from RAM"
     return (
-        f"with {gb(better.streamed)} {way} in every step it would take {duration(slow)}, {slow / fast:.1f} times as "
-        f"long as {smaller.recipe.title} ({duration(fast)}); at most {SLOWER_AT_MOST} times are accepted."
+        f"with {gb(better.streamed)} {way} in every step it would take {in_seconds(slow)}, {slow / fast:.1f} times as "
+        f"long as {smaller.recipe.title} ({in_seconds(fast)}); at most {SLOWER_AT_MOST} times are accepted."
     )
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from typing import Any
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.errors import RequestError
+from ideogram_app.files import write_json
 from ideogram_app.machine.gpu_specs import (
     DISK_BYTES_PER_SECOND,
     LINK_BYTES_PER_SECOND,
@@ -217,10 +217,7 @@ def write(file: Path, name: str, remembered: MachineProfile) -> None:
         OSError: the folder cannot be written to.
     """
     rows = {**_rows(file), name: to_plain(remembered)}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"machines": rows}, indent=2, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(file)
+    write_json(file, {"machines": rows})
 
 
 def _rows(file: Path) -> Mapping[str, Any]:

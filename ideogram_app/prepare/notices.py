@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from ideogram_app import __version__
-from ideogram_app.checkpoints.prepared.manifest import write_text
+from ideogram_app.files import write_text
 
 NOTICE = "NOTICE"
 OWN_WEIGHTS = ("miniature",)  # models that this program made itself

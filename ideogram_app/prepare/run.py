@@ -8,7 +8,6 @@ on, for the manifest, so that an 18.5 GB source is not read twice in a row befor
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -23,14 +22,15 @@ from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import Unit
 from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.journal import Filling, Journal, MismatchError, hash_parts, make_blank
-from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow, Manifest, hash_file, write_text
+from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow, Manifest
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
-from ideogram_app.errors import CheckpointError, DiskError, is_disk_full
-from ideogram_app.planning.footprint import DISK_MARGIN, gb
+from ideogram_app.errors import CheckpointError, DiskError
+from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, hash_file, write_json
 from ideogram_app.prepare.notices import write_notices
 from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning
 from ideogram_app.prepare.source_hash import BackgroundHashes
 from ideogram_app.records import Event
+from ideogram_app.text import gb
 
 SETTLED_SECONDS = 0.01  # before this much time a rate says nothing: what is kept takes none
 # Of a byte of the finished files, the share of its work that is done once it is packed; the rest is its hash.
@@ -102,20 +102,15 @@ class PrepareRun:
 
     def guarded(self) -> Iterator[Event]:
         """`run`, with a full disk put into words, and nothing left of files that do not match their source."""
+        filled_up = f"The disk filled up while {self.recipe.name} was being prepared"
+        again = "Make room and prepare it again: what is done is kept"
         try:
-            yield from self.run()
+            with full_disk_told(filled_up, self.place.final, again):
+                yield from self.run()
         except MismatchError:
             shutil.rmtree(self.place.staging, ignore_errors=True)
             self.place.journal.unlink(missing_ok=True)
             raise
-        except OSError as problem:
-            if not is_disk_full(problem):
-                raise
-            raise DiskError(
-                f"The disk filled up while {self.recipe.name} was being prepared",
-                got=f"{gb(self.place.disk_free)} free",
-                do="Make room and prepare it again: what is done is kept",
-            ) from problem
 
     def run(self) -> Iterator[Event]:
         self._check_disk()
@@ -179,7 +174,7 @@ class PrepareRun:
     def _check_disk(self) -> None:
         units = [(packing, unit) for packing in self.packings for unit in packing.units]
         there = sum(packing.size(unit) for packing, unit in units if (packing.name, unit.name) in self.journal)
-        needed, free = round((self.written - there) * DISK_MARGIN), self.place.disk_free
+        needed, free = round((self.written - there) * DISK_MARGIN), disk_free(self.place.final)
         if needed > free:
             raise DiskError(
                 f"There is too little room in {self.place.final.parent} for {self.recipe.name}",
@@ -192,7 +187,7 @@ class PrepareRun:
         """Fill a branch's file; units that the journal vouches for stay."""
         settings = formats.branch_config(self.recipe, packing.component, packing.reader.config)
         config = self.place.staging / packing.name / "config.json"
-        write_text(config, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+        write_json(config, settings, sort_keys=True)
         make_blank(packing.path, packing.blank)
         written = PackedBranch(packing.path, self.recipe, packing.component)
         with packing.path.open("r+b", buffering=0) as file:

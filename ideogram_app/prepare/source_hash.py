@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK
+from ideogram_app.files import pieces
 
 
 class BackgroundHashes:
@@ -55,7 +55,9 @@ class BackgroundHashes:
     def _hash(self, path: Path) -> str:
         started, digest = time.perf_counter(), hashlib.sha256()
         with path.open("rb", buffering=0) as file:
-            while not self._stop.is_set() and (chunk := file.read(HASH_CHUNK)):
-                digest.update(chunk)
+            for piece in pieces(file):
+                if self._stop.is_set():
+                    break
+                digest.update(piece)
         self.seconds += time.perf_counter() - started
         return digest.hexdigest()

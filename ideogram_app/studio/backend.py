@@ -23,11 +23,11 @@ from ideogram_app.catalog.text_encoder import DEFAULT
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import RequestError
-from ideogram_app.folders import bytes_taken
+from ideogram_app.files import DISK_MARGIN, bytes_taken
 from ideogram_app.hub.access import Access, access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow, memory_now
-from ideogram_app.planning.footprint import DISK_MARGIN, encoder_weights
+from ideogram_app.planning.footprint import encoder_weights
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.profile import MachineProfile, ProfileStore
 from ideogram_app.records import Event, Request

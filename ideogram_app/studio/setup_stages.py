@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ideogram_app.checkpoints.published.local import find_source
-from ideogram_app.planning.footprint import gb
 from ideogram_app.records import Event
-from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, both, disk_short, fetch_time, make_time
+from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, disk_short, fetch_time, make_time
 from ideogram_app.studio.state import Job, State
+from ideogram_app.text import gb, listed
 
 # State of the gate -> tone, heading, and what its page is for; states that are not here stand in nobody's way.
 GATES: dict[str, tuple[str, str, str]] = {
@@ -168,7 +168,7 @@ def _plan(view: SetupStatus) -> Stage:
         again = Action("prepare", ",".join(view.recipes), "I made room: try again")
         return replace(stage, standing="blocked", sentence=view.failure or disk_short(view), action=again)
     costs = [f"{gb(view.to_fetch)} to fetch" if view.to_fetch else "", f"{gb(view.to_make)} to make"]
-    sentence = f"{view.titles}: {both([cost for cost in costs if cost])}." if view.missing else f"{view.titles}."
+    sentence = f"{view.titles}: {listed([cost for cost in costs if cost])}." if view.missing else f"{view.titles}."
     if not planned.fits:
         sentence += " This machine cannot draw with it; it can be made here and used on another."
     return replace(stage, sentence=sentence)

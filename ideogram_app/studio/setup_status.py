@@ -16,12 +16,14 @@ from typing import Any
 from ideogram_app.catalog.models import Model, find_model, weight_bytes
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.checkpoints.published.local import Source, find_source
+from ideogram_app.files import DISK_MARGIN
 from ideogram_app.hub.access import Access
-from ideogram_app.planning.footprint import DISK_MARGIN, encoder_weights, gb
+from ideogram_app.planning.footprint import encoder_weights
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.state import Job, State
+from ideogram_app.text import gb, lasting, listed
 
 EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, said as an example as long as no byte has come
 # Weights a second, trying and hashing included, on two cores without a GPU (benchmarks/results/quantize-full-cpu.json:
@@ -46,23 +48,6 @@ def _made(shape: Model, recipe: Recipe) -> int:
 @cache
 def _weights(shape: Model) -> int:
     return sum(branch.parameters() for branch in shape.branches)
-
-
-def lasting(seconds: float) -> str:
-    """A time that is only estimated: under a minute, about 37 minutes, about 1 h 45 min."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return "under a minute"
-    return (
-        f"about {minutes} minute{'s' * (minutes > 1)}"
-        if minutes < 100
-        else f"about {minutes // 60} h {minutes % 60} min"
-    )
-
-
-def both(names: list[str]) -> str:
-    """Names in a sentence: INT8 W8A8, FP8 and GGUF Q4_K."""
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
 
 
 @dataclass(frozen=True)
@@ -161,7 +146,7 @@ class SetupStatus:
 
     @property
     def titles(self) -> str:
-        return both([RECIPES[name].title for name in self.recipes])
+        return listed([RECIPES[name].title for name in self.recipes])
 
     @cached_property
     def at(self) -> int:

@@ -6,8 +6,9 @@ Left out: axes, a chart library, and anything fetched from elsewhere; a few bars
 from __future__ import annotations
 
 from ideogram_app.records import REFERENCE, Result
+from ideogram_app.text import duration, size
 from ideogram_app.ui.results import Shown
-from ideogram_app.ui.words import duration, esc, recipe_title, size
+from ideogram_app.ui.words import esc, recipe_title
 
 CHARTED_PHASES = (("load", "Load"), ("encode", "Text"), ("denoise", "Draw"), ("decode", "Decode"))
 

@@ -6,7 +6,8 @@ Left out: search and deletion; each comparison is a folder, and folders can be s
 from __future__ import annotations
 
 from ideogram_app.comparison.history import Entry
-from ideogram_app.ui.words import clock, esc, file_url, gist, recipe_title, settings
+from ideogram_app.text import clock
+from ideogram_app.ui.words import esc, file_url, gist, recipe_title, settings
 
 
 def gallery(entries: tuple[Entry, ...], opened: str | None) -> str:

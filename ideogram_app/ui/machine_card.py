@@ -9,7 +9,8 @@ from ideogram_app.catalog.models import find_model
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, Rejected
 from ideogram_app.studio.state import State
-from ideogram_app.ui.words import RESIDENCY_WORDS, duration, esc, recipe_title, size
+from ideogram_app.text import duration, size
+from ideogram_app.ui.words import RESIDENCY_WORDS, esc, recipe_title
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
 

@@ -14,7 +14,8 @@ import gradio as gr
 from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
-from ideogram_app.ui.words import act, clock, esc, size
+from ideogram_app.text import clock, size
+from ideogram_app.ui.words import act, esc
 
 MOVED = 0.01  # of the whole: less than a pixel on a phone, and not worth sending
 POLL_SECONDS = 2000  # milliseconds

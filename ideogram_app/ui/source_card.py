@@ -13,10 +13,11 @@ from ideogram_app.hub.access import Access
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.setup_stages import CLOSED, GATES, setup_stages
-from ideogram_app.studio.setup_status import SetupStatus, both, disk_short
+from ideogram_app.studio.setup_status import SetupStatus, disk_short
 from ideogram_app.studio.state import Job, State
+from ideogram_app.text import listed, size
 from ideogram_app.ui.guide_card import stage_list
-from ideogram_app.ui.words import act, esc, link, linked, recipe_title, size
+from ideogram_app.ui.words import act, esc, link, linked, recipe_title
 
 SOURCE_LABELS = {
     "given": ("your own copy", "ok"),
@@ -81,7 +82,7 @@ def _facts(row: Source, source: SourceState, job: Job | None, state: State, mode
         rows = [("Fetched, once", size(row.size))]
         if recipes:
             titles = [recipe_title(name) for name in recipes]
-            named = both(titles if source.companions_bytes else [*titles, "the text encoder"])
+            named = listed(titles if source.companions_bytes else [*titles, "the text encoder"])
             rows.append(("Made from it", f"{size(made)}, {esc(named)}"))
             rows.append(("Kept", f"{size(row.size + made)}, or {size(made)} without the download"))
         rows += [("Free on this disk", size(free)), ("Licence", licence)]
@@ -103,7 +104,7 @@ def _now(row: Source, source: SourceState, job: Job | None, state: State, model:
 def _promise(state: State, model: str) -> str:
     """What happens to somebody's time, in two sentences; and what this machine will not do with it."""
     ready = [name for name, status in state.statuses.get(model, {}).items() if status.state == "ready"]
-    kept = f"{both([recipe_title(name) for name in ready])} can be used without it. " if ready else ""
+    kept = f"{listed([recipe_title(name) for name in ready])} can be used without it. " if ready else ""
     fits = state.machine is None or state.machine.plans[model].fits
     warning = (
         ""
@@ -158,7 +159,7 @@ def _farewell(source: SourceState, state: State, model: str) -> str:
         return (
             '<p class="quiet lead">Fetched and checked. Prepare a precision below; the download can go after that.</p>'
         )
-    kept = both([recipe_title(recipe) for recipe in ready])
+    kept = listed([recipe_title(recipe) for recipe in ready])
     stays = "stays" if len(ready) == 1 else "stay"
     amount = size(source.bytes)
     sure = act("delete", model, f"Delete {amount}", f"Delete the download of {amount}")

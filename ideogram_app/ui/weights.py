@@ -12,9 +12,10 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.studio.setup_status import made_bytes
 from ideogram_app.studio.state import Job, State
+from ideogram_app.text import size
 from ideogram_app.ui.form import offered
 from ideogram_app.ui.source_card import can_make, source_card
-from ideogram_app.ui.words import act, bar, esc, linked, progress_words, size
+from ideogram_app.ui.words import act, bar, esc, linked, progress_words
 
 RECIPE_LABELS = {
     "ready": ("ready", "ok"),

@@ -1,4 +1,4 @@
-"""Numbers and phrases for people, and the escaping of everything that comes from outside.
+"""Phrases of the page about what is going on, and the escaping of everything that comes from outside.
 
 Left out: translations.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.speedups import find_speedup
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.records import IN_BYTES, Event, Request
+from ideogram_app.text import remaining, size
 
 RESIDENCY_WORDS = {"resident": "resident", "streamed": "streamed from RAM", "disk": "streamed from disk"}
 PHASE_VERBS = {
@@ -38,53 +38,6 @@ _ADDRESS_OR_COMMAND = re.compile(r"(https://[^\s,;]*[^\s,;.:!?]|`[^`]+`)")
 def esc(text: object) -> str:
     """Text that is safe inside HTML, in attributes too."""
     return html.escape(str(text), quote=True)
-
-
-def size(count: float | None) -> str:
-    """Bytes in powers of ten, three figures: 19.3 GB, 842 MB, 7.24 MB."""
-    if count is None:
-        return "–"
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{figures(count / factor)} {unit}"
-    return f"{count:.0f} B"
-
-
-def figures(value: float) -> str:
-    """Three significant figures without an exponent: 0.34, 4.21, 93.5, 1204."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:.{digits}f}"
-
-
-def duration(seconds: float | None) -> str:
-    """340 ms, 4.21 s, 2 min 5 s, 1 h 20 min."""
-    if seconds is None:
-        return "–"
-    if 0 < seconds < 0.0005:
-        return "under 1 ms"
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{figures(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def remaining(seconds: float) -> str:
-    """An estimate, in whole seconds or minutes, because it is one."""
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def clock(seconds: float) -> str:
-    """A moment of today as 14:05, of another day as 3 Nov, 14:05."""
-    then, now = time.localtime(seconds), time.localtime()
-    hour = time.strftime("%H:%M", then)
-    return hour if then[:3] == now[:3] else f"{then.tm_mday} {time.strftime('%b', then)}, {hour}"
 
 
 def recipe_title(name: str) -> str:

@@ -7,6 +7,7 @@ the machine is made up, so that the disk has room wherever this runs. The offer 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,8 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[First]:
     token = tmp_path / "token"
     for module in (transferring, fetching):
         monkeypatch.setattr(module, "WAITS", (0.01,) * 6)
-    monkeypatch.setattr(fetching, "_disk_free", lambda folder: ROOMY)
+    usage = shutil.disk_usage(tmp_path)._replace(free=ROOMY)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with Hub(write_repository(tmp_path / "repository"), SOURCE.repository).running() as hub:
         turn_to(hub.endpoint, monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(token))

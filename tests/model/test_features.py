@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.published.local import local_folder
-from ideogram_app.folders import identity
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.model.components import load_components
 from ideogram_app.model.text_encoder.features import CACHE_BYTES, LONGEST_TEXT, FeatureCache, FeatureKey, encode
@@ -122,31 +118,3 @@ def test_the_miniatures_features_come_back_to_the_last_bit(dtype: torch.dtype) -
     cache, key = FeatureCache(), FeatureKey("miniature", "shipped", dtype, caption)
     cache.features(key, lambda: features)
     assert torch.equal(cache.features(key, refuse), features)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for part in ("text_encoder", "tokenizer", "vae"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "config.json").write_text("{}", encoding="utf-8")
-    return tmp_path
-
-
-def test_an_encoder_is_another_when_a_file_of_it_changes(folder: Path) -> None:
-    seen = {identity(folder, ("text_encoder", "tokenizer"))}
-    assert identity(folder, ("text_encoder", "tokenizer")) in seen
-    (folder / "vae" / "config.json").write_text("{ }", encoding="utf-8")
-    assert identity(folder, ("text_encoder", "tokenizer")) in seen, "the VAE has no part in features"
-    (folder / "text_encoder" / "model.safetensors").write_bytes(b"weights")
-    assert identity(folder, ("text_encoder", "tokenizer")) not in seen
-    seen.add(identity(folder, ("text_encoder", "tokenizer")))
-    os.utime(folder / "tokenizer" / "config.json", ns=(1, 1))
-    assert identity(folder, ("text_encoder", "tokenizer")) not in seen
-    seen.add(identity(folder, ("text_encoder", "tokenizer")))
-    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model-Q4_K.gguf")
-    assert identity(folder, ("text_encoder", "tokenizer")) not in seen
-
-
-def test_encoders_in_two_folders_are_two(folder: Path) -> None:
-    parts = ("text_encoder", "tokenizer")
-    assert identity(folder, parts) != identity(local_folder("miniature"), parts)

@@ -14,13 +14,14 @@ from ideogram_app.catalog.recipes import RECIPES, find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.gpu_specs import MeasuredRates
 from ideogram_app.machine.hardware import DeviceUser, Hardware
-from ideogram_app.planning.footprint import device_bytes, encoder_weights, footprint, gb, room_for_weights
+from ideogram_app.planning.footprint import device_bytes, encoder_weights, footprint, room_for_weights
 from ideogram_app.planning.inputs import TILE_SIDES, WINDOWS_LOCKED_SHARE, DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, with_slots
 from ideogram_app.planning.placement import place
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES, SLOWER_AT_MOST, STREAMED_AT_MOST, reason_against
 from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.text import gb
 from ideogram_app.wire import from_json, to_json
 
 GIB = 2**30

@@ -5,16 +5,15 @@ The program looks before it begins, so here it is told that there is room, and t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import DiskError
 from ideogram_app.generation.captions import wrap_plain
-from ideogram_app.hub import download as fetching
 from ideogram_app.hub.download import fetch
 from ideogram_app.hub.record import fetched, source_folder
 from ideogram_app.prepare.components import prepare_components
@@ -31,8 +30,8 @@ RECIPE, MEGABYTE = "int8-w8a8-rotated", 2**20
 
 @pytest.fixture
 def told_it_is_roomy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetching, "_disk_free", lambda folder: 10**12)
-    monkeypatch.setattr(PreparedFolder, "disk_free", property(lambda place: 10**12))
+    usage = shutil.disk_usage("/")._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -29,12 +30,11 @@ from small_model import (
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared import journal
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import read_manifest
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import AccessError, CheckpointError, DiskError, RequestError
-from ideogram_app.folders import project_folder
+from ideogram_app.files import project_folder
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.quantization import fp8, k_quants
 
@@ -257,7 +257,8 @@ def test_the_reference_of_the_miniature_needs_no_preparation(store) -> None:
 
 
 def test_too_little_disk_is_said_before_anything_is_written(store, source, monkeypatch) -> None:
-    monkeypatch.setattr(PreparedFolder, "disk_free", property(lambda self: 1000))
+    usage = shutil.disk_usage(store.root.parent)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(DiskError, match=r"Expected .* MB free, a margin of 10% included\. Got 0\.0 MB"):
         list(prepare(store, NAME, "fp8", source))
     assert store.status(NAME, "fp8").state == "missing"

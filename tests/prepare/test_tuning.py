@@ -10,9 +10,10 @@ import torch
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.checkpoints.prepared.manifest import read_manifest, sha256
+from ideogram_app.checkpoints.prepared.manifest import read_manifest
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.files import cached_hash
 from ideogram_app.prepare.calibration.calibration import read_calibration
 from ideogram_app.prepare.calibration.tuning import calibration_at_hand, calibration_file, tuning_for
 from ideogram_app.prepare.packing import UNTUNED
@@ -38,7 +39,7 @@ def test_a_recipe_takes_from_a_calibration_what_its_row_says(recipe: str) -> Non
     assert bool(tuned.importance[0]) == bool(tuned.importance[1]) == (row.storage == "gguf")
     assert (tuned.protected is not None) == bool(row.fragile)
     uses_any = row.smoothed or bool(row.fragile) or row.storage == "gguf"
-    assert (tuned.calibration == sha256(SHIPPED)) == uses_any and (tuned == UNTUNED) == (not uses_any)
+    assert (tuned.calibration == cached_hash(SHIPPED)) == uses_any and (tuned == UNTUNED) == (not uses_any)
 
 
 def test_importance_is_the_mean_square_of_what_a_layer_reads_and_fits_its_columns() -> None:
@@ -58,7 +59,7 @@ def test_a_calibrated_folder_records_it_protects_fewer_layers_and_loads(tmp_path
     list(backend.prepare("miniature", "int8-w8a8"))
     manifest = read_manifest(store.path("miniature", "int8-w8a8"))
     found = read_calibration(SHIPPED, MODELS["miniature"]).protected(RECIPES["int8-w8a8"].packs)
-    assert manifest.calibration == sha256(SHIPPED)
+    assert manifest.calibration == cached_hash(SHIPPED)
     assert manifest.protected == (*RECIPES["int8-w8a8"].protected, *found)
     assert store.status("miniature", "int8-w8a8").usable
     by_name = sum(RECIPES["int8-w8a8"].protecting().packs(linear.name) for linear in _linears())

@@ -20,8 +20,9 @@ from ideogram_app.planning.planner import plan
 from ideogram_app.records import Event
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages
-from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, lasting
+from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus
 from ideogram_app.studio.state import Job, Machine, State
+from ideogram_app.text import lasting
 from ideogram_app.ui.guide_card import guide_card
 
 MODEL, RECIPE, OTHER = "ideogram-4", "int8-w8a8-rotated", "gguf-q4_k"
@@ -231,14 +232,6 @@ def test_once_bytes_came_the_time_is_that_of_the_line() -> None:
     stopped = known(BEGUN, job=job("fetch", state="stopped"))
     assert facts(stopped, "fetch")["Time to fetch"] == f"{lasting((27.5e9 - 12e9) / RATE)} at 41.0 MB/s"
     assert current(setup_stages(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(20, "under a minute"), (60, "about 1 minute"), (2200, "about 37 minutes"), (6300, "about 1 h 45 min")],
-)
-def test_an_estimate_is_said_in_whole_minutes(seconds: float, words: str) -> None:
-    assert lasting(seconds) == words
 
 
 def test_what_the_disk_lacks_is_what_would_make_it_enough() -> None:

@@ -6,7 +6,6 @@ are asked for as JSON captions, as plain sentences and as plain sentences in the
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from PIL import Image
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.presets import PRESETS, Preset
+from ideogram_app.files import write_json
 from ideogram_app.machine.versions import versions
 from ideogram_app.wire import to_plain
 from training.miniature import scenes
@@ -109,8 +109,7 @@ def main(
             print(f"{preset} guidance {weight} {form}: {tally.shares()} ({seconds:.2f} s a picture)", flush=True)
             rows.append({"form": form, "guidance": weight, "shares": tally.shares(), "counts": to_plain(tally)})
     if out:
-        report = {"preset": preset, "captions": count, "versions": versions(), "rows": rows}
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(out, {"preset": preset, "captions": count, "versions": versions(), "rows": rows})
 
 
 if __name__ == "__main__":

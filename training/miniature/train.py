@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from ideogram_app.checkpoints.prepared.manifest import write_sums
+from ideogram_app.files import bytes_taken, replacing
 from ideogram_app.model.text_encoder.features import tokenize
+from ideogram_app.text import gb
 from training.miniature import blueprint, scenes
 from training.miniature.autoencoder import encode, normalise, set_statistics, train_autoencoder
 from training.miniature.network import TextFeatures, Velocity, padding_bias
@@ -199,8 +201,8 @@ def run_budget(
 
 
 def _save(path: Path, state: object) -> None:
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    with replacing(path) as draft:
+        torch.save(state, draft)
 
 
 def autoencoder_stage(work: Path, pictures: int, steps: int) -> None:
@@ -296,8 +298,7 @@ def export(work: Path, out: Path, encoder: nn.Module, first: nn.Module, second: 
     pipeline = Ideogram4Pipeline(blueprint.build_scheduler(), parts[0], parts[1], tokenizer, parts[2], parts[3])
     pipeline.save_pretrained(out)
     write_sums(out)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    say(f"wrote {out}, {size / 1e6:.1f} MB")
+    say(f"wrote {out}, {gb(bytes_taken(out))}")
 
 
 def main(

@@ -14,15 +14,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from ideogram_app.checkpoints.prepared.manifest import MANIFEST, Manifest, expect_hash, read_manifest, sync, write_text
-from ideogram_app.errors import DiskError, RequestError, is_disk_full
-from ideogram_app.folders import bytes_taken
+from ideogram_app.checkpoints.prepared.manifest import MANIFEST, Manifest, expect_hash, read_manifest
+from ideogram_app.files import bytes_taken, delete_folder, full_disk_told, locked, sync, write_text
 from ideogram_app.wire import to_json
 
 
@@ -48,14 +45,6 @@ class PreparedFolder:
         """The file that says what of the staging folder is done."""
         return self._beside(".journal")
 
-    @property
-    def disk_free(self) -> int:
-        """Bytes free on its disk."""
-        folder = self.final.absolute()
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
-
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the files alone; the operating system lets go of them when the process ends, however it ends.
@@ -64,24 +53,11 @@ class PreparedFolder:
             RequestError: another process, or thread, holds them.
             DiskError: not even an empty file finds room.
         """
-        path = self._beside(".lock")
-        lock = FileLock(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout as problem:
-            raise RequestError(
-                f"{self.title} is being prepared by another process",
-                do="Wait until that has finished, or stop it",
-            ) from problem
-        except OSError as problem:
-            if not is_disk_full(problem):
-                raise
-            raise DiskError(f"There is no room left in {path.parent}", do="Make room and try again") from problem
-        try:
+        parent = self.final.parent
+        with ExitStack() as held:
+            with full_disk_told(f"There is no room left in {parent}", parent, "Make room and try again"):
+                held.enter_context(locked(self.final, f"{self.title} is being prepared"))
             yield
-        finally:
-            lock.release()
 
     def publish(self, manifest: Manifest) -> Path:
         """Give the finished staging folder its final name, in place of what has it."""
@@ -112,13 +88,9 @@ class PreparedFolder:
 
     def delete(self) -> int:
         """Remove the folder, and what a preparation left of it; says how many bytes that freed. Hold the lock."""
-        folders = [self.final, self.staging, self._beside(".old")]
-        freed = sum(bytes_taken(folder) for folder in folders if folder.is_dir())
-        if self.final.is_dir():  # leaves its name in one step, so that a half deleted folder never has it
-            shutil.rmtree(folders[2], ignore_errors=True)
-            self.final.rename(folders[2])
-        for folder in folders[1:]:
-            shutil.rmtree(folder, ignore_errors=True)
+        freed = sum(bytes_taken(folder) for folder in (self.final, self.staging, self._beside(".old")))
+        delete_folder(self.final)
+        shutil.rmtree(self.staging, ignore_errors=True)
         self.journal.unlink(missing_ok=True)
         return freed
 

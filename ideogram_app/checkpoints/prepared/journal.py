@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
-from ideogram_app.checkpoints.prepared.manifest import HASH_CHUNK, write_text
 from ideogram_app.errors import CheckpointError
+from ideogram_app.files import hash_span, pieces, replacing, write_text
 
 
 class MismatchError(CheckpointError):
@@ -122,20 +122,9 @@ def make_blank(path: Path, blank: FilePlan) -> None:
         with path.open("rb") as file:
             if file.read(len(blank.header)) == blank.header:
                 return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("wb") as file:
+    with replacing(path) as draft, draft.open("wb") as file:
         file.write(blank.header)
         file.truncate(blank.size)
-    draft.replace(path)
-
-
-def hash_span(file: FileIO, start: int, stop: int) -> str:
-    """The hash of the bytes at a place, as the file has them."""
-    digest = hashlib.sha256()
-    for piece in _pieces(file, start, stop):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def hash_parts(path: Path, blank: FilePlan, expected: Mapping[str, str]) -> Iterator[tuple[int, str]]:
@@ -151,10 +140,10 @@ def hash_parts(path: Path, blank: FilePlan, expected: Mapping[str, str]) -> Iter
     with path.open("rb", buffering=0) as file:
         end = 0
         for name, (start, stop) in sorted(blank.spans.items(), key=lambda item: item[1]):
-            for piece in _pieces(file, end, start):  # the header, or what aligns a part
+            for piece in pieces(file, end, start):  # the header, or what aligns a part
                 whole.update(piece)
             part = hashlib.sha256()
-            for piece in _pieces(file, start, stop):
+            for piece in pieces(file, start, stop):
                 whole.update(piece)
                 part.update(piece)
             if part.hexdigest() != expected[name]:
@@ -166,17 +155,9 @@ def hash_parts(path: Path, blank: FilePlan, expected: Mapping[str, str]) -> Iter
                 )
             yield stop - end, whole.hexdigest()
             end = stop
-        for piece in _pieces(file, end, blank.size):
+        for piece in pieces(file, end, blank.size):
             whole.update(piece)
         yield blank.size - end, whole.hexdigest()
-
-
-def _pieces(file: FileIO, start: int, stop: int) -> Iterator[bytes]:
-    """The bytes at a place, a few at a time; fewer than asked for where the file ends early."""
-    file.seek(start)
-    while start < stop and (piece := file.read(min(HASH_CHUNK, stop - start))):
-        start += len(piece)
-        yield piece
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,25 +7,21 @@ damage, not malice.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import weight_files
 from ideogram_app.errors import CheckpointError, RequestError
+from ideogram_app.files import cached_hash, hash_file, write_json
 from ideogram_app.wire import from_json
 
 MANIFEST_FORMAT = 1  # of the manifest and of everything it lists; a change makes older folders be prepared again
 MANIFEST = "manifest.json"
 SUMS_FILE = "sha256.json"  # path inside the folder -> sha256
-HASH_CHUNK = 2**22
 AGAIN = "Prepare it again"
 
 
@@ -115,41 +111,14 @@ def file_row(path: Path, folder: Path) -> FileRow:
     """The row of a source file, named from a folder where it lies inside it."""
     stat = path.stat()
     name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
-    return FileRow(name, stat.st_size, sha256(path), stat.st_mtime_ns)
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, remembered as long as its size and time of change stay.
-
-    Raises:
-        CheckpointError: the file is missing.
-    """
-    try:
-        stat = path.stat()
-    except FileNotFoundError as problem:
-        raise CheckpointError(f"There is no file {path}") from problem
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    return hash_file(path)
-
-
-def hash_file(path: Path) -> str:
-    """The hash of a file as it is now."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return FileRow(name, stat.st_size, cached_hash(path), stat.st_mtime_ns)
 
 
 def write_sums(folder: Path) -> Path:
     """Record the hashes of a pipeline folder's weights and vocabulary, for `verify_sums`."""
     files = sorted([*folder.rglob("*.safetensors"), *folder.rglob("tokenizer.json")])
     sums = {path.relative_to(folder).as_posix(): hash_file(path) for path in files}
-    write_text(folder / SUMS_FILE, json.dumps(sums, indent=2) + "\n")
+    write_json(folder / SUMS_FILE, sums)
     return folder / SUMS_FILE
 
 
@@ -183,22 +152,3 @@ def expect_hash(path: Path, expected: str, do: str = AGAIN) -> None:
     got = hash_file(path)
     if got != expected:
         raise CheckpointError(f"{path} was altered", expected=f"sha256 {expected}", got=got, do=do)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(text, encoding="utf-8")
-    sync(draft)
-    draft.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, reach the disk; Windows cannot do the latter and needs not."""
-    with suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

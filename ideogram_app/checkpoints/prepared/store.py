@@ -32,7 +32,7 @@ from ideogram_app.checkpoints.prepared.manifest import (
 from ideogram_app.checkpoints.published.local import BRANCHES, find_source
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.folders import bytes_taken, data_folder, identity
+from ideogram_app.files import bytes_taken, data_folder, identity
 
 COMPONENTS_FOLDER = "companions"
 

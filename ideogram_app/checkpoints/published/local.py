@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.errors import AccessError, CheckpointError
-from ideogram_app.folders import project_folder
+from ideogram_app.files import project_folder
 
 BRANCHES = ("transformer", "unconditional_transformer")  # folders of a diffusers pipeline, conditional first
 LICENCE = "Ideogram Non-Commercial Model Agreement"

@@ -13,7 +13,6 @@ Left out: everything only a run can say, first of all time.
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import tempfile
@@ -33,6 +32,7 @@ from triton.compiler import ASTSource
 from triton.errors import TritonError
 
 from ideogram_app.errors import RequestError, choose
+from ideogram_app.files import write_json
 from ideogram_app.kernels.fused import heads, matmul, q4_k, q4_k_search, rows
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.machine.versions import commit, versions
@@ -199,7 +199,7 @@ def main(
     if json_file is not None:
         ordered = sorted(needs, key=lambda need: (need.target, need.kernel))
         table = {"versions": versions(), "commit": commit(), "rows": [asdict(need) for need in ordered]}
-        json_file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        write_json(json_file, table)
     raise typer.Exit(int(any(need.problem for need in needs)))
 
 

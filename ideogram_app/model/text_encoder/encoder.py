@@ -2,7 +2,7 @@
 
     encoder = encoder_from_source(SourceEncoder(path), recipe, device, dtype)      packed while it is read
     encoder = encoder_from_file(PackedBranch(...), config, device, dtype)          prepared before
-    features = encode(tokenizer, encoder, caption)                                 features.py
+    features = encode(tokenizer, encoder, caption)                                 text.py
 
 The layers are those of qwen.py, which has what runs and nothing else; dense features equal those of the stock model to
 the last bit. Packed matrices become the layer of their storage; the embedding table looks up packed rows and decodes
@@ -174,7 +174,7 @@ def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[flo
     """How far features are from the reference's, at each tap: |got - reference| / |reference|, as norms.
 
     Args:
-        reference, got: (1, n, taps x hidden), interleaved as features.py makes them.
+        reference, got: (1, n, taps x hidden), interleaved as text.py makes them.
     """
     expected = reference.double().unflatten(-1, (-1, taps))  # (1, n, hidden, taps)
     difference = got.double().unflatten(-1, (-1, taps)) - expected

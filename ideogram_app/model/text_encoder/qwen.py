@@ -120,7 +120,7 @@ class Layer(nn.Module):
 
 
 class TextModel(nn.Module):
-    """The embedding table, the rotary frequencies and the layers; features.py runs them and taps between them."""
+    """The embedding table, the rotary frequencies and the layers; text.py runs them and taps between them."""
 
     def __init__(self, shape: TextEncoder, theta: float, epsilon: float) -> None:
         super().__init__()

@@ -4,7 +4,7 @@
     chat_template.jinja      what stands around a user's turn; older folders have it in tokenizer_config.json
 
 transformers' `AutoTokenizer` reads the same files into the same two things, and imports the Hub's client, HTTP and its
-table of models before it does. Its two methods that features.py uses have their names and arguments here. Left out:
+table of models before it does. Its two methods that text.py uses have their names and arguments here. Left out:
 everything else that it can; a folder without tokenizer.json, which only it can read, is left to it (components.py).
 """
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from ideogram_app.catalog.models import Branch, Model
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError
+from ideogram_app.files import replacing
 from ideogram_app.prepare.calibration.smoothing import Factors, Read, column_maxima, exponents, fold, groups, input_of
 from ideogram_app.prepare.calibration.statistics import InputStatistics
 
@@ -140,10 +141,8 @@ class Calibration:
             "sources": self.sources,
         }
         metadata = {ABOUT: json.dumps(about, sort_keys=True)}  # one key: safetensors writes several in any order
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.draft")
-        save_file(tensors, draft, metadata)
-        draft.replace(path)
+        with replacing(path) as draft:
+            save_file(tensors, draft, metadata)
 
 
 def read_calibration(path: Path, model: Model) -> Calibration:

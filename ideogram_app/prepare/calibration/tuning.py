@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import find_recipe
-from ideogram_app.checkpoints.prepared.manifest import sha256
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.errors import RequestError
+from ideogram_app.files import cached_hash
 from ideogram_app.prepare.calibration.calibration import read_calibration
 from ideogram_app.prepare.packing import UNTUNED, Tuning
 
@@ -47,4 +47,4 @@ def tuning_for(model: str, recipe: str, calibration: Path | None) -> Tuning:
                 do=f"Run `python -m ideogram_app calibrate --model {model}`, or choose another recipe",
             )
         return UNTUNED
-    return Tuning.of(read_calibration(calibration, find_model(model)), row, sha256(calibration))
+    return Tuning.of(read_calibration(calibration, find_model(model)), row, cached_hash(calibration))

@@ -1,0 +1,108 @@
+"""Sizes, durations, moments and lists as text for people.
+
+    gb           a size in a sentence: reasons of a plan, messages, the command line
+    size         a size with three figures: tables of the page
+    duration     a time that was measured or is expected of one thing
+    in_seconds   the same in seconds alone, so that two can be compared at a glance: reasons of a plan
+    remaining    an estimate of what is left of something at work
+    lasting      an estimate of something that has not begun, spelled out
+    clock        a moment
+    listed       names in a sentence
+
+Sizes are in powers of ten, as disks and downloads are sold. Left out: translations, and the numbers of tables that are
+set in columns, which fix their own width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+UNKNOWN = "–"
+SHORTEST = 0.0005  # seconds; less would be rounded to 0 ms
+MINUTES_BEFORE_HOURS = 100  # an estimate reads better as 95 min than as 1 h 35 min
+
+
+# Sizes
+
+
+def gb(count: float) -> str:
+    """Bytes to a tenth of the unit: 19.3 GB, 12.0 MB; MB below 100 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def size(count: float | None) -> str:
+    """Bytes with three figures: 19.3 GB, 842 MB, 7.24 MB, 512 B."""
+    if count is None:
+        return UNKNOWN
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{figures(count / factor)} {unit}"
+    return f"{count:.0f} B"
+
+
+def figures(value: float) -> str:
+    """Three significant figures without an exponent: 0.34, 4.21, 93.5, 1204."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+# Durations
+
+
+def duration(seconds: float | None) -> str:
+    """A time with three figures, or in whole seconds or minutes: 340 ms, 4.21 s, 2 min 5 s, 1 h 20 min."""
+    if seconds is None:
+        return UNKNOWN
+    if 0 < seconds < SHORTEST:
+        return "under 1 ms"
+    if seconds < 1 - SHORTEST:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{figures(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else _hours(minutes)
+
+
+def in_seconds(seconds: float) -> str:
+    """A time in seconds, two digits where they are few: 0.34 s, 4.2 s, 93.5 s."""
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds:.2f} s"
+
+
+def remaining(seconds: float) -> str:
+    """An estimate in whole seconds or minutes, because it is one: under 1 s, 42 s, 12 min, 1 h 45 min."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < MINUTES_BEFORE_HOURS else _hours(minutes)
+
+
+def lasting(seconds: float) -> str:
+    """An estimate that says it is one: under a minute, about 37 minutes, about 1 h 45 min."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return "under a minute"
+    if minutes >= MINUTES_BEFORE_HOURS:
+        return f"about {_hours(minutes)}"
+    return f"about {minutes} minute{'s' if minutes > 1 else ''}"
+
+
+def _hours(minutes: int) -> str:
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def clock(seconds: float) -> str:
+    """A moment, in seconds since 1970: of today as 14:05, of another day as 3 Nov, 14:05."""
+    then, now = time.localtime(seconds), time.localtime()
+    hour = time.strftime("%H:%M", then)
+    return hour if then[:3] == now[:3] else f"{then.tm_mday} {time.strftime('%b', then)}, {hour}"
+
+
+# Lists
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: INT8 W8A8, FP8 and GGUF Q4_K."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else "".join(names)
