@@ -28,6 +28,7 @@ LINES: list[list[str]] = [
         "remembered",
         "activations",
         "footprint",
+        "reasons",
         "versions",
         "checks",
         "folders",
@@ -41,6 +42,7 @@ LINES: list[list[str]] = [
     ["option"],
     ["placement", "phases", "shortage"],
     ["preference"],
+    ["notes"],
     ["planner", "checkpoints", "kernels"],
     [
         "model",
@@ -71,7 +73,18 @@ LINES: list[list[str]] = [
     ["prepare_command"],
     ["__main__"],
 ]
-WITHOUT_TORCH = [*LINES[0], "hardware", "verdicts", "job", "option", "placement", "phases", "preference", "planner"]
+WITHOUT_TORCH = [
+    *LINES[0],
+    "hardware",
+    "verdicts",
+    "job",
+    "option",
+    "placement",
+    "phases",
+    "preference",
+    "notes",
+    "planner",
+]
 
 
 def line_of(module: str) -> int:
