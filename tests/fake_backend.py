@@ -27,7 +27,7 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan
-from ideogram_app.records import REFERENCE, Event, Fallback, Request, Result, Seconds
+from ideogram_app.records import REFERENCE, Event, Fallback, Reason, Request, Result, Seconds
 from ideogram_app.studio.backend import Backend, SourceState
 
 MACHINE = Hardware(
@@ -209,13 +209,15 @@ def offers_for(request: Request, recipe: str) -> tuple[Fallback, ...]:
     return (
         Fallback(
             "Stream 5.3 GB from RAM",
-            "The picture stays the same; a step takes longer.",
+            Reason("", "The picture stays the same; a step takes longer."),
             recipe,
             **whole,
             same_picture=True,
         ),
-        Fallback("GGUF Q4_K, resident", "GGUF Q4_K takes 11.1 GB of weights.", "gguf-q4_k", **whole),
-        Fallback(f"{half['width']} × {half['height']}", "The same shape with 25% of the pixels.", recipe, **half),
+        Fallback("GGUF Q4_K, resident", Reason("", "GGUF Q4_K takes 11.1 GB of weights."), "gguf-q4_k", **whole),
+        Fallback(
+            f"{half['width']} × {half['height']}", Reason("", "The same shape with 25% of the pixels."), recipe, **half
+        ),
     )
 
 

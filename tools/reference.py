@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
-from ideogram_app.files import DATA_VARIABLE, project_folder
 
 import app as page_entry
 from ideogram_app import errors
 from ideogram_app.__main__ import app as command_line
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.comparison.history import Comparison
+from ideogram_app.files import DATA_VARIABLE, project_folder
 from ideogram_app.hub.access import CASES, TOKENS_PAGE
 from ideogram_app.interop.quant_config import PRECISIONS
 from ideogram_app.machine.hardware import Hardware

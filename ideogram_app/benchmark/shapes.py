@@ -108,4 +108,5 @@ def choose_dtype(hardware: Hardware, kind: str, asked: str) -> tuple[str, str]:
         if units:
             return "bfloat16", f"Computes in bfloat16: this processor has units for it ({units[0]})."
         return "float32", "Computes in float32: this processor has no bfloat16 units."
-    return compute_type(hardware)
+    dtype, why = compute_type(hardware)
+    return dtype, why.text

@@ -200,7 +200,7 @@ def _draw(
 ) -> Iterator[Event]:
     """One attempt."""
     if not planned.fits:
-        raise DeviceError(f"{engaged} does not fit this machine: {' '.join(planned.reasons)}", do=planned.suggestion)
+        raise DeviceError(f"{engaged} does not fit this machine: {planned.why}", do=planned.suggestion.text)
     homes, dtype, arithmetic = homes_of(planned), COMPUTE_DTYPES[planned.compute_dtype], planned.arithmetic
     version = desk.store.version(request.model, engaged)
     key = LoadedKey.of(request.model, engaged, version, dtype, homes, arithmetic, request.compiled)

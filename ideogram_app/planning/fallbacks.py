@@ -23,7 +23,8 @@ from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.planning.profile import MachineProfile
-from ideogram_app.records import Fallback, Request
+from ideogram_app.planning.reasons import reason
+from ideogram_app.records import NOTHING, Fallback, Reason, Request
 from ideogram_app.text import gb
 
 SMALLEST_RECIPE = PREFERRED_RECIPES[-1]
@@ -201,32 +202,31 @@ def _same_rung(failed: _Failed, found: _Found) -> Fallback:
     changes = _changes(failed.planned, found.plan)
     title = ", ".join(changes) if changes else "hold less at a time"
     is_cut = found.plan.decode_tile != failed.planned.decode_tile and found.plan.decode_tile
-    tiles = "Its tiles are blended where they meet." if is_cut else ""
-    reason = f"The picture stays the same. {tiles} {_cost(failed, found)}"
-    return _rung(title[0].upper() + title[1:], reason, failed, found, same_picture=True)
+    tiles = reason("tiles_blended") if is_cut else NOTHING
+    why = reason("same_picture") + tiles + _cost(failed, found)
+    return _rung(title[0].upper() + title[1:], why, failed, found, same_picture=True)
 
 
 def _smaller_rung(failed: _Failed, found: _Found) -> Fallback:
     title = find_recipe(SMALLEST_RECIPE).title
-    first = "" if SMALLEST_RECIPE in failed.ready else "It is not prepared yet: that is done first."
-    weights = found.plan.predicted.weight_bytes
-    reason = f"{title} takes {gb(weights)} of weights and is further from the reference. {first} {_cost(failed, found)}"
-    return _rung(f"{title}, {_home(found.plan)}", reason, failed, found)
+    first = NOTHING if SMALLEST_RECIPE in failed.ready else reason("not_prepared")
+    smaller = reason("smaller_recipe", title=title, weights=found.plan.predicted.weight_bytes)
+    return _rung(f"{title}, {_home(found.plan)}", smaller + first + _cost(failed, found), failed, found)
 
 
 def _picture_rung(failed: _Failed, found: _Found) -> Fallback:
     width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST_RECIPE
-    pixels = width * height / (failed.request.width * failed.request.height)
+    share = width * height / (failed.request.width * failed.request.height)
     other = "" if recipe == failed.recipe else f", {find_recipe(recipe).title}"
     other += f", {_home(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
-    reason = f"The same shape with {pixels:.0%} of the pixels; another picture, from the same seed. "
-    return _rung(f"{width} × {height}{other}", reason + _cost(failed, found), failed, found)
+    why = reason("smaller_picture", share=share) + _cost(failed, found)
+    return _rung(f"{width} × {height}{other}", why, failed, found)
 
 
-def _rung(title: str, reason: str, failed: _Failed, found: _Found, same_picture: bool = False) -> Fallback:
+def _rung(title: str, why: Reason, failed: _Failed, found: _Found, same_picture: bool = False) -> Fallback:
     return Fallback(
         title=title,
-        reason=" ".join(reason.split()),
+        reason=why,
         recipe=found.plan.recipe or failed.recipe,
         width=found.plan.width,
         height=found.plan.height,
@@ -257,12 +257,16 @@ def _home(which: Plan) -> str:
     return f"{gb(which.streamed_bytes)} streamed from {'disk' if which.residency == 'disk' else 'RAM'}"
 
 
-def _cost(failed: _Failed, found: _Found) -> str:
+def _cost(failed: _Failed, found: _Found) -> Reason:
     """What is expected of memory and, where rates are failed, of time."""
-    saved = failed.peak(failed.planned) - failed.peak(found.plan)
-    memory = "device memory" if failed.of_device else "RAM"
-    sentence = f"Expected: {gb(failed.peak(found.plan))} of {memory}, {gb(saved)} less"
     before, after = failed.planned.predicted.seconds_per_step, found.plan.predicted.seconds_per_step
-    if before and after and f"{before:.1f}" != f"{after:.1f}":
-        sentence += f"; {after:.1f} s a step instead of {before:.1f} s"
-    return f"{sentence}."
+    differs = before and after and f"{before:.1f}" != f"{after:.1f}"
+    peak = failed.peak(found.plan)
+    return reason(
+        "less_memory_timed" if differs else "less_memory",
+        peak=peak,
+        memory="device memory" if failed.of_device else "RAM",
+        saved=failed.peak(failed.planned) - peak,
+        seconds=after,
+        before=before,
+    )

@@ -16,6 +16,7 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.planning.footprint import Footprint, room_for_weights
 from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
 from ideogram_app.planning.streaming import FILE_BUFFERS, TransformerPass, apportion, fewest, step_seconds
+from ideogram_app.records import NOTHING, Reason
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class RejectedPlacement:
     """A home that was passed over.
 
     Attributes:
-        reason: a sentence with its numbers.
+        reason: why, with its numbers.
         lacks: disk, ram or device: what is missing; `missing` how many bytes of it, "" and 0 where it would fit.
     """
 
     residency: str | None
-    reason: str
+    reason: Reason
     lacks: str = ""
     missing: int = 0
 
@@ -42,7 +43,7 @@ class Candidate:
         seats: the devices and which transformers each holds.
         streamed_blocks: of each transformer, how many travel in every step, through `slots` places on each device.
         seconds: of one step, None where nobody knows; `copying`: of it, bringing blocks to the busier device.
-        reason: the sentence for the page: why here, or why nowhere.
+        reason: why here, or why nowhere.
         lacks: disk, ram or device: what is missing where it fits nowhere.
         passed: the homes that were passed over.
     """
@@ -55,7 +56,7 @@ class Candidate:
     slots: int = 0
     seconds: float | None = None
     copying: float = 0.0
-    reason: str = ""
+    reason: Reason = NOTHING
     lacks: str = ""
     passed: tuple[RejectedPlacement, ...] = ()
 

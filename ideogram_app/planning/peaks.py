@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from ideogram_app.planning.footprint import Share, device_bytes, device_share, encoder_weights
 from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate
-from ideogram_app.text import gb
+from ideogram_app.planning.reasons import PEAK_PARTS, listed, reason
+from ideogram_app.records import NOTHING, Reason
 
 READ_AHEAD_BYTES = (
     2**28 + 2**26
@@ -92,35 +93,34 @@ def peaks(job: PlanInputs, option: Candidate) -> PredictedPeaks:
     return PredictedPeaks(max(phases, key=lambda phase: phase.total), host, locked)
 
 
-def peak_note(found: PredictedPeaks) -> str:
+def peak_note(job: PlanInputs, option: Candidate) -> Reason:
     """Where the memory of the device goes at its fullest, and how much RAM is locked."""
+    found = peaks(job, option)
     if found.device is None:
-        return ""
+        return NOTHING
     parts = found.device
-    shares = (
-        (parts.weights, "weights and places for those that travel"),
-        (parts.standing, "prepared text, latents and the decoder"),
-        (parts.activations, "activations"),
-        (parts.libraries + parts.slack, "libraries and gaps between tensors"),
-        (parts.context, "the driver"),
-    )
-    listed = ", ".join(f"{gb(size)} {what}" for size, what in shares if size)
-    locked = f" {gb(found.locked)} of RAM are locked for copies." if found.locked else ""
-    return f"At its fullest, {gb(parts.total)} of device memory: {listed}.{locked}"
+    shares = {
+        "weights": parts.weights,
+        "standing": parts.standing,
+        "activations": parts.activations,
+        "libraries": parts.libraries + parts.slack,
+        "context": parts.context,
+    }
+    peak = reason("peak", total=parts.total, parts=listed(PEAK_PARTS, shares), **shares)
+    return peak + (reason("locked", locked=found.locked) if found.locked else NOTHING)
 
 
-def phase_notes(job: PlanInputs, option: Candidate) -> tuple[str, str]:
-    """A sentence about the encoder, and one about the decoder where it cannot have the whole picture."""
-    encoder = gb(encoder_weights(job.model, 2))
-    first = {
-        "resident": f"The text encoder ({encoder}) stays beside them.",
-        "staged": f"The text encoder ({encoder}) is on the device only while it reads the prompt.",
-        "streamed": f"The text encoder ({encoder}) passes through the device layer by layer, once a prompt.",
-    }[encoder_home(job, option)]
+def encoder_note(job: PlanInputs, option: Candidate) -> Reason:
+    """Where the text encoder lives."""
+    return reason(f"encoder_{encoder_home(job, option)}", encoder=encoder_weights(job.model, 2))
+
+
+def decoder_note(job: PlanInputs, option: Candidate) -> Reason:
+    """How the picture is decoded where the decoder cannot have the whole of it."""
     side, (width, height) = decode_tile(job, option), job.size
-    whole = gb(option.size.decode_whole)
-    tiles = f"Decoding {width} x {height} at once takes {whole} beside them, so it is done in tiles of {side} pixels."
-    return first, tiles if side else ""
+    if not side:
+        return NOTHING
+    return reason("decoded_in_tiles", width=width, height=height, whole=option.size.decode_whole, side=side)
 
 
 def _with_text(option: Candidate) -> DeviceAssignment:

@@ -21,8 +21,9 @@ from ideogram_app.machine.gpu_specs import DISK_BYTES_PER_SECOND, LINK_BYTES_PER
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, RejectedPlacement, least_busy, resident_seconds, with_slots
+from ideogram_app.planning.reasons import reason
 from ideogram_app.planning.streaming import FEWEST_SLOTS, SLOTS, STREAMING_OVERHEAD
-from ideogram_app.text import gb, in_seconds
+from ideogram_app.records import NOTHING, Reason
 
 RESIDENCIES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
 STALLED_SHARE = 0.02  # of a step: less waiting than this is called none
@@ -31,26 +32,35 @@ STALLED_SHARE = 0.02  # of a step: less waiting than this is called none
 def place(job: PlanInputs, recipe: Recipe) -> Candidate:
     """Find where a recipe can live: disk space first, then the fastest home that has room."""
     option = Candidate(recipe, job.measure(recipe))
-    lacking = 0 if recipe.name in job.ready else _disk_lacks(job, option.size)
-    if lacking:
-        return replace(option, reason=_disk_reason(job, option.size, lacking), lacks="disk")
+    missing = 0 if recipe.name in job.ready else _disk_lacks(job, option.size)
+    if missing:
+        return replace(option, reason=_disk_reason(job, option.size, missing), lacks="disk")
     if job.hardware.kind == "cpu":
         return _on_processor(job, option)
     found: list[Candidate] = []
     passed: list[RejectedPlacement] = []
     for seats in _seatings(job, option.size):
-        for home in (_resident, _from_ram, _from_disk):
-            answer = home(job, replace(option, seats=seats))
-            if isinstance(answer, Candidate):
-                found.append(answer)
-                break
-            passed.append(answer)
+        placed, without_room = _fastest_home(job, replace(option, seats=seats))
+        found += [placed] if placed else []
+        passed += without_room
     once = tuple({row.reason: row for row in passed}.values())
     if not found:
         nearest = min((row for row in passed if row.residency == "disk"), key=lambda row: row.missing)
         return replace(option, reason=nearest.reason, lacks=nearest.lacks, passed=once)
     best = min(found, key=_slowness)
     return replace(best, passed=(*once, *(_slower(best, other) for other in found if other is not best)))
+
+
+def _fastest_home(job: PlanInputs, option: Candidate) -> tuple[Candidate | None, list[RejectedPlacement]]:
+    """The first home, from the fastest down, that has room for these seats; and those before it, which have none."""
+    passed: list[RejectedPlacement] = []
+    for home in (_resident, _from_ram, _from_disk):
+        match home(job, option):
+            case Candidate() as placed:
+                return placed, passed
+            case RejectedPlacement() as without_room:
+                passed.append(without_room)
+    return None, passed
 
 
 def _seatings(job: PlanInputs, size: Footprint) -> tuple[tuple[DeviceAssignment, ...], ...]:
@@ -72,15 +82,12 @@ def _slowness(option: Candidate) -> tuple[float, int, bool]:
 
 def _slower(best: Candidate, other: Candidate) -> RejectedPlacement:
     """The same recipe on one device instead of two, or the other way round."""
-    where = "One device for each transformer" if other.split else "On one device both transformers"
     if best.seconds and other.seconds:
-        verb = "would take" if other.split else "would take, one after the other,"
-        reason = f"{where} {verb} {in_seconds(other.seconds)} a step, not {in_seconds(best.seconds)}."
-    elif other.split:
-        reason = f"{where} would let {gb(other.streamed)} travel in every step, not {gb(best.streamed)}."
-    else:
-        reason = f"{where} would compute one after the other; on two a step takes the longer one."
-    return RejectedPlacement(other.residency, reason)
+        code = "pair_slower" if other.split else "alone_slower"
+        return RejectedPlacement(other.residency, reason(code, seconds=other.seconds, best=best.seconds))
+    if other.split:
+        return RejectedPlacement(other.residency, reason("pair_streams_more", moved=other.streamed, best=best.streamed))
+    return RejectedPlacement(other.residency, reason("alone_in_turn"))
 
 
 def _disk_lacks(job: PlanInputs, size: Footprint) -> int:
@@ -93,22 +100,19 @@ def _disk_wanted(job: PlanInputs, size: Footprint) -> int:
     return round(max(0, size.disk - job.stored_bytes) * DISK_MARGIN)
 
 
-def _disk_reason(job: PlanInputs, size: Footprint, lacking: int) -> str:
-    return (
-        f"The disk lacks {gb(lacking)}: the download ({gb(size.download)}) and the files made from it need "
-        f"{gb(_disk_wanted(job, size))} with a tenth to spare, {gb(job.hardware.disk_free_bytes or 0)} are free."
-    )
+def _disk_reason(job: PlanInputs, size: Footprint, missing: int) -> Reason:
+    needed, free = _disk_wanted(job, size), job.hardware.disk_free_bytes or 0
+    return reason("disk_lacks", missing=missing, download=size.download, needed=needed, free=free)
 
 
 def _on_processor(job: PlanInputs, option: Candidate) -> Candidate:
     size = option.size
     missing = job.host_lacks(size.weights + size.once + size.encoder + max(size.workspace, size.decode_whole))
     if missing:
-        reason = f"RAM lacks {gb(missing)} for the {job.model.title} on the processor."
-        return replace(option, reason=reason, lacks="ram")
-    held = gb(size.weights + size.once)
-    reason = f"{option.recipe.title}: both transformers ({held}) live in RAM and run on the processor."
-    return replace(option, residency="resident", seconds=resident_seconds(job, option), reason=reason)
+        lacking = reason("no_ram_for_processor", missing=missing, model=job.model.title)
+        return replace(option, reason=lacking, lacks="ram")
+    why = reason("on_processor", title=option.recipe.title, weights=size.weights + size.once)
+    return replace(option, residency="resident", seconds=resident_seconds(job, option), reason=why)
 
 
 def _resident(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlacement:
@@ -117,79 +121,92 @@ def _resident(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlaceme
     for seat in option.seats:
         needed = device_bytes(option.held(seat), least_busy(job, size, seat))
         if needed > seat.free:
-            what = "both transformers" if len(seat.branches) > 1 else f"the {_name(seat.branches[0])} transformer"
-            reason = f"{title} needs {gb(needed)} of device memory for {what} to stay; {gb(seat.free)} are free."
-            return RejectedPlacement("resident", reason, "device", needed - seat.free)
-    short = job.host_lacks(size.once + size.staging)
-    if short:
-        return RejectedPlacement("resident", _no_ram(option, short), "ram", short)
+            code = "no_room_for_both" if len(seat.branches) > 1 else "no_room_for_one"
+            why = reason(code, title=title, needed=needed, free=seat.free, branch=_name(seat.branches[0]))
+            return RejectedPlacement("resident", why, "device", needed - seat.free)
+    missing = job.host_lacks(size.once + size.staging)
+    if missing:
+        return _no_ram_to_load(option, "resident", missing)
     seconds = resident_seconds(job, option)
     if option.split:
-        reason = f"{title}: {_pair_reason(job, option, seconds)}"
+        why = _pair_reason(job, option, seconds)
     else:
-        free = gb(option.seats[0].free)
-        reason = f"{title} keeps both transformers ({gb(size.weights)}) in the {free} that are free."
-    return replace(option, residency="resident", seconds=seconds, reason=reason)
+        why = reason("resident", title=title, weights=size.weights, free=option.seats[0].free)
+    return replace(option, residency="resident", seconds=seconds, reason=why)
 
 
 def _from_ram(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlacement:
     """The blocks that do not fit come from locked RAM. No gain where the GPU shares the RAM."""
     size, title = option.size, option.recipe.title
     if job.hardware.kind == "mps":
-        reason = f"{title} gains nothing from blocks that wait in RAM: the GPU shares it."
-        return RejectedPlacement("streamed", reason, "device")
+        return RejectedPlacement("streamed", reason("no_gain_from_ram", title=title), "device")
     moved = _moved(job, option, [_link(job, seat) for seat in option.seats])
-    if isinstance(moved, RejectedPlacement):
-        return moved
-    short = job.host_lacks(size.once + size.staging, moved.streamed)
-    if short:
-        limit = " Windows locks about half of the RAM." if job.windows else ""
-        reason = f"RAM lacks {gb(short)} for the {gb(moved.streamed)} of {title} that would travel from it.{limit}"
-        return RejectedPlacement("streamed", reason, "ram", short)
-    return replace(moved, residency="streamed", reason=_road(job, moved, "locked RAM"))
+    if moved is None:
+        return _no_room_streamed(job, option, "streamed")
+    missing = job.host_lacks(size.once + size.staging, moved.streamed)
+    if missing:
+        why = reason("no_ram_to_stream", missing=missing, moved=moved.streamed, title=title)
+        return RejectedPlacement(
+            "streamed", why + (reason("windows_locks_half") if job.windows else NOTHING), "ram", missing
+        )
+    return replace(moved, residency="streamed", reason=_travel_reason("streamed", job, moved))
 
 
 def _from_disk(job: PlanInputs, option: Candidate) -> Candidate | RejectedPlacement:
     """The blocks that do not fit are read from disk in every step, through two locked buffers; the last resort."""
     size = option.size
     rates = job.rates()
-    disk = (rates.disk if rates else None) or DISK_BYTES_PER_SECOND
-    moved = _moved(job, option, [min(disk / len(option.seats), _link(job, seat)) for seat in option.seats])
-    if isinstance(moved, RejectedPlacement):
-        return replace(moved, residency="disk")
-    short = job.host_lacks(size.once + size.staging, moved.buffers)
-    if short:
-        return RejectedPlacement("disk", _no_ram(option, short), "ram", short)
-    missing = job.host_lacks(size.once + size.staging, moved.streamed)
-    why = "the GPU shares the RAM" if job.hardware.kind == "mps" else f"RAM lacks {gb(missing)} to hold them"
-    reason = f"{_road(job, moved, 'disk')} They are read there because {why}."
-    if rates is None or rates.disk is None:
-        reason += f" The disk is taken to read {DISK_BYTES_PER_SECOND / 1e9:.0f} GB/s."
-    return replace(moved, residency="disk", reason=reason)
+    measured = rates.disk if rates else None
+    speed = (measured or DISK_BYTES_PER_SECOND) / len(option.seats)
+    moved = _moved(job, option, [min(speed, _link(job, seat)) for seat in option.seats])
+    if moved is None:
+        return _no_room_streamed(job, option, "disk")
+    missing = job.host_lacks(size.once + size.staging, moved.buffers)
+    if missing:
+        return _no_ram_to_load(option, "disk", missing)
+    if job.hardware.kind == "mps":
+        not_ram = reason("ram_is_shared")
+    else:
+        not_ram = reason("ram_lacks", missing=job.host_lacks(size.once + size.staging, moved.streamed))
+    why = _travel_reason("from_disk", job, moved) + not_ram
+    if measured is None:
+        why += reason("disk_assumed", gigabytes=DISK_BYTES_PER_SECOND / 1e9)
+    return replace(moved, residency="disk", reason=why)
 
 
-def _moved(job: PlanInputs, option: Candidate, bytes_per_second: Sequence[float]) -> Candidate | RejectedPlacement:
+def _moved(job: PlanInputs, option: Candidate, bytes_per_second: Sequence[float]) -> Candidate | None:
     """As few travelling blocks as the devices allow, with as many places as make a step the fastest.
+
+    None where a device has no room for what cannot travel.
 
     Args:
         bytes_per_second: of the way to each seat.
     """
-    found = [with_slots(job, option, bytes_per_second, slots) for slots in SLOTS]
-    fitting = [moved for moved in found if moved is not None]
-    if fitting:
-        return min(fitting, key=lambda moved: (moved.seconds or 0.0, moved.slots))
+    tried = (with_slots(job, option, bytes_per_second, slots) for slots in SLOTS)
+    fitting = [moved for moved in tried if moved is not None]
+    return min(fitting, key=lambda moved: (moved.seconds or 0.0, moved.slots), default=None)
+
+
+def _no_room_streamed(job: PlanInputs, option: Candidate, residency: str) -> RejectedPlacement:
+    """The first of its devices that is too small even where all blocks travel."""
+    needs = [(_needed_even_streamed(job, option, seat), seat.free) for seat in option.seats]
+    needed, free = next(((needed, free) for needed, free in needs if needed > free), needs[-1])
+    why = reason("no_room_streamed", title=option.recipe.title, needed=needed, free=free)
+    return RejectedPlacement(residency, why, "device", max(1, needed - free))
+
+
+def _needed_even_streamed(job: PlanInputs, option: Candidate, seat: DeviceAssignment) -> int:
+    """Device bytes where all blocks travel through as few places as can be."""
     size = option.size
-    for seat in option.seats:
-        blocks = sum(job.model.branches[branch].num_layers for branch in seat.branches)
-        fixed = sum(size.branches[branch] for branch in seat.branches) - (blocks - FEWEST_SLOTS) * size.block
-        needed = device_bytes(fixed, least_busy(job, size, seat))
-        if needed > seat.free:
-            break
-    reason = (
-        f"{option.recipe.title} needs {gb(needed)} of device memory even when all of its blocks travel; "
-        f"{gb(seat.free)} are free."
+    blocks = sum(job.model.branches[branch].num_layers for branch in seat.branches)
+    fixed = sum(size.branches[branch] for branch in seat.branches) - (blocks - FEWEST_SLOTS) * size.block
+    return device_bytes(fixed, least_busy(job, size, seat))
+
+
+def _no_ram_to_load(option: Candidate, residency: str, missing: int) -> RejectedPlacement:
+    return RejectedPlacement(
+        residency, reason("no_ram_to_load", title=option.recipe.title, missing=missing), "ram", missing
     )
-    return RejectedPlacement("streamed", reason, "device", max(1, needed - seat.free))
 
 
 def _link(job: PlanInputs, seat: DeviceAssignment) -> float:
@@ -197,47 +214,53 @@ def _link(job: PlanInputs, seat: DeviceAssignment) -> float:
     return rates.link if rates else LINK_BYTES_PER_SECOND
 
 
-def _no_ram(option: Candidate, short: int) -> str:
-    return f"{option.recipe.title} lacks {gb(short)} of free RAM to load even one matrix at a time."
-
-
 def _name(branch: int) -> str:
     return ("conditional", "unconditional")[branch]
 
 
-def _pair_reason(job: PlanInputs, option: Candidate, seconds: float | None) -> str:
+def _pair_reason(job: PlanInputs, option: Candidate, seconds: float | None) -> Reason:
     """Why two devices, and what each has."""
-    sizes = option.size.branches
     first, second = option.seats
-    reason = (
-        f"the conditional transformer ({gb(sizes[0])}) has device {first.device} ({gb(first.free)} free), the "
-        f"unconditional one ({gb(sizes[1])}) device {second.device} ({gb(second.free)} free), and a step takes the "
-        f"longer of the two"
-    )
     alone = resident_seconds(job, replace(option, seats=(replace(first, branches=(0, 1)),)))
-    if seconds is None or alone is None:
-        return f"{reason}."
-    return f"{reason}, {in_seconds(seconds)}, and not their sum, {in_seconds(alone)}."
-
-
-def _road(job: PlanInputs, moved: Candidate, source: str) -> str:
-    """What stays, what travels, and whether copying hides behind computing."""
-    size, count = moved.size, sum(moved.streamed_blocks)
-    blocks = sum(branch.num_layers for branch in job.model.branches)
-    reason = (
-        f"{moved.recipe.title} keeps {gb(size.weights - moved.streamed)} of {gb(size.weights)} on the device and "
-        f"brings {gb(moved.streamed)} in every step from {source}, {count} of {blocks} blocks through {moved.slots} "
-        "places"
+    known = seconds is not None and alone is not None
+    return reason(
+        "resident_pair_timed" if known else "resident_pair",
+        title=option.recipe.title,
+        first=first.device,
+        first_weights=option.size.branches[0],
+        first_free=first.free,
+        second=second.device,
+        second_weights=option.size.branches[1],
+        second_free=second.free,
+        seconds=seconds,
+        alone=alone,
     )
-    if moved.split:
-        reason += f" a device ({moved.streamed_blocks[0]} of the conditional transformer)"
+
+
+def _travel_reason(code: str, job: PlanInputs, moved: Candidate) -> Reason:
+    """What stays, what travels, and whether copying hides behind computing."""
+    size = moved.size
+    return reason(
+        code,
+        title=moved.recipe.title,
+        kept=size.weights - moved.streamed,
+        weights=size.weights,
+        moved=moved.streamed,
+        count=sum(moved.streamed_blocks),
+        blocks=sum(branch.num_layers for branch in job.model.branches),
+        slots=moved.slots,
+        pair=reason("blocks_of_pair", first=moved.streamed_blocks[0]) if moved.split else "",
+        copies=_copies(job, moved),
+    )
+
+
+def _copies(job: PlanInputs, moved: Candidate) -> Reason:
+    """How long copying takes, and how much of that a step waits for."""
     computing = resident_seconds(job, moved)
     if moved.seconds is None or computing is None:
-        return f"{reason}: at least {in_seconds(moved.copying)} a step."
-    waits = moved.seconds - computing * (1 + (STREAMING_OVERHEAD - 1) * count / blocks)
+        return reason("copies_unknown", copying=moved.copying)
+    blocks = sum(branch.num_layers for branch in job.model.branches)
+    waits = moved.seconds - computing * (1 + (STREAMING_OVERHEAD - 1) * sum(moved.streamed_blocks) / blocks)
     if waits < STALLED_SHARE * moved.seconds:
-        return f"{reason}: {in_seconds(moved.copying)} of copying, hidden behind {in_seconds(computing)} of computing."
-    return (
-        f"{reason}: {in_seconds(moved.copying)} of copying, of which {in_seconds(waits)} do not hide behind "
-        f"{in_seconds(computing)} of computing."
-    )
+        return reason("copies_hidden", copying=moved.copying, computing=computing)
+    return reason("copies_waited_for", copying=moved.copying, waits=waits, computing=computing)

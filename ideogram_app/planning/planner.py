@@ -1,9 +1,9 @@
 """Which recipe, where its weights live, and why: `plan(hardware, model, ...) -> Plan`, a pure function without torch.
 
-The plan is made before a byte is fetched, from *free* memory, and every decision leaves a sentence with its numbers.
-The question is a `PlanInputs` (planning/inputs.py); planning/placement.py says where each recipe could live,
-planning/policy.py which one to take, planning/peaks.py what the encoder and the decoder do around it; here the answers
-become one `Plan`.
+The plan is made before a byte is fetched, from *free* memory, and every decision leaves a `Reason`
+(planning/reasons.py). The question is a `PlanInputs` (planning/inputs.py); planning/placement.py says where each recipe
+could live, planning/policy.py which one to take, planning/peaks.py what the encoder and the decoder do around it,
+notes.py what else there is to say; here the answers become one `Plan`.
 
 Left out: other recipes than those of the ladder unless asked for, more than two devices at work, the prompt enhancer.
 ComfyUI decides while it runs what to push out; here the decision is made once and can be read, tested, and printed for
@@ -17,34 +17,20 @@ from dataclasses import dataclass, replace
 
 from ideogram_app.catalog.models import check_size, find_model
 from ideogram_app.catalog.recipes import find_recipe
-from ideogram_app.machine.capabilities import (
-    SMALL_GAIN,
-    USE_MINIATURE,
-    arithmetic,
-    build_note,
-    compute_type,
-    int8_units,
-    obstacle,
-    product_note,
-    users_note,
-)
+from ideogram_app.machine.capabilities import arithmetic, build_note, compute_type, int8_units, obstacle, users_note
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS
 from ideogram_app.planning.footprint import Share, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
+from ideogram_app.planning.notes import notes
 from ideogram_app.planning.option import Candidate, least_busy
-from ideogram_app.planning.peaks import decode_tile, encoder_home, peak_note, peaks, phase_notes
+from ideogram_app.planning.peaks import decode_tile, encoder_home, peaks
 from ideogram_app.planning.placement import place
 from ideogram_app.planning.policy import PREFERRED_RECIPES, choose_candidate, comparison, reason_against
 from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.planning.reasons import reason
 from ideogram_app.planning.step_time import step_flops
-from ideogram_app.text import gb
-
-WHAT_HELPS = {
-    "disk": "Free that much disk space, or put the weights on another disk.",
-    "ram": "Close other programs to free RAM.",
-    "device": "Close other programs that use the device, or draw a smaller picture.",
-}
+from ideogram_app.records import NOTHING, Reason
 
 
 @dataclass(frozen=True)
@@ -73,7 +59,7 @@ class Rejected:
 
     recipe: str
     residency: str | None
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -84,7 +70,8 @@ class Plan:
         recipe: None where nothing fits; `requested_recipe` is what was asked for by name, if anything.
         residency: where the two transformers live: resident, streamed (from RAM, block by block) or disk.
         encoder: resident, staged (on the device only while it encodes) or streamed (layer by layer, while it encodes).
-        suggestion: what would help; "" where nothing needs to.
+        reasons: the decision first, then what surrounds it; on the wire their texts.
+        suggestion: what would help; `NOTHING` where nothing needs to.
         device: what torch calls the device that computes; `branch_devices` one for each transformer.
         decode: whole, or tiled where the picture is too large to decode at once; `decode_tile`: a tile's side in
             pixels.
@@ -101,9 +88,9 @@ class Plan:
     compute_dtype: str
     fits: bool
     predicted: Predicted
-    reasons: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     rejected: tuple[Rejected, ...] = ()
-    suggestion: str = ""
+    suggestion: Reason = NOTHING
     device: str = "cpu"
     branch_devices: tuple[str, str] = ("cpu", "cpu")
     decode: str = "whole"
@@ -115,6 +102,11 @@ class Plan:
     height: int = 0
     requested_recipe: str | None = None
     arithmetic: str = ""
+
+    @property
+    def why(self) -> str:
+        """All reasons in one paragraph."""
+        return " ".join(each.text for each in self.reasons)
 
 
 def plan(
@@ -159,133 +151,60 @@ def plan(
     rows = [find_recipe(name).protecting() for name in ((recipe,) if recipe else PREFERRED_RECIPES)]
     blocked = obstacle(machine, step_flops(shape, *size)) if shape.source_bytes else None
     if blocked:
-        reason, suggestion = blocked
-        options = tuple(Candidate(row, job.measure(row), reason=reason) for row in rows)
-        return replace(_answer(job, options[-1], options, (reason,), recipe), suggestion=suggestion)
+        why, advice = blocked
+        options = tuple(Candidate(row, job.measure(row), reason=why) for row in rows)
+        return replace(_answer(job, options[-1], options, (why,), recipe), suggestion=advice)
     options = tuple(place(job, row) for row in rows)
-    chosen, why = choose_candidate(job, options)
-    notes = (moved, *why, chosen.reason, *_notes(job, chosen), dtype_reason, build_note(machine), users_note(machine))
-    answer = _answer(job, chosen, options, tuple(note for note in notes if note), recipe)
+    chosen, passed_over = choose_candidate(job, options)
+    machine_notes = dtype_reason, build_note(machine), users_note(machine)
+    said = (moved, *passed_over, chosen.reason, *notes(job, chosen), *machine_notes)
+    answer = _answer(job, chosen, options, tuple(each for each in said if each), recipe)
     return replace(answer, suggestion=_suggestion(job, chosen, options, recipe))
 
 
-def _usable(hardware: Hardware, small: bool) -> tuple[Hardware, str]:
+def _usable(hardware: Hardware, small: bool) -> tuple[Hardware, Reason]:
     """The machine as the model sees it: the miniature moves to the processor where torch cannot use the device."""
     if not small or hardware.kind == "cpu" or hardware.torch_supports_device is not False:
-        return hardware, ""
-    reason = f"Runs on the processor: the installed PyTorch has no kernels for the {hardware.name}."
-    return replace(hardware, kind="cpu", compute_capability=None, architecture=""), reason
+        return hardware, NOTHING
+    moved = reason("on_processor_instead", device=hardware.name)
+    return replace(hardware, kind="cpu", compute_capability=None, architecture=""), moved
 
 
-def _notes(job: PlanInputs, option: Candidate) -> tuple[str, ...]:
-    """Sentences about what surrounds the transformers, and about what was asked for or is known of the machine."""
-    shown = _shown(job, option)
-    if job.hardware.kind == "cpu":
-        return shown
-    limits = _limits(job)
-    if not option.fits:
-        return limits
-    units = int8_units(job.hardware) if option.recipe.quantizes_activations and job.published else ""
-    asked = f"INT8 was asked for by name, but {units}" if units else ""
-    how = arithmetic(job.hardware, option.recipe)[1], product_note(job.hardware, option.recipe)
-    peak = peak_note(peaks(job, option))
-    return (
-        *phase_notes(job, option),
-        peak,
-        *limits,
-        *shown,
-        _laptop(job, option),
-        asked,
-        *how,
-        _plan_ignoring_disk(job, option),
-    )
-
-
-def _limits(job: PlanInputs) -> tuple[str, ...]:
-    """What less than the free memory was planned with, and for how long a caption."""
-    notes = []
-    if job.reserve_bytes:
-        notes.append(f"{gb(job.reserve_bytes)} of free device memory are left to other programs, as asked.")
-    if job.limit_bytes is not None:
-        notes.append(f"No more than {gb(job.limit_bytes)} of device memory are planned with, as asked.")
-    if job.text_tokens != MAX_TEXT_TOKENS:
-        notes.append(f"Planned for a caption of {job.text_tokens} tokens; the longest has {MAX_TEXT_TOKENS}.")
-    return tuple(notes)
-
-
-def _shown(job: PlanInputs, option: Candidate) -> tuple[str, ...]:
-    """What was measured on this machine and is counted with."""
-    if job.known is None:
-        return ()
-    notes, measured = [], job.known.measured
-    if measured:
-        rates = (
-            (measured.tflops_16bit, 1, f"teraflops in {'16 bits' if job.hardware.kind != 'cpu' else job.dtype}"),
-            (measured.tops_int8, 1, "INT8 teraops"),
-            (measured.link, 1e9, "GB/s from RAM"),
-            (measured.disk, 1e9, "GB/s from disk"),
-        )
-        told = ", ".join(f"{rate / unit:.3g} {what}" for rate, unit, what in rates if rate)
-        notes.append(f"Measured on this machine, and counted with: {told}." if told else "")
-    share = job.known.share(job.model.name, arithmetic(job.hardware, option.recipe)[0])
-    if share:
-        notes.append("The time of a step is predicted from that of earlier pictures on this machine.")
-    return tuple(notes)
-
-
-def _laptop(job: PlanInputs, option: Candidate) -> str:
-    """What a time from the table is worth for a laptop part."""
-    measured = job.known is not None and job.known.measured is not None
-    if option.seconds is None or measured or " laptop " not in f"{job.hardware.name} ".lower():
-        return ""
-    return "Laptop parts of one name differ by their power limits; the time is that of the slowest of them."
-
-
-def _plan_ignoring_disk(job: PlanInputs, option: Candidate) -> str:
-    """What to know where the reference itself would be resident."""
-    if not job.published or option.recipe.name != PREFERRED_RECIPES[0] or option.residency != "resident":
-        return ""
-    reference = place(job, find_recipe("reference"))
-    if reference.residency != "resident":
-        return ""
-    note = f"The reference ({gb(reference.size.weights)}) would fit too: --recipe reference."
-    rates = job.rates()
-    if rates and rates.int8_gain < SMALL_GAIN:
-        note += f" INT8 products are only {rates.int8_gain:.0f} times as fast as bfloat16 here: INT8 gains little time."
-    return note
-
-
-def _suggestion(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], asked: str | None) -> str:
+def _suggestion(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], asked: str | None) -> Reason:
     """What would help: another recipe, memory that others hold, or the miniature."""
     if not chosen.fits:
-        if asked:
-            fallback, _ = choose_candidate(job, tuple(place(job, find_recipe(name)) for name in PREFERRED_RECIPES))
-            if fallback.fits:
-                return f"Without a recipe asked for, {fallback.recipe.title} would be taken ({fallback.residency})."
-        help_first = WHAT_HELPS.get(chosen.lacks, "")
-        return f"{help_first} {USE_MINIATURE}".strip() if job.published else help_first
+        return _what_helps(job, chosen, asked)
     if job.hardware.kind == "cpu" or chosen.recipe.name == PREFERRED_RECIPES[0] or asked:
-        return ""
+        return NOTHING
     return _better(job, chosen, options[0])
 
 
-def _better(job: PlanInputs, chosen: Candidate, best: Candidate) -> str:
+def _what_helps(job: PlanInputs, chosen: Candidate, asked: str | None) -> Reason:
+    """Where it fits nowhere."""
+    if asked:
+        instead, _ = choose_candidate(job, tuple(place(job, find_recipe(name)) for name in PREFERRED_RECIPES))
+        if instead.fits:
+            return reason("unasked", title=instead.recipe.title, residency=instead.residency)
+    free_first = reason(f"free_{chosen.lacks}") if chosen.lacks else NOTHING
+    return free_first + reason("use_miniature") if job.published else free_first
+
+
+def _better(job: PlanInputs, chosen: Candidate, best: Candidate) -> Reason:
     """What it would take for the best recipe of the ladder."""
     if int8_units(job.hardware):
-        spare = "More free RAM would spare the disk; smaller pictures need less of both."
-        return spare if chosen.residency == "disk" else ""
+        return reason("more_ram_spares_disk") if chosen.residency == "disk" else NOTHING
     title = best.recipe.title
-    short = [row.missing for row in best.passed if row.residency == "streamed" and row.lacks == "ram"]
-    if short and not job.windows:
-        return f"With {gb(min(short))} more RAM free, {title} would be streamed."
+    missing = [row.missing for row in best.passed if row.residency == "streamed" and row.lacks == "ram"]
+    if missing and not job.windows:
+        return reason("more_ram_streams", missing=min(missing), title=title)
     needed = device_bytes(best.size.weights, least_busy(job, best.size, DeviceAssignment(0, 0, (0, 1))))
     if job.device_free < needed <= (job.hardware.device_memory_bytes or 0):
-        return f"With {gb(needed)} of device memory free, {title} would be resident."
-    return ""
+        return reason("more_device_memory", needed=needed, title=title)
+    return NOTHING
 
 
 def _answer(
-    job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], reasons: tuple[str, ...], asked: str | None
+    job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], reasons: tuple[Reason, ...], asked: str | None
 ) -> Plan:
     """Put the decision into the shape that travels."""
     torch_kind = {"rocm": "cuda"}.get(job.hardware.kind, job.hardware.kind)
@@ -337,6 +256,6 @@ def _rejected(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...]
         elif not option.fits:
             rows += [] if option.passed else [Rejected(name, None, option.reason)]
         else:
-            reason = comparison(chosen, option) if below else reason_against(job, option, chosen)
-            rows.append(Rejected(name, option.residency, reason[:1].upper() + reason[1:]))
+            why = comparison(chosen, option) if below else reason_against(job, option, chosen)
+            rows.append(Rejected(name, option.residency, why.capital()))
     return tuple(rows)

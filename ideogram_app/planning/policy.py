@@ -13,7 +13,8 @@ from __future__ import annotations
 from ideogram_app.machine.capabilities import int8_units
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.option import Candidate
-from ideogram_app.text import gb, in_seconds
+from ideogram_app.planning.reasons import reason
+from ideogram_app.records import NOTHING, Reason
 
 # What an unasked plan picks from, best quality first. Of the INT8 family the rotated one: on the miniature its error is
 # that of bf16 itself (velocity 1.66 % against 1.65; int8-w8a8 3.8 as calibrated), it needs no calibration, and keeping
@@ -26,68 +27,82 @@ SLOWER_AT_MOST = 1.3
 STREAMED_AT_MOST = 0.2
 
 
-def choose_candidate(job: PlanInputs, options: tuple[Candidate, ...]) -> tuple[Candidate, tuple[str, ...]]:
+def choose_candidate(job: PlanInputs, options: tuple[Candidate, ...]) -> tuple[Candidate, tuple[Reason, ...]]:
     """The first option that nothing speaks against, else the last; with a sentence for each that was passed over."""
-    passed: list[str] = []
+    passed: list[Reason] = []
     for option in options[:-1]:
         against = reason_against(job, option, options[-1])
         if not against:
             return option, tuple(passed)
-        passed.append(f"Not {option.recipe.title}: {against}" if option.fits else against)
+        passed.append(reason("not_taken", title=option.recipe.title, why=against) if option.fits else against)
     return options[-1], tuple(passed)
 
 
-def reason_against(job: PlanInputs, better: Candidate, smaller: Candidate) -> str:
-    """Why the better recipe is not the one to take, or ""."""
+def reason_against(job: PlanInputs, better: Candidate, smaller: Candidate) -> Reason:
+    """Why the better recipe is not the one to take, as a clause."""
     if not better.fits:
         return better.reason
     if not job.published:
-        return ""  # the miniature shows INT8 everywhere: plain torch does it where kernels are missing
+        return NOTHING  # the miniature shows INT8 everywhere: plain torch does it where kernels are missing
     units = int8_units(job.hardware)
     if units or not smaller.fits or better.residency == "resident":
         return units
     rates = job.rates()
     if better.residency == "disk" and (rates is None or rates.disk is None):
-        disk = f"{gb(better.streamed)} would be read in every step, and how fast is not measured."
-        return f"{_missing_ram(better)}from disk {disk}"
+        return _disk_unmeasured(better)
     if better.seconds is not None and smaller.seconds is not None:
         return _too_slow(better, smaller)
-    share = better.streamed / better.size.weights
-    if share > STREAMED_AT_MOST:
-        return (
-            f"{gb(better.streamed)} of its {gb(better.size.weights)} find no room in the {gb(job.device_free)} that "
-            f"are free, and {share:.0%} on the road are too many while nobody knows how long a step takes on this "
-            f"device (at most {STREAMED_AT_MOST:.0%})."
-        )
-    return ""
+    return _too_much_travels(job, better)
 
 
-def comparison(better: Candidate, smaller: Candidate) -> str:
+def comparison(better: Candidate, smaller: Candidate) -> Reason:
     """Why the smaller recipe was not taken, though it fits."""
-    saved = f"It would save {gb(better.size.weights - smaller.size.weights)}"
-    closer = f"{better.recipe.title} is closer to the reference"
+    saved, title = better.size.weights - smaller.size.weights, better.recipe.title
     if better.residency == smaller.residency == "resident" or not (better.seconds and smaller.seconds):
-        return f"{saved}, but {closer} and has room."
-    ratio = better.seconds / smaller.seconds
-    return (
-        f"{saved} and take {in_seconds(smaller.seconds)} a step, but {closer} and takes {in_seconds(better.seconds)}: "
-        f"{ratio:.2f} times as long, and {SLOWER_AT_MOST} are accepted."
+        return reason("closer_with_room", saved=saved, title=title)
+    return reason(
+        "closer_in_time",
+        saved=saved,
+        title=title,
+        best=smaller.seconds,
+        seconds=better.seconds,
+        times=better.seconds / smaller.seconds,
+        accepted=SLOWER_AT_MOST,
     )
 
 
-def _too_slow(better: Candidate, smaller: Candidate) -> str:
+def _too_slow(better: Candidate, smaller: Candidate) -> Reason:
     """Both have times."""
     slow, fast = better.seconds or 0.0, smaller.seconds or 0.0
     if slow <= SLOWER_AT_MOST * fast:
-        return ""
-    way = "read from disk" if better.residency == "disk" else "brought from RAM"
-    return (
-        f"with {gb(better.streamed)} {way} in every step it would take {in_seconds(slow)}, {slow / fast:.1f} times as "
-        f"long as {smaller.recipe.title} ({in_seconds(fast)}); at most {SLOWER_AT_MOST} times are accepted."
+        return NOTHING
+    return reason(
+        "too_slow_from_disk" if better.residency == "disk" else "too_slow_from_ram",
+        moved=better.streamed,
+        seconds=slow,
+        times=slow / fast,
+        title=smaller.recipe.title,
+        best=fast,
+        accepted=SLOWER_AT_MOST,
     )
 
 
-def _missing_ram(option: Candidate) -> str:
-    """What keeps its blocks from RAM, as the beginning of a longer sentence."""
-    short = min((row.missing for row in option.passed if row.residency == "streamed" and row.lacks == "ram"), default=0)
-    return f"RAM lacks {gb(short)} to stream it; " if short else ""
+def _too_much_travels(job: PlanInputs, better: Candidate) -> Reason:
+    """Where times are not known."""
+    share = better.streamed / better.size.weights
+    if share <= STREAMED_AT_MOST:
+        return NOTHING
+    return reason(
+        "too_much_travels",
+        moved=better.streamed,
+        weights=better.size.weights,
+        free=job.device_free,
+        share=share,
+        accepted=STREAMED_AT_MOST,
+    )
+
+
+def _disk_unmeasured(better: Candidate) -> Reason:
+    """Its blocks would come from a disk that may be slow, because RAM cannot hold them."""
+    missing = [row.missing for row in better.passed if row.residency == "streamed" and row.lacks == "ram"]
+    return reason("disk_unmeasured", missing=min(missing), moved=better.streamed)

@@ -205,7 +205,7 @@ def check_fits(sized: Plan) -> None:
     """Refuse what the plan says cannot run here, with its reasons."""
     if not sized.fits:
         title = find_model(sized.model).title
-        raise DeviceError(f"{title} cannot run on this machine: {' '.join(sized.reasons)}", do=sized.suggestion)
+        raise DeviceError(f"{title} cannot run on this machine: {sized.why}", do=sized.suggestion.text)
 
 
 def bug(problem: Exception) -> str:

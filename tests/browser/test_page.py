@@ -51,7 +51,7 @@ def test_the_machine_the_plan_and_every_reason_are_shown(tab: Page, site: Site) 
     machine.get_by_text("Why?").click()
     plan = site.studio.state.machine.plans["miniature"]  # type: ignore[union-attr]
     for reason in (*plan.reasons, *(row.reason for row in plan.rejected)):
-        expect(machine.get_by_text(reason)).to_be_visible()
+        expect(machine.get_by_text(reason.text)).to_be_visible()
 
 
 def test_where_the_real_model_cannot_run_the_page_says_what_helps(tab: Page, site: Site) -> None:

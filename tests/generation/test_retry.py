@@ -25,15 +25,15 @@ from ideogram_app.model.cache import ModelCache
 from ideogram_app.model.loader import Loaded
 from ideogram_app.planning.planner import plan
 from ideogram_app.prepare.transformers import prepare
-from ideogram_app.records import Event, Fallback, Request, Result
+from ideogram_app.records import Event, Fallback, Reason, Request, Result
 from ideogram_app.wire import from_json
 
 HOST = Hardware(name="A processor", host_memory_bytes=32 * 10**9, host_free_bytes=24 * 10**9, disk_free_bytes=10**12)
 CAPTION = parse_prompt("a red circle on a yellow background").caption
 REQUEST = Request("miniature", CAPTION, ("reference", "gguf-q4_k"), "turbo-12", 96, 64, seed=5)
-Q4_K = Fallback("GGUF Q4_K, resident", "It takes less.", "gguf-q4_k", 96, 64)
-PACKED = Fallback("INT8", "It is not prepared.", "int8-w8a8", 96, 64)
-SMALLER = Fallback("80 x 64", "Nearly the same shape.", "reference", 80, 64, device_limit_bytes=10**9)
+Q4_K = Fallback("GGUF Q4_K, resident", Reason("", "It takes less."), "gguf-q4_k", 96, 64)
+PACKED = Fallback("INT8", Reason("", "It is not prepared."), "int8-w8a8", 96, 64)
+SMALLER = Fallback("80 x 64", Reason("", "Nearly the same shape."), "reference", 80, 64, device_limit_bytes=10**9)
 FULL = "CUDA out of memory. Tried to allocate 2.14 GiB. GPU 0 has a total capacity of 8 GiB"
 PHASES = {"load": "weights were loaded", "denoise": "while drawing", "decode": "was decoded", "encode": "was read"}
 

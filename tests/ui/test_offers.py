@@ -12,7 +12,7 @@ from ideogram_app import __main__ as program
 from ideogram_app.cli.output import describe_offer, describe_result
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
-from ideogram_app.records import Fallback, Request, Result
+from ideogram_app.records import Fallback, Reason, Request, Result
 from ideogram_app.studio.state import Job
 from ideogram_app.ui.form import request_of, values_of
 from ideogram_app.ui.offers import gave_up, offered, offers, tried
@@ -28,13 +28,13 @@ RAN_OUT = replace(result_of(REQUEST, INT8, None, ERROR), offers=offers_for(REQUE
 def test_every_offer_is_a_button_that_says_what_it_does() -> None:
     shown = offers(RAN_OUT)
     for index, rung in enumerate(RAN_OUT.offers):
-        assert f'data-act="offer" data-name="{INT8}:{index}"' in shown and rung.reason in shown
+        assert f'data-act="offer" data-name="{INT8}:{index}"' in shown and rung.reason.text in shown
     assert shown.count("same picture</span>") == 1
     assert offers(replace(RAN_OUT, offers=())) == ""
 
 
 def test_what_an_offer_says_is_shown_as_text() -> None:
-    rung = Fallback("<b>less</b>", '"quoted" & <i>more</i>', INT8, 64, 64)
+    rung = Fallback("<b>less</b>", Reason("", '"quoted" & <i>more</i>'), INT8, 64, 64)
     shown = offers(replace(RAN_OUT, offers=(rung,)))
     assert "<b>" not in shown and "<i>" not in shown and "&lt;b&gt;less" in shown
 

@@ -108,7 +108,7 @@ def calibrate(
     width, height, ready = request.width, request.height, (recipe,)  # else loading it says so
     chosen = plan(hardware, request.model, width=width, height=height, recipe=recipe, ready=ready)
     if not chosen.fits:
-        raise DeviceError(f"{recipe} does not fit this machine: {' '.join(chosen.reasons)}", do=chosen.suggestion)
+        raise DeviceError(f"{recipe} does not fit this machine: {chosen.why}", do=chosen.suggestion.text)
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
     parts = load_components(request.model, torch.device("cpu"), dtype, source, store)
     with staged(parts.text_encoder, device, torch.device("cpu")), torch.inference_mode():

@@ -1,0 +1,116 @@
+"""What a plan says beside its decision: one table of rules, each a reason or nothing, in the order of reading.
+
+The text encoder and the decoder, the peak, what was asked for, what is known of the machine, how matrices are
+multiplied. A rule decides whether there is something to say; planning/reasons.py says it.
+
+Left out: the decision itself and what was passed over (planning/placement.py, planning/policy.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.machine.capabilities import SMALL_GAIN, arithmetic, int8_units, product_note
+from ideogram_app.planning.activations import MAX_TEXT_TOKENS
+from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.option import Candidate
+from ideogram_app.planning.peaks import decoder_note, encoder_note, peak_note
+from ideogram_app.planning.placement import place
+from ideogram_app.planning.policy import PREFERRED_RECIPES
+from ideogram_app.planning.reasons import MEASURED_RATES, listed, reason
+from ideogram_app.records import NOTHING, Reason
+
+
+def notes(job: PlanInputs, option: Candidate) -> tuple[Reason, ...]:
+    """Everything that there is to say of the option that was chosen, whether it fits or not."""
+    said = (note(job, option) for applies, note in NOTES if applies(job, option))
+    return tuple(each for each in said if each)
+
+
+def _reserve(job: PlanInputs, option: Candidate) -> Reason:
+    return reason("reserve", reserve=job.reserve_bytes) if job.reserve_bytes else NOTHING
+
+
+def _limit(job: PlanInputs, option: Candidate) -> Reason:
+    return NOTHING if job.limit_bytes is None else reason("limit", limit=job.limit_bytes)
+
+
+def _caption(job: PlanInputs, option: Candidate) -> Reason:
+    longest = job.text_tokens == MAX_TEXT_TOKENS
+    return NOTHING if longest else reason("caption", tokens=job.text_tokens, longest=MAX_TEXT_TOKENS)
+
+
+def _measured(job: PlanInputs, option: Candidate) -> Reason:
+    """The rates of this machine that are counted with."""
+    measured = job.known.measured if job.known else None
+    if measured is None:
+        return NOTHING
+    rates = {
+        "tflops_float32" if job.hardware.kind == "cpu" else "tflops_16bit": measured.tflops_16bit,
+        "tops_int8": measured.tops_int8,
+        "link": measured.link / 1e9 if measured.link else None,
+        "disk": measured.disk / 1e9 if measured.disk else None,
+    }
+    told = listed(MEASURED_RATES, rates)
+    return reason("measured", rates=told, **rates) if told else NOTHING
+
+
+def _learned(job: PlanInputs, option: Candidate) -> Reason:
+    how = arithmetic(job.hardware, option.recipe)[0]
+    return reason("learned") if job.known and job.known.share(job.model.name, how) else NOTHING
+
+
+def _laptop(job: PlanInputs, option: Candidate) -> Reason:
+    """What a time from the table is worth for a laptop part."""
+    measured = job.known is not None and job.known.measured is not None
+    named = " laptop " in f"{job.hardware.name} ".lower()
+    return reason("laptop") if named and option.seconds is not None and not measured else NOTHING
+
+
+def _asked_int8(job: PlanInputs, option: Candidate) -> Reason:
+    units = int8_units(job.hardware) if option.recipe.quantizes_activations and job.published else NOTHING
+    return reason("int8_asked", units=units) if units else NOTHING
+
+
+def _reference(job: PlanInputs, option: Candidate) -> Reason:
+    """What to know where the reference itself would be resident."""
+    if not job.published or option.recipe.name != PREFERRED_RECIPES[0] or option.residency != "resident":
+        return NOTHING
+    reference = place(job, find_recipe("reference"))
+    if reference.residency != "resident":
+        return NOTHING
+    rates = job.rates()
+    gains_little = rates is not None and rates.int8_gain < SMALL_GAIN
+    little = reason("int8_gains_little", times=rates.int8_gain) if rates and gains_little else NOTHING
+    return reason("reference_fits", weights=reference.size.weights) + little
+
+
+def _on_device(job: PlanInputs, option: Candidate) -> bool:
+    return job.hardware.kind != "cpu"
+
+
+def _fits_device(job: PlanInputs, option: Candidate) -> bool:
+    return _on_device(job, option) and option.fits
+
+
+def _fits_or_processor(job: PlanInputs, option: Candidate) -> bool:
+    return not _on_device(job, option) or option.fits
+
+
+# What is said after the decision, in this order: to whom, and what.
+NOTES: tuple[tuple[Callable[[PlanInputs, Candidate], bool], Callable[[PlanInputs, Candidate], Reason]], ...] = (
+    (_fits_device, encoder_note),
+    (_fits_device, decoder_note),
+    (_fits_device, peak_note),
+    (_on_device, _reserve),
+    (_on_device, _limit),
+    (_on_device, _caption),
+    (_fits_or_processor, _measured),
+    (_fits_or_processor, _learned),
+    (_fits_device, _laptop),
+    (_fits_device, _asked_int8),
+    (_fits_device, lambda job, option: arithmetic(job.hardware, option.recipe)[1]),
+    (_fits_device, lambda job, option: product_note(job.hardware, option.recipe)),
+    (_fits_device, _reference),
+)
