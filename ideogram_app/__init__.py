@@ -7,7 +7,7 @@ The map, one home a word:
     fetch     checkpoints/        where weights come from and where they rest
     quantize  quantization/       INT8 and K-quants, legible; kernels/ holds their fast twins
     load      model/              store -> transformer, a Linear per storage
-    generate  generation/draw.py         one request -> a stream of events
+    generate  generation/draw.py             one request -> a stream of events
     compare   comparison/compare.py          one request through several recipes
 
 Importing this package imports neither torch nor gradio.

@@ -22,6 +22,7 @@ from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER
 from ideogram_app.checkpoints.published.layouts import find_layout  # noqa: E402
 from ideogram_app.checkpoints.published.local import SOURCES  # noqa: E402
 from ideogram_app.machine.hardware import Hardware  # noqa: E402
+from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
 from ideogram_app.planning.planner import Plan, plan  # noqa: E402
 
 README = ROOT / "README.md"
@@ -86,7 +87,7 @@ def card_table() -> str:
     """What the planner decides for cards as they are sold, at 1024 x 1024."""
     rows = []
     for name, capability, memory, ram, count in CARDS:
-        decided = plan(described(name, capability, memory, ram, count), "ideogram-4")
+        decided = plan(PlanInputs.of(described(name, capability, memory, ram, count), "ideogram-4"))
         predicted = decided.predicted
         seconds = f"{predicted.seconds_per_step:.1f} s" if predicted.seconds_per_step else "–"
         rows.append(

@@ -1,7 +1,7 @@
 """What this machine has shown of itself: asked for before a plan is made, added to after a picture was drawn.
 
     learning = Learning(data)
-    plan(hardware, ..., known=learning.known(hardware))
+    plan(PlanInputs.of(hardware, model, known=learning.known(hardware)))
     learning.note(hardware, Observed(...))
 
 A graphics card is measured once, for two seconds, when it is first seen with room to do so; every picture drawn whole

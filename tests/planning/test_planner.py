@@ -17,10 +17,11 @@ from ideogram_app.planning.footprint import device_bytes, encoder_weights, footp
 from ideogram_app.planning.inputs import TILE_SIDES, WINDOWS_LOCKED_SHARE, DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, with_slots
 from ideogram_app.planning.placement import place
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES, SLOWER_AT_MOST, STREAMED_AT_MOST, reason_against
 from ideogram_app.planning.profile import MachineProfile, MeasuredRates
 from ideogram_app.wire import from_json, to_json
+from tests.plan_by_name import plan
 
 GIB = 2**30
 GB = 10**9
@@ -337,7 +338,7 @@ def test_a_third_place_is_taken_where_it_makes_a_step_faster() -> None:
     slots = set()
     for link in range(6, 17):
         known = MachineProfile(MeasuredRates(link=link * 1e9))
-        job = PlanInputs(RTX_4090, MODELS["ideogram-4"], (1024, 1024), "bfloat16", limit_bytes=8 * GB, known=known)
+        job = PlanInputs(RTX_4090, MODELS["ideogram-4"], (1024, 1024), limit_bytes=8 * GB, known=known)
         placed = place(job, RECIPES[INT8])
         slots.add(placed.slots)
         two, three = (
@@ -377,21 +378,21 @@ def test_int8_gives_way_where_its_blocks_take_too_long_to_arrive(link_gb: float,
 @pytest.mark.parametrize(("times", "accepted"), [(0.9, True), (1.0, True), (1.299, True), (1.301, False), (2.0, False)])
 def test_the_rule_is_1_3_times_the_time_and_no_more(times: float, accepted: bool) -> None:
     assert SLOWER_AT_MOST == 1.3
-    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024))
     better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     against = reason_against(job, replace(better, seconds=3.0 * times), replace(smaller, seconds=3.0))
     assert (against == "") is accepted
 
 
 def test_a_resident_int8_is_taken_whatever_it_costs() -> None:
-    job = PlanInputs(RTX_3090, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RTX_3090, MODELS["ideogram-4"], (1024, 1024))
     better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     assert reason_against(job, replace(better, seconds=9.0), replace(smaller, seconds=1.0)) == ""
 
 
 @pytest.mark.parametrize("over", [False, True])
 def test_where_no_time_is_known_a_fifth_may_travel_and_no_more(over: bool) -> None:
-    job = PlanInputs(RX_9070_XT, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RX_9070_XT, MODELS["ideogram-4"], (1024, 1024))
     better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     assert better.seconds is None
     moved = int(STREAMED_AT_MOST * better.size.weights / better.size.block) + over
@@ -586,9 +587,8 @@ def test_a_freer_card_of_another_kind_does_not_work_alone() -> None:
 
 
 def test_of_two_equal_cards_the_freer_one_would_work_alone() -> None:
-    job = PlanInputs(
-        replace(RTX_4090, device_count=2, devices_free_bytes=(11 * GB, 12 * GB)), MODELS["miniature"], (128, 128), ""
-    )
+    two = replace(RTX_4090, device_count=2, devices_free_bytes=(11 * GB, 12 * GB))
+    job = PlanInputs(two, MODELS["miniature"], (128, 128))
     assert job.device_assignments()[0] == (DeviceAssignment(1, 12 * GB, (0, 1)),) and job.device_free == 12 * GB
 
 
@@ -759,7 +759,7 @@ def test_sizes_of_the_published_pair_are_those_that_were_counted() -> None:
 
 
 def test_an_option_holds_what_stays_and_the_places_of_what_travels() -> None:
-    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024))
     option: Candidate = place(job, RECIPES[INT8])
     moved = sum(option.streamed_blocks)
     expected = option.size.weights - (moved - option.slots) * option.size.block

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.profile import (
     FILE,
     OBSERVATIONS_KEPT,
@@ -25,6 +25,7 @@ from ideogram_app.planning.profile import (
     write,
 )
 from ideogram_app.planning.step_time import CARDS, find_rates
+from tests.plan_by_name import plan
 
 GIB = 2**30
 NAME = "NVIDIA GeForce RTX 3090"
