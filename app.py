@@ -161,7 +161,7 @@ def serve(flags: argparse.Namespace) -> None:
     host, in_space = choose_host(flags.listen), "SPACE_ID" in os.environ
     port, auth = choose_port(host, flags.port), credentials(flags.auth)
     from ideogram_app.catalog.models import find_model
-    from ideogram_app.studio.backend import real_backend
+    from ideogram_app.studio.local_backend import LocalBackend
     from ideogram_app.studio.studio import Studio
 
     model, output, data = find_model(flags.model), Path(flags.output_dir).absolute(), Path(flags.data_dir).absolute()
@@ -174,7 +174,7 @@ def serve(flags: argparse.Namespace) -> None:
 
     given = {FETCHED: existing(flags.source)} if flags.source else {}
     reserve = reserved(flags.reserve_vram)
-    backend = real_backend(data, given, offline=flags.offline, reserve_bytes=reserve)
+    backend = LocalBackend(data, given, offline=flags.offline)
     studio = Studio(backend, output, reserve_bytes=reserve, unload_after=flags.unload_after)
     page = build(studio, model.name)
     options = launch_options(output, data)

@@ -23,9 +23,10 @@ from ideogram_app.cli.output import describe_result  # noqa: E402
 from ideogram_app.generation.captions import parse_prompt  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
-from ideogram_app.planning.planner import plan  # noqa: E402
+from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
+from ideogram_app.planning.planned_request import plan_request  # noqa: E402
 from ideogram_app.records import Request, Result  # noqa: E402
-from ideogram_app.studio.backend import real_backend  # noqa: E402
+from ideogram_app.studio.local_backend import LocalBackend  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 PROMPT = "a large red circle at the top left and the word HELLO in black letters on a yellow background"
@@ -40,16 +41,18 @@ def main(
 ) -> None:
     """Measure and write."""
     with tempfile.TemporaryDirectory() as folder:
-        backend = real_backend(Path(folder))
+        backend = LocalBackend(Path(folder))
         hardware = detect(Path(folder))
         for recipe in RECIPES:
             if backend.status(model, recipe).state == "missing":
                 list(backend.prepare(model, recipe))
-        chosen = plan(hardware, model, width=side, height=side)
+        caption = parse_prompt(PROMPT).caption
+        tokens = backend.tokens(model, caption)
         found: dict[str, list[Result]] = {recipe: [] for recipe in RECIPES}
         for turn in range(rounds + 1):
-            request = Request(model, parse_prompt(PROMPT).caption, tuple(RECIPES), preset, side, side, seed=turn)
-            for event in backend.compare(request, hardware, chosen, Path(folder) / str(turn)):
+            request = Request(model, caption, tuple(RECIPES), preset, side, side, seed=turn)
+            planned = plan_request(request, PlanInputs.of_request(request, hardware), tokens)
+            for event in backend.compare(planned, Path(folder) / str(turn)):
                 if event.result and turn:
                     found[event.result.recipe].append(event.result)
                     print(f"round {turn}  {describe_result(event.result)}", flush=True)
@@ -60,7 +63,7 @@ def main(
         "model": model,
         "preset": preset,
         "size": [side, side],
-        "compute_dtype": chosen.compute_dtype,
+        "compute_dtype": planned.inputs.dtype,
         "rounds": rounds,
         "rows": [row(recipe, results) for recipe, results in found.items()],
     }

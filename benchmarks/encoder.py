@@ -43,7 +43,8 @@ from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.checkpoints.published.local import local_folder  # noqa: E402
 from ideogram_app.checkpoints.published.text_encoder import SourceEncoder  # noqa: E402
 from ideogram_app.comparison.metrics import psnr  # noqa: E402
-from ideogram_app.generation.draw import GuidedModel, decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
+from ideogram_app.generation.sampler import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.components import Components, load_components  # noqa: E402

@@ -36,7 +36,7 @@ from ideogram_app.catalog.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.catalog.recipes import ONE_ROW_LAYERS, RECIPES, Recipe  # noqa: E402
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.comparison.metrics import psnr, ssim  # noqa: E402
-from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
+from ideogram_app.generation.sampler import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.components import Components, load_components  # noqa: E402
 from ideogram_app.model.reference_model import ReferenceGuidance, ReferenceModel, load_reference_model  # noqa: E402

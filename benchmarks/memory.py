@@ -37,8 +37,8 @@ from ideogram_app.benchmark.rows import effective  # noqa: E402
 from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
 from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
 from ideogram_app.catalog.recipes import find_recipe  # noqa: E402
-from ideogram_app.generation.draw import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
+from ideogram_app.generation.sampler import decode, denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.kernels.attention import backends  # noqa: E402
 from ideogram_app.kernels.choice import choose_kernels  # noqa: E402
 from ideogram_app.kernels.choice import kernels as find_kernels  # noqa: E402
@@ -53,6 +53,7 @@ from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.vae import Autoencoder, autoencoder  # noqa: E402
 from ideogram_app.planning.activations import decode_bytes, tile_gaps  # noqa: E402
 from ideogram_app.planning.footprint import device_bytes, device_share, footprint  # noqa: E402
+from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
 from ideogram_app.planning.planner import plan  # noqa: E402
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread  # noqa: E402
 from ideogram_app.text import gb  # noqa: E402
@@ -140,9 +141,9 @@ def counted(questions: list[Question]) -> Iterator[Row]:
 
 def _count(question: Question, name: str, cap: int) -> Row:
     """The picture of a plan; its encoder is a guest that is gone before, so that plans with a resident one are not."""
-    size = {"width": question.width, "height": question.height}
-    card = replace(CARD, device_free_bytes=cap)
-    chosen = plan(card, "ideogram-4", recipe=name, ready=(name,), text_tokens=question.text_tokens, **size)
+    size = question.width, question.height
+    card, settled = replace(CARD, device_free_bytes=cap), {"recipe": name, "ready": (name,)}
+    chosen = plan(PlanInputs.of(card, "ideogram-4", *size, text_tokens=question.text_tokens, **settled))
     homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
     found = count_picture(Case(question, effective(find_recipe(name)), chosen.arithmetic, **homes))
     made = footprint(

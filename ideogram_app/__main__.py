@@ -8,11 +8,13 @@ Left out: logic. A command reads its flags, calls one function of the package an
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,10 +33,10 @@ from ideogram_app.errors import AppError, RequestError
 from ideogram_app.files import data_folder, output_folder, write_text
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.hardware import Hardware, detect
-from ideogram_app.planning.fallbacks import within
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import Request
-from ideogram_app.studio.backend import hush, real_backend
+from ideogram_app.studio.local_backend import LocalBackend, quiet_library_logging
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio
 from ideogram_app.text import gb
@@ -137,7 +139,7 @@ def prepare(
     settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
     settings["encoder"] = find_encoder_recipe(encoder).name if encoder else None
     chosen = find_model(model or ("miniature" if recipe else FIRST_RUN))
-    studio = Studio(real_backend(data, {chosen.name: source} if source else None, **settings), output)
+    studio = Studio(LocalBackend(data, {chosen.name: source} if source else None, **settings), output)
     job, first = prepare_by_stages(studio, chosen.name, _names(recipe or ""))
     print(f"{', '.join(job.recipes)} ready for {chosen.title}")
     print(f"First picture: {draw_command(chosen.name, first, data, output)}", file=sys.stderr)
@@ -162,7 +164,7 @@ def quantize(
     from ideogram_app.prepare.transformers import model_of
     from ideogram_app.prepare.transformers import quantize as write
 
-    hush()
+    quiet_library_logging()
     with HostPeak() as memory:
         tuning = tuning_for(model_of(open_source(source, unconditional)), recipe, calibration)
         report = drain(write(source, recipe, out, unconditional=unconditional, tuning=tuning, device=device))
@@ -194,7 +196,7 @@ def calibrate_command(
     from ideogram_app.prepare.calibration.collect import CAPTIONS, OF_MINIATURE, calibrate, read_captions
     from ideogram_app.prepare.calibration.tuning import calibration_file
 
-    hush()
+    quiet_library_logging()
     shipped = OF_MINIATURE if model == "miniature" else CAPTIONS
     path, default = out or calibration_file(data, model), find_model(model).default_size
     request = Request(model, "", (recipe,), preset, width or default[0], height or default[1], seed)
@@ -203,38 +205,84 @@ def calibrate_command(
     print(f"{path}: {finish(events).message}")
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """The flags that `generate` and `compare` share."""
+
+    preset: PresetFlag = "default-20"
+    width: WidthFlag = None
+    height: HeightFlag = None
+    seed: int = 0
+    guidance: GuidanceFlag = None
+    saving: SavingFlag = None
+    compiled: CompileFlag = False
+    adapt: AdaptFlag = False
+    device_limit: LimitFlag = None
+    host_limit: HostLimitFlag = None
+    reserve: ReserveFlag = 0.0
+    data: DataFlag = DATA
+    output: OutputFlag = OUTPUTS
+
+    def plan_inputs(self, model: str) -> PlanInputs:
+        """What the plan is computed from that chooses a recipe on this machine."""
+        device, host, leave = _bytes(self.device_limit), _bytes(self.host_limit), _bytes(self.reserve) or 0
+        limits = {"limit_bytes": device, "host_limit_bytes": host, "reserve_bytes": leave}
+        return PlanInputs.of(detect(self.data), model, self.width, self.height, **limits)
+
+    def draw(self, prompt: str, model: str, recipes: tuple[str, ...]) -> Job:
+        """Draw in the same worker as the page's; sizes left out are the model's own."""
+        typed = sys.stdin.read() if prompt == "-" else prompt
+        default = find_model(model).default_size
+        request = Request(
+            model=model,
+            caption=parse_prompt(typed).caption,
+            recipes=recipes,
+            preset=self.preset,
+            width=self.width or default[0],
+            height=self.height or default[1],
+            seed=self.seed,
+            guidance=self.guidance,
+            savings=tuple(self.saving or ()),
+            compiled=self.compiled,
+            adapt=self.adapt,
+            device_limit_bytes=_bytes(self.device_limit),
+            host_limit_bytes=_bytes(self.host_limit),
+        )
+        studio = Studio(LocalBackend(self.data), self.output, reserve_bytes=_bytes(self.reserve) or 0)
+        return _run(studio, lambda: studio.submit_compare(request))
+
+
+def with_drawing_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer is to see it: with the flags of `Drawing` in the place of its parameter `drawing`."""
+    shared = inspect.signature(Drawing, eval_str=True).parameters
+    flags: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        flags += shared.values() if parameter.name == "drawing" else [parameter]
+
+    @functools.wraps(command)
+    def gathered(**given: Any) -> None:
+        command(drawing=Drawing(**{name: given.pop(name) for name in shared}), **given)
+
+    by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in flags]
+    gathered.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
+    return gathered
+
+
 @app.command()
+@with_drawing_flags
 def generate(
     prompt: PromptFlag,
     out: Annotated[Path, typer.Option(help="Where the PNG goes.")],
+    *,
     model: ModelFlag = "miniature",
     recipe: RecipeFlag = None,
-    preset: PresetFlag = "default-20",
-    width: WidthFlag = None,
-    height: HeightFlag = None,
-    seed: int = 0,
-    guidance: GuidanceFlag = None,
-    saving: SavingFlag = None,
-    compiled: CompileFlag = False,
-    adapt: AdaptFlag = False,
-    device_limit: LimitFlag = None,
-    host_limit: HostLimitFlag = None,
-    reserve: ReserveFlag = 0.0,
-    data: DataFlag = DATA,
-    output: OutputFlag = OUTPUTS,
+    drawing: Drawing,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw one picture with one recipe; the plan chooses it where none is named."""
-    device, host, leave = _bytes(device_limit), _bytes(host_limit), _bytes(reserve) or 0
     if recipe is None:
-        machine = within(detect(data), host)
-        sized = plan(machine, model, width=width, height=height, limit_bytes=device, reserve_bytes=leave)
-        recipe = sized.recipe
-    chosen = recipe or "reference"
-    request = _request(prompt, model, (chosen,), preset, width, height, seed)
-    request = replace(request, guidance=guidance, savings=tuple(saving or ()), compiled=compiled)
-    request = replace(request, adapt=adapt, device_limit_bytes=device, host_limit_bytes=host)
-    job = _draw(request, data, output, leave)
+        recipe = plan(drawing.plan_inputs(model)).recipe
+    job = drawing.draw(prompt, model, (recipe or "reference",))
     result = job.results[0]
     if result.image:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -244,34 +292,20 @@ def generate(
 
 
 @app.command()
+@with_drawing_flags
 def compare(
     prompt: PromptFlag,
     recipes: Annotated[str, typer.Option(help=f"With commas, in the order of display: {', '.join(RECIPES)}.")],
     out: Annotated[Path | None, typer.Option(help="Where the contact sheet (PNG) goes.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go, as JSON.")] = None,
     model: ModelFlag = "miniature",
-    preset: PresetFlag = "default-20",
-    width: WidthFlag = None,
-    height: HeightFlag = None,
-    seed: int = 0,
-    guidance: GuidanceFlag = None,
-    saving: SavingFlag = None,
-    compiled: CompileFlag = False,
-    adapt: AdaptFlag = False,
-    device_limit: LimitFlag = None,
-    host_limit: HostLimitFlag = None,
-    reserve: ReserveFlag = 0.0,
-    data: DataFlag = DATA,
-    output: OutputFlag = OUTPUTS,
+    *,
+    drawing: Drawing,
 ) -> None:
     """Draw one caption in several precisions and put them side by side."""
-    request = _request(prompt, model, _names(recipes), preset, width, height, seed)
-    request = replace(request, guidance=guidance, savings=tuple(saving or ()), compiled=compiled)
-    device, host = _bytes(device_limit), _bytes(host_limit)
-    request = replace(request, adapt=adapt, device_limit_bytes=device, host_limit_bytes=host)
-    job = _draw(request, data, output, _bytes(reserve) or 0)
+    job = drawing.draw(prompt, model, _names(recipes))
     if job.entry:
-        entry = find_entry(output.absolute(), job.entry)
+        entry = find_entry(drawing.output.absolute(), job.entry)
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(entry.folder / SHEET_FILE, out)
@@ -297,29 +331,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _request(
-    prompt: str,
-    model: str,
-    recipes: tuple[str, ...],
-    preset: str,
-    width: int | None,
-    height: int | None,
-    seed: int,
-) -> Request:
-    """The request that the flags describe; sizes left out are the model's own."""
-    typed = sys.stdin.read() if prompt == "-" else prompt
-    default = find_model(model).default_size
-    caption = parse_prompt(typed).caption
-    return Request(model, caption, recipes, preset, width or default[0], height or default[1], seed)
-
-
 def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else round(gigabytes * 1e9)
-
-
-def _draw(request: Request, data: Path, output: Path, reserve_bytes: int) -> Job:
-    studio = Studio(real_backend(data, reserve_bytes=reserve_bytes), output, reserve_bytes=reserve_bytes)
-    return _run(studio, lambda: studio.submit_compare(request))
 
 
 def _run(studio: Studio, submit: Callable[[], str]) -> Job:
@@ -370,7 +383,7 @@ def _report(
     as_json: bool,
     reserve_bytes: int = 0,
 ) -> None:
-    decided = plan(hardware, model, width=width, height=height, recipe=recipe, reserve_bytes=reserve_bytes)
+    decided = plan(PlanInputs.of(hardware, model, width, height, recipe=recipe, reserve_bytes=reserve_bytes))
     if as_json:
         _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided)})
     else:

@@ -9,65 +9,15 @@ no others. Seconds are wall-clock seconds, sizes are bytes, images are paths of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+
+from ideogram_app.catalog.reasons import Reason
 
 REFERENCE = "reference"
 IN_BYTES = ("fetch", "prepare", "verify")  # phases whose events count bytes
 # Two pictures that are the same to the bit have no finite PSNR and JSON has no infinity. A single value off by one in a
 # 2048 x 2048 picture gives 119 dB, so no other pair comes near.
 IDENTICAL_PSNR = 150.0
-
-
-@dataclass(frozen=True)
-class Reason:
-    """Why something was decided: a sentence, or a few that belong together. Two that read the same are equal.
-
-    Attributes:
-        code: rows of `reasons.SENTENCES`, joined by "+"; "" of a reason that was read from JSON.
-        text: for people.
-        numbers: what stands in the text, by the names of the table's fields: bytes and seconds, not rounded.
-    """
-
-    code: str = field(compare=False)
-    text: str
-    numbers: Mapping[str, float] = field(default_factory=dict, compare=False)
-
-    def __str__(self) -> str:
-        return self.text
-
-    def __bool__(self) -> bool:
-        return bool(self.text)
-
-    def __add__(self, other: Reason) -> Reason:
-        """Both, one after the other; nothing to say adds nothing."""
-        if not (self and other):
-            return self or other
-        return Reason(f"{self.code}+{other.code}", f"{self.text} {other.text}", {**self.numbers, **other.numbers})
-
-    def capital(self) -> Reason:
-        """A clause as a sentence of its own."""
-        return replace(self, text=self.text[:1].upper() + self.text[1:])
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Written as its text, and read from it."""
-        from pydantic_core import core_schema
-
-        as_text = core_schema.plain_serializer_function_ser_schema(str)
-        return core_schema.no_info_plain_validator_function(_reason_of, serialization=as_text)
-
-
-NOTHING = Reason("", "")  # nothing to say: no objection, no note, no advice
-
-
-def _reason_of(value: Any) -> Reason:
-    if isinstance(value, Reason):
-        return value
-    if isinstance(value, str):
-        return Reason("", value)
-    raise ValueError("a reason is a sentence")
 
 
 @dataclass(frozen=True)

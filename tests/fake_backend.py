@@ -17,18 +17,21 @@ from PIL import Image, ImageDraw
 
 from ideogram_app.catalog.models import find_model, weight_bytes
 from ideogram_app.catalog.presets import find_preset
+from ideogram_app.catalog.reasons import Reason
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared.store import Status
 from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.comparison.contact_sheet import write_sheet
+from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.planning.oom import OutOfMemory
-from ideogram_app.planning.planner import Plan
-from ideogram_app.records import REFERENCE, Event, Fallback, Reason, Request, Result, Seconds
-from ideogram_app.studio.backend import Backend, SourceState
+from ideogram_app.planning.planned_request import PlannedRequest
+from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.records import REFERENCE, Event, Fallback, Request, Result, Seconds
+from ideogram_app.studio.backend import SourceState
 
 MACHINE = Hardware(
     kind="cpu",
@@ -54,8 +57,8 @@ READY = Access("ready", "ideogram-ai/ideogram-4-fp8 can be fetched: 27.5 GB.", "
 class Fake:
     """Knobs and notes. `broken` recipes fail while drawing, `unpreparable` ones before; `bug` is raised in a step.
 
-    `hungry` recipes run out of device memory unless they are given a limit or may adapt. `memory` is in use now, and
-    what is `loaded` stays so until it is unloaded.
+    `hungry` recipes run out of device memory unless they are given a limit or may adapt. `in_use` is
+    what memory is taken now; what is loaded has a `title` until it is unloaded.
 
     Of the published weights `fetched_bytes` are on disk; `line_breaks_at` drops the line once, at that share of them.
     """
@@ -66,8 +69,8 @@ class Fake:
     broken: set[str] = field(default_factory=set)
     unpreparable: set[str] = field(default_factory=set)
     hungry: set[str] = field(default_factory=set)
-    memory: MemoryNow = MEMORY
-    loaded: str = ""
+    in_use: MemoryNow = MEMORY
+    title: str = ""
     bug: Exception | None = None
     allowed: Access = READY
     machine: Hardware = MACHINE
@@ -76,20 +79,23 @@ class Fake:
     steps_done: list[str] = field(default_factory=list)
     closed: int = 0
 
-    def backend(self) -> Backend:
-        return Backend(
-            self.detect,
-            self.status,
-            self.prepare,
-            self.compare,
-            write_sheet,
-            lambda model: self.allowed,
-            self.source_state,
-            self.delete_source,
-            memory=lambda hardware: self.memory,
-            loaded=lambda: self.loaded,
-            unload=self.unload,
-        )
+    def known(self, hardware: Hardware) -> MachineProfile | None:
+        return None
+
+    def memory(self, hardware: Hardware | None) -> MemoryNow:
+        return self.in_use
+
+    def access(self, model: str) -> Access:
+        return self.allowed
+
+    def tokens(self, model: str, caption: str) -> tuple[int, ...]:
+        return tuple(caption.encode())
+
+    def write_sheet(self, comparison: Comparison, path: Path) -> None:
+        write_sheet(comparison, path)
+
+    def loaded(self) -> str:
+        return self.title
 
     def detect(self) -> Hardware:
         time.sleep(self.look_seconds)
@@ -140,9 +146,10 @@ class Fake:
         return freed
 
     def unload(self) -> None:
-        self.loaded = ""
+        self.title = ""
 
-    def compare(self, request: Request, hardware: Hardware, plan: Plan, output: Path) -> Iterator[Event]:
+    def compare(self, planned: PlannedRequest, output: Path) -> Iterator[Event]:
+        request = planned.request
         try:
             yield Event("encode")
             for recipe in sorted(request.recipes, key=lambda name: name != REFERENCE):

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from ideogram_app.catalog.reasons import Reason
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.policy import PREFERRED_RECIPES
-from ideogram_app.records import Reason
 
 GIB = 2**30
 GB = 10**9

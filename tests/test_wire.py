@@ -9,9 +9,9 @@ import pytest
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.planner import plan
 from ideogram_app.records import Event, Request, Result, Seconds
 from ideogram_app.wire import from_json, to_json
+from tests.plan_by_name import plan
 
 HARDWARE = Hardware(
     kind="cuda",

@@ -3,8 +3,8 @@
     python tools/golden_reasons.py
 
 The machines are those of tests/machines.py as they are, and then the few that it takes to hear every other sentence of
-ideogram_app/planning/reasons.py. The tests assert codes and numbers; this file alone holds the texts, so that a change
-of words is one command and one diff to read (tests/test_reasons.py).
+ideogram_app/catalog/reasons.py. The tests assert codes and numbers; this file alone holds the texts, so that a change
+of words is one command and one diff to read (tests/catalog/test_reasons.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ideogram_app.catalog.reasons import Reason  # noqa: E402
 from ideogram_app.machine.hardware import DeviceUser, Hardware  # noqa: E402
 from ideogram_app.planning.fallbacks import fallbacks  # noqa: E402
+from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
 from ideogram_app.planning.oom import OutOfMemory  # noqa: E402
 from ideogram_app.planning.planner import Plan, plan  # noqa: E402
 from ideogram_app.planning.profile import MachineProfile, MeasuredRates  # noqa: E402
-from ideogram_app.records import Fallback, Reason, Request  # noqa: E402
+from ideogram_app.records import Fallback  # noqa: E402
 from tests.machines import (  # noqa: E402
     GB,
     GTX_1060,
@@ -49,7 +51,7 @@ GOLDEN = ROOT / "tests" / "golden" / "reasons.txt"
 HEAD = """\
 What the planner says: machine (and wishes) -> plan; then + reasons, - what was passed over, > the suggestion,
 * what is offered when memory ran out, each as code: text.
-Made by `python tools/golden_reasons.py`; tests/test_reasons.py holds it to the code.
+Made by `python tools/golden_reasons.py`; tests/catalog/test_reasons.py holds it to the code.
 """
 
 UNKNOWN = {"torch_supports_device": False, "torch": "2.13.0+cu130"}
@@ -112,17 +114,16 @@ SHORTAGES: list[tuple[str, Hardware, str, int, OutOfMemory]] = [
 def cases() -> Iterator[tuple[str, Plan]]:
     """Every plan of the file, by its title."""
     for hardware in MACHINES:
-        yield label(hardware), plan(hardware, "ideogram-4")
+        yield label(hardware), plan(PlanInputs.of(hardware, "ideogram-4"))
     for title, hardware, wishes in CASES:
-        yield f"{label(hardware)} ({title})", plan(hardware, **{"model": "ideogram-4"} | wishes)
+        yield f"{label(hardware)} ({title})", plan(PlanInputs.of(hardware, **{"model": "ideogram-4"} | wishes))
 
 
 def ladders() -> Iterator[tuple[str, tuple[Fallback, ...]]]:
     """What is offered after every shortage of the file, by its title; no recipe but the drawn one is prepared."""
     for title, hardware, recipe, side, shortage in SHORTAGES:
-        failed = plan(hardware, "ideogram-4", width=side, height=side, recipe=recipe)
-        request = Request("ideogram-4", "", (recipe,), width=side, height=side)
-        yield f"{label(hardware)} ({title})", fallbacks(hardware, request, recipe, failed, shortage, (recipe,))
+        inputs = PlanInputs.of(hardware, "ideogram-4", side, side, recipe=recipe)
+        yield f"{label(hardware)} ({title})", fallbacks(inputs, plan(inputs), shortage, (recipe,))
 
 
 def said() -> set[str]:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.recipes import RECIPES  # noqa: E402
-from ideogram_app.studio.backend import real_backend  # noqa: E402
+from ideogram_app.studio.local_backend import LocalBackend  # noqa: E402
 from ideogram_app.studio.studio import Studio  # noqa: E402
 from ideogram_app.ui.form import request_of  # noqa: E402
 from ideogram_app.ui.page import build  # noqa: E402
@@ -55,7 +55,7 @@ def main() -> None:
 
 def photograph(folder: Path, prompt: str, seed: int, to: Path) -> None:
     """One comparison of every recipe, then every picture of the page."""
-    studio = Studio(real_backend(folder / "data"), folder / "outputs")
+    studio = Studio(LocalBackend(folder / "data"), folder / "outputs")
     page, port = build(studio), free_port()
     options = launch_options(studio.output, folder / "data")
     page.launch(server_name="127.0.0.1", server_port=port, prevent_thread_lock=True, **options)

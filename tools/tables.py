@@ -18,6 +18,7 @@ from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER
 from ideogram_app.checkpoints.published.layouts import find_layout
 from ideogram_app.checkpoints.published.local import SOURCES
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.studio.setup_status import EXAMPLE_RATE, SetupStatus, lasting
 from ideogram_app.studio.state import State
@@ -137,7 +138,7 @@ def _seconds(seconds: float) -> str:
 
 def planned(card: Card) -> Plan:
     """What the planner decides for a card as it is sold, at 1024 x 1024."""
-    return plan(described(*card), "ideogram-4")
+    return plan(PlanInputs.of(described(*card), "ideogram-4"))
 
 
 def described(name: str, capability: tuple[int, int], memory: int, ram: int, count: int = 1) -> Hardware:

@@ -1,7 +1,7 @@
 """Our recipes as the program runs them: the same assembly, kernels and denoising loop, on random weights.
 
 Text is projected and adaLN computed once, before any step is timed, as for a picture; the seconds of building hold
-that. Nothing here is a shortcut of the benchmark's own: a step is one turn of `pipeline.denoise`.
+that. Nothing here is a shortcut of the benchmark's own: a step is one turn of `sampler.denoise`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ideogram_app.benchmark.rows import Row, effective
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.presets import PRESETS, Preset
-from ideogram_app.generation.draw import Step, denoise, make_noise, schedule, times
 from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.sampler import Step, denoise, make_noise, schedule, times
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
@@ -37,7 +37,7 @@ def evenly(steps: int) -> Preset:
 
 
 class OurLoop:
-    """`pipeline.denoise` as a function that does the next step; after the last, or one broken off, it starts anew."""
+    """`sampler.denoise` as a function that does the next step; after the last, or one broken off, it starts anew."""
 
     def __init__(self, start: Callable[[], Iterator[Step]]) -> None:
         self._start, self._steps = start, start()

@@ -1,115 +1,189 @@
-"""One recipe's picture, tried again with less where memory runs out, or offered to be.
+"""One recipe's picture: a retry loop that goes on with less where memory runs out, or offers to.
 
-    for event in attempts(request, recipe, shared, desk):
+    for event in attempts(planned, recipe, shared, session):
         ...                      the last event carries a result, of a picture or of the reason why there is none
 
 Whatever was loaded is given back before anything else is decided, so that the next attempt starts from the memory that
-there is. Who said `adapt` gets the first rung of the ladder (planning/fallbacks.py) that needs no preparation, and a
-result that says what was asked for, what ran and why; everybody else gets the rungs as offers. Any other failure
-becomes a failed result of this recipe alone.
+there is. Who said `adapt` gets the first fallback (planning/fallbacks.py) that needs no preparation, and a result that
+says what was asked for, what ran and why; everybody else gets the fallbacks as offers. Any other failure becomes a
+failed result of this recipe alone.
 
-Left out: the ladder itself, and what the text encoder does when it finds no room (generation/encode_prompt.py).
+Left out: the fallbacks themselves, and what the text encoder does when it finds no room (generation/encode_prompt.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from traceback import clear_frames
 
 import torch
 
-from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import AppError, DeviceError
-from ideogram_app.generation.draw import Provenance, SharedInputs, draw, make_noise
+from ideogram_app.generation.draw import Provenance, SharedInputs, draw
+from ideogram_app.generation.sampler import make_noise
+from ideogram_app.generation.session import Session, with_free_memory
 from ideogram_app.generation.validate import failed_result
-from ideogram_app.machine.hardware import Hardware
-from ideogram_app.machine.memory import MemoryNow, memory_now
+from ideogram_app.machine.memory import memory_now
 from ideogram_app.machine.meter import release
-from ideogram_app.model.cache import LoadedKey, ModelCache
-from ideogram_app.model.loader import Homes, load_transformers
+from ideogram_app.model.cache import LoadedKey
+from ideogram_app.model.loader import Homes
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES
-from ideogram_app.planning.fallbacks import fallbacks, taken, within
+from ideogram_app.planning.fallbacks import taken
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.oom import OutOfMemory, classify
+from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.profile import MachineProfile, Observation
+from ideogram_app.planning.profile import Observation
 from ideogram_app.planning.streaming import FEWEST_SLOTS
 from ideogram_app.records import Event, Fallback, Request, Result
 
 
 @dataclass(frozen=True)
-class Session:
-    """What drawing goes by beside the request.
+class Attempt:
+    """One try at one recipe's picture.
 
     Attributes:
-        kept: what is loaded, and stays so.
-        reserve_bytes: of device memory that is left to others.
-        known: what this machine has shown of itself; `observe` is told of every picture that was drawn whole.
+        asked: the request as it was made; recipe: of it, under which the result stands.
+        request: with the size and the limits of this try.
+        inputs: what its plan was computed from; `plan`: by which it is drawn.
+        shared: text features, and noise of its size.
+        planned_residency: where the first try wanted the transformers.
+        given_up: what is done with less than was asked for, a sentence each.
     """
 
-    store: Store
-    hardware: Hardware
-    kept: ModelCache
-    output: Path
-    reserve_bytes: int = 0
-    known: MachineProfile | None = None
-    observe: Callable[[Observation], None] | None = None
+    asked: Request
+    recipe: str
+    request: Request
+    inputs: PlanInputs
+    plan: Plan
+    shared: SharedInputs
+    planned_residency: str
+    given_up: tuple[str, ...]
 
-    def plan(self, request: Request, recipe: str, text_tokens: int) -> Plan:
-        """The plan for one recipe of a request. Disk is no question any more: loading refuses what was not prepared."""
-        return plan(
-            within(self.hardware, request.host_limit_bytes),
-            request.model,
-            width=request.width,
-            height=request.height,
+    @classmethod
+    def first(cls, planned: PlannedRequest, recipe: str, shared: SharedInputs) -> Attempt:
+        """As it was planned."""
+        chosen = planned.plans[recipe]
+        return cls(
+            asked=planned.request,
             recipe=recipe,
-            ready=(recipe,),
-            text_tokens=text_tokens,
-            reserve_bytes=self.reserve_bytes,
-            limit_bytes=request.device_limit_bytes,
-            known=self.known,
-            savings=request.savings,
+            request=planned.request,
+            inputs=planned.inputs_of(recipe),
+            plan=chosen,
+            shared=shared,
+            planned_residency=chosen.residency or "",
+            given_up=shared.given_up,
         )
 
-    def rungs(
-        self, request: Request, recipe: str, planned: Plan, shortage: OutOfMemory, text_tokens: int
-    ) -> tuple[Fallback, ...]:
-        """What can still be drawn after a recipe's plan failed."""
-        return fallbacks(
-            self.hardware,
-            request,
-            recipe,
-            planned,
-            shortage,
-            self.ready(request.model),
-            text_tokens=text_tokens,
-            reserve_bytes=self.reserve_bytes,
-            known=self.known,
-        )
-
-    def ready(self, model: str) -> frozenset[str]:
-        """Recipes whose files are complete."""
-        return frozenset(recipe for recipe in RECIPES if self.store.status(model, recipe).usable)
-
-    def now(self) -> MemoryNow:
-        return memory_now(self.hardware)
-
-    def seen_now(self) -> Session:
-        """The same with the memory that is free now; what torch caches on a device can be given out again."""
-        now, machine = self.now(), self.hardware
-        device = machine.device_free_bytes if now.device_free is None else now.device_free + (now.device_ours or 0)
-        host = machine.host_free_bytes if now.host_free is None else now.host_free
-        return replace(self, hardware=replace(machine, device_free_bytes=device, host_free_bytes=host))
+    @property
+    def engaged(self) -> str:
+        """The recipe that runs."""
+        return self.inputs.recipe or self.recipe
 
 
-def homes_of(planned: Plan) -> Homes:
+def attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session: Session) -> Iterator[Event]:
+    """Draw one recipe of a request.
+
+    Yields:
+        The events of `draw`, for every attempt; the last is `result`.
+    """
+    attempt = Attempt.first(planned, recipe, shared)
+    while True:
+        outcome = yield from run(attempt, session)
+        if isinstance(outcome, Result):
+            yield Event("result", recipe, result=outcome)
+            return
+        attempt = replace(attempt, inputs=with_free_memory(attempt.inputs))
+        ready = session.ready(attempt.request.model)
+        offers = session.fallbacks(attempt.inputs, attempt.plan, outcome, ready, attempt.request.recipes)
+        at_once = next((rung for rung in offers if rung.recipe in ready), None)
+        if at_once is None or not planned.request.adapt:
+            failed = failed_result(planned.request, recipe, outcome.sentence())
+            yield Event("result", recipe, result=replace(failed, offers=offers, given_up=attempt.given_up))
+            return
+        attempt = next_attempt(attempt, outcome, at_once)
+        yield Event("load", recipe, message=attempt.given_up[-1])
+
+
+def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | OutOfMemory]:
+    """One try: its events, then a result, of a picture or of an error; or the shortage. If it failed, everything that
+    was loaded has been given back.
+
+    Raises:
+        Exception: a bug.
+    """
+    phase, error = "load", ""
+    try:
+        for event in _draw(attempt, session):
+            if event.result:
+                _note(event.result, attempt, session.observe)
+                return event.result
+            phase = event.phase
+            yield event
+    except Exception as problem:
+        shortage = classify(problem, phase, memory_now(attempt.inputs.hardware))
+        if shortage is None and not isinstance(problem, AppError):
+            raise
+        error = str(problem)
+        clear_frames(problem.__traceback__)  # which hold what was loaded for as long as somebody holds the problem
+    session.kept.unload()
+    for device in dict.fromkeys(attempt.plan.branch_devices):  # of what was not loaded whole, too
+        release(torch.device(device))
+    return shortage or failed_result(attempt.asked, attempt.recipe, error)
+
+
+def next_attempt(attempt: Attempt, shortage: OutOfMemory, rung: Fallback) -> Attempt:
+    """The try after one that ran out of memory: a fallback taken, with a plan and noise of its own."""
+    request = taken(attempt.request, attempt.engaged, rung)
+    inputs = replace(
+        attempt.inputs,
+        recipe=rung.recipe,
+        ready=(rung.recipe,),
+        size=(rung.width, rung.height),
+        limit_bytes=rung.device_limit_bytes,
+        host_limit_bytes=rung.host_limit_bytes,
+    )
+    shared = attempt.shared
+    if inputs.size != attempt.inputs.size:
+        shared = replace(shared, noise=make_noise(request.seed, *inputs.size).to(shared.noise.device))
+    given_up = (*attempt.given_up, shortage.account(rung.title))
+    return replace(attempt, request=request, inputs=inputs, plan=plan(inputs), shared=shared, given_up=given_up)
+
+
+def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
+    """Load or keep the transformers where the plan wants them, and draw."""
+    request, chosen, shared = attempt.request, attempt.plan, attempt.shared
+    if not chosen.fits:
+        raise DeviceError(f"{attempt.engaged} does not fit this machine: {chosen.why}", do=chosen.suggestion.text)
+    homes, dtype = homes_of(chosen), COMPUTE_DTYPES[chosen.compute_dtype]
+    version = session.store.version(request.model, attempt.engaged)
+    key = LoadedKey.of(request.model, attempt.engaged, version, dtype, homes, chosen.arithmetic, request.compiled)
+    if chosen.encoder != "resident":
+        session.kept.drop_encoder()
+    warm_bytes = session.kept.transformers_host_bytes if session.kept.key == key else None
+    load_anew = partial(
+        session.load,
+        session.store,
+        request.model,
+        attempt.engaged,
+        homes,
+        dtype,
+        arithmetic=chosen.arithmetic,
+        compiled=request.compiled,
+    )
+    device = torch.device(chosen.device)  # where the plan counts latents and decoder, once the text encoder has left
+    shared.vae.to(device).enable_tiling(smaller_tile(shared.tile, chosen.decode_tile))
+    shared = replace(shared, noise=shared.noise.to(device))
+    load = partial(session.kept.transformers, key, load_anew)
+    yield from draw(request, attempt.recipe, load, shared, session.output, _provenance(attempt, warm_bytes))
+
+
+def homes_of(chosen: Plan) -> Homes:
     """Where a plan wants both transformers."""
-    first, second = (torch.device(device) for device in planned.branch_devices)
-    from_disk = planned.residency == "disk"
-    return Homes((first, second), planned.streamed_blocks, from_disk, planned.slots or FEWEST_SLOTS)
+    first, second = (torch.device(device) for device in chosen.branch_devices)
+    return Homes((first, second), chosen.streamed_blocks, chosen.residency == "disk", chosen.slots or FEWEST_SLOTS)
 
 
 def smaller_tile(*sides: int) -> int:
@@ -117,102 +191,34 @@ def smaller_tile(*sides: int) -> int:
     return min((side for side in sides if side), default=0)
 
 
-def attempts(request: Request, recipe: str, shared: SharedInputs, desk: Session) -> Iterator[Event]:
-    """Draw one recipe of a request.
-
-    Yields:
-        The events of `pipeline.draw`, for every attempt; the last is `result`.
-    """
-    asked, now, engaged, tokens = recipe, request, recipe, shared.features.shape[1]
-    first, given_up = "", shared.given_up
-    while True:
-        planned = desk.plan(now, engaged, tokens)
-        first = first or planned.residency or ""
-        terms = _terms(planned, first, given_up)
-        phase = "load"
-        try:
-            for event in _draw(now, asked, engaged, planned, shared, desk, terms):
-                phase = event.phase
-                if event.result and desk.observe:
-                    _note(event.result, now, planned, tokens, desk.observe)
-                yield event
-            return
-        except Exception as problem:
-            shortage = classify(problem, phase, desk.now())
-            if shortage is None and not isinstance(problem, AppError):
-                raise
-            error = str(problem)
-            clear_frames(problem.__traceback__)  # which hold what was loaded for as long as somebody holds the problem
-        desk.kept.unload()
-        for device in dict.fromkeys(planned.branch_devices):  # of what was not loaded whole, too
-            release(torch.device(device))
-        if shortage is None:
-            yield Event("result", asked, result=failed_result(request, asked, error))
-            return
-        desk = desk.seen_now()
-        ladder = desk.rungs(now, engaged, planned, shortage, tokens)
-        rung = _next(ladder, desk.ready(now.model)) if request.adapt else None
-        if rung is None:
-            failed = failed_result(request, asked, shortage.sentence())
-            yield Event("result", asked, result=replace(failed, offers=ladder, given_up=given_up))
-            return
-        given_up = (*given_up, shortage.account(rung.title))
-        now, shared = _stepped_down(now, engaged, rung, shared)
-        engaged = rung.recipe
-        yield Event("load", asked, message=given_up[-1])
+def _provenance(attempt: Attempt, warm_bytes: int | None) -> Provenance:
+    expected = attempt.plan.predicted
+    return Provenance(
+        predicted_device_bytes=expected.device.allocated if expected.device else None,
+        predicted_host_bytes=expected.peak_host_bytes,
+        residency=attempt.plan.residency or "",
+        planned_residency=attempt.planned_residency,
+        given_up=attempt.given_up,
+        warm_bytes=warm_bytes,
+    )
 
 
-def _note(
-    result: Result, request: Request, planned: Plan, text_tokens: int, observe: Callable[[Observation], None]
-) -> None:
+def _note(result: Result, attempt: Attempt, observe: Callable[[Observation], None] | None) -> None:
     """Tell how long a step took, where nothing was left out of it."""
-    if result.seconds_per_step is None or request.savings:
+    if observe is None or result.seconds_per_step is None or attempt.request.savings:
         return
-    size, offloaded = (result.width, result.height), (planned.streamed_bytes, planned.streamed_blocks)
-    devices, from_disk = len(set(planned.branch_devices)), planned.residency == "disk"
-    seconds = result.seconds_per_step
-    seen = Observation(request.model, planned.arithmetic, *size, text_tokens, seconds, *offloaded, from_disk, devices)
-    observe(seen)
-
-
-def _next(ladder: tuple[Fallback, ...], ready: frozenset[str]) -> Fallback | None:
-    """The first rung that can be taken at once."""
-    return next((rung for rung in ladder if rung.recipe in ready), None)
-
-
-def _stepped_down(request: Request, engaged: str, rung: Fallback, shared: SharedInputs) -> tuple[Request, SharedInputs]:
-    """The request as a rung says, and noise of its size."""
-    less = taken(request, engaged, rung)
-    if (less.width, less.height) != (request.width, request.height):
-        noise = make_noise(request.seed, less.width, less.height).to(shared.noise.device)
-        shared = replace(shared, noise=noise)
-    return less, shared
-
-
-def _terms(planned: Plan, first: str, given_up: tuple[str, ...]) -> Provenance:
-    expected = planned.predicted
-    device = expected.device.allocated if expected.device else None
-    return Provenance(device, expected.peak_host_bytes, planned.residency or "", first, given_up)
-
-
-def _draw(
-    request: Request, asked: str, engaged: str, planned: Plan, shared: SharedInputs, desk: Session, terms: Provenance
-) -> Iterator[Event]:
-    """One attempt."""
-    if not planned.fits:
-        raise DeviceError(f"{engaged} does not fit this machine: {planned.why}", do=planned.suggestion.text)
-    homes, dtype, arithmetic = homes_of(planned), COMPUTE_DTYPES[planned.compute_dtype], planned.arithmetic
-    version = desk.store.version(request.model, engaged)
-    key = LoadedKey.of(request.model, engaged, version, dtype, homes, arithmetic, request.compiled)
-    if planned.encoder != "resident":
-        desk.kept.drop_encoder()
-    if desk.kept.key == key:
-        terms = replace(terms, warm_bytes=desk.kept.transformers_host_bytes)
-
-    what = desk.store, request.model, engaged, homes, dtype
-    load_anew = partial(load_transformers, *what, arithmetic=arithmetic, compiled=request.compiled)
-
-    device = torch.device(planned.device)  # where the plan counts latents and decoder, once the text encoder has left
-    shared.vae.to(device).enable_tiling(smaller_tile(shared.tile, planned.decode_tile))
-    load = partial(desk.kept.transformers, key, load_anew)
-    yield from draw(request, asked, load, replace(shared, noise=shared.noise.to(device)), desk.output, terms)
+    chosen = attempt.plan
+    observe(
+        Observation(
+            model=attempt.request.model,
+            arithmetic=chosen.arithmetic,
+            width=result.width,
+            height=result.height,
+            text_tokens=attempt.inputs.text_tokens,
+            seconds=result.seconds_per_step,
+            streamed_bytes=chosen.streamed_bytes,
+            streamed_blocks=chosen.streamed_blocks,
+            disk=chosen.residency == "disk",
+            devices=len(set(chosen.branch_devices)),
+        )
+    )

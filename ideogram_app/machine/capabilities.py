@@ -9,11 +9,10 @@ Left out: FP8 and FP4 units, which no recipe of this program uses.
 
 from __future__ import annotations
 
+from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.machine.gpu_specs import Flops
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.reasons import reason
-from ideogram_app.records import NOTHING, Reason
 from ideogram_app.text import gb
 
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less

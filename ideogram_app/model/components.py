@@ -47,14 +47,14 @@ COUNTER = "num_batches_tracked"  # of training; nothing that draws reads it
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """shift: of the noise levels, `pipeline.schedule`."""
+    """shift: of the noise levels, `sampler.schedule`."""
 
     shift: float
 
 
 @dataclass(frozen=True)
 class Scheduler:
-    """All that drawing asks a scheduler for; its steps are those of generation/draw.py."""
+    """All that drawing asks a scheduler for; its steps are those of generation/sampler.py."""
 
     config: SchedulerConfig
 

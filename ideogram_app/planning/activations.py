@@ -45,7 +45,7 @@ DECODER_SHARE = 1.06
 # a tile takes. Smaller ones fit into what steps leave behind (the same file).
 LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
 ROUNDING_KERNELS = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
-PREVIEW_TOKENS = 16  # a side of a preview, at most (generation/draw.py)
+PREVIEW_TOKENS = 16  # a side of a preview, at most (generation/sampler.py)
 ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
 ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
 
@@ -186,7 +186,7 @@ def tile_gaps(model: Model, width: int, height: int, dense_bytes: int, tile: int
 
 
 def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
-    """A picture so far, between two steps: as large as `pipeline.preview` makes it."""
+    """A picture so far, between two steps: as large as `sampler.preview` makes it."""
     tokens = [side // PIXELS_PER_TOKEN for side in size]
     fold = -(-max(tokens) // PREVIEW_TOKENS)
     width, height = (max(1, count // fold) * PIXELS_PER_TOKEN for count in tokens)

@@ -10,21 +10,20 @@ Left out: fewer steps and shorter captions, which save next to no memory, and ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from ideogram_app.catalog.models import PIXELS_PER_TOKEN
+from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.errors import RequestError
-from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import MAX_TEXT_TOKENS
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
-from ideogram_app.planning.profile import MachineProfile
-from ideogram_app.planning.reasons import reason
-from ideogram_app.records import NOTHING, Fallback, Reason, Request
+from ideogram_app.records import Fallback, Request
 from ideogram_app.text import gb
 
 SMALLEST_RECIPE = PREFERRED_RECIPES[-1]
@@ -40,33 +39,21 @@ DRAWING_PHASES = ("", "denoise", "decode")  # phases whose memory grows with the
 
 
 def fallbacks(
-    hardware: Hardware,
-    request: Request,
-    recipe: str,
-    planned: Plan,
-    shortage: OutOfMemory,
-    ready: Collection[str],
-    *,
-    stored_bytes: int = 0,
-    text_tokens: int = MAX_TEXT_TOKENS,
-    reserve_bytes: int = 0,
-    known: MachineProfile | None = None,
+    inputs: PlanInputs, planned: Plan, shortage: OutOfMemory, ready: Collection[str], beside: Collection[str] = ()
 ) -> tuple[Fallback, ...]:
     """The ways to go on.
 
     Args:
-        hardware: the machine, measured after what failed was released.
-        recipe: of the request's, the one that failed; `planned` is the plan that it failed with.
+        inputs: of the plan that failed, on the machine as it is after everything loaded was released.
+        planned: the plan that failed.
         ready: recipes that are prepared; others can be offered, but take a preparation first.
-        stored_bytes, text_tokens, reserve_bytes, known: what the failed plan was made with, as in `planner.plan`.
+        beside: the recipes that are drawn anyway.
     """
-    wishes = _Wishes(stored_bytes, text_tokens, reserve_bytes, known)
-    failed = _Failed(hardware, request, recipe, planned, shortage, frozenset(ready), wishes)
-    whole = request.width, request.height
-    same = failed.less(recipe, whole)
+    failed = _Failed(inputs, planned, shortage, frozenset(ready))
+    same = failed.less(failed.recipe, inputs.size)
     found = [_same_rung(failed, same)] if same else []
-    if recipe != SMALLEST_RECIPE and SMALLEST_RECIPE not in request.recipes:  # else it is drawn beside this one anyway
-        smaller = failed.less(SMALLEST_RECIPE, whole)
+    if SMALLEST_RECIPE not in (failed.recipe, *beside):
+        smaller = failed.less(SMALLEST_RECIPE, inputs.size)
         found += [_smaller_rung(failed, smaller)] if smaller else []
     if not found or shortage.phase in DRAWING_PHASES:
         found += [_picture_rung(failed, fewer) for fewer in _smaller_pictures(failed)]
@@ -86,44 +73,26 @@ def taken(request: Request, recipe: str, rung: Fallback) -> Request:
     )
 
 
-def within(hardware: Hardware, host_limit_bytes: int | None) -> Hardware:
-    """The machine with no more free RAM than may be planned with; for the device, `plan` takes a limit itself."""
-    free = hardware.host_free_bytes
-    if host_limit_bytes is None:
-        return hardware
-    return replace(hardware, host_free_bytes=host_limit_bytes if free is None else min(free, host_limit_bytes))
-
-
-@dataclass(frozen=True)
-class _Wishes:
-    """What every plan of a ladder shares with the one that failed; see `planner.plan`."""
-
-    stored_bytes: int
-    text_tokens: int
-    reserve_bytes: int
-    known: MachineProfile | None
-
-
 @dataclass(frozen=True)
 class _Found:
-    """A plan that expects less, and the limits that it came from."""
+    """A plan that expects less, and what it was computed from."""
 
     plan: Plan
-    device_limit: int | None
-    host_limit: int | None
+    inputs: PlanInputs
 
 
 @dataclass(frozen=True)
 class _Failed:
     """What failed, and the question what would take less."""
 
-    hardware: Hardware
-    request: Request
-    recipe: str
+    inputs: PlanInputs
     planned: Plan
     shortage: OutOfMemory
     ready: frozenset[str]
-    wishes: _Wishes
+
+    @property
+    def recipe(self) -> str:
+        return self.inputs.recipe or self.planned.recipe or SMALLEST_RECIPE
 
     @property
     def of_device(self) -> bool:
@@ -156,45 +125,33 @@ class _Failed:
 
     def _within(self, recipe: str, size: tuple[int, int], peak: int) -> _Found:
         """The plan for a peak of that many bytes at most."""
-        device, host = self.request.device_limit_bytes, self.request.host_limit_bytes
+        device, host = self.inputs.limit_bytes, self.inputs.host_limit_bytes
         if self.of_device:
             device = peak
         else:
             host = peak + HOST_PROCESS_BYTES
-        made = plan(
-            within(self.hardware, host),
-            self.request.model,
-            width=size[0],
-            height=size[1],
-            recipe=recipe,
-            ready=self.ready | {self.recipe},
-            limit_bytes=device,
-            stored_bytes=self.wishes.stored_bytes,
-            text_tokens=self.wishes.text_tokens,
-            reserve_bytes=self.wishes.reserve_bytes,
-            known=self.wishes.known,
-            savings=self.request.savings,
-        )
-        return _Found(made, device, host)
+        ready = self.ready | {self.recipe}
+        inputs = replace(self.inputs, size=size, recipe=recipe, ready=ready, limit_bytes=device, host_limit_bytes=host)
+        return _Found(plan(inputs), inputs)
 
 
 def _smaller_pictures(failed: _Failed) -> list[_Found]:
     """The largest picture of the same shape that fits: with the same recipe, else with the smallest."""
     for recipe in dict.fromkeys((failed.recipe, SMALLEST_RECIPE)):
         for share in SIDES:
-            size = _sides(failed.request, share)
+            size = _sides(failed.inputs.size, share)
             try:
                 found = failed.less(recipe, size)
             except RequestError:  # smaller than can be drawn, and so is the rest
                 break
-            if found and size != (failed.request.width, failed.request.height):
+            if found and size != failed.inputs.size:
                 return [found]
     return []
 
 
-def _sides(request: Request, share: float) -> tuple[int, int]:
+def _sides(size: tuple[int, int], share: float) -> tuple[int, int]:
     """Both sides times the share, on the grid."""
-    across, down = (round(side * share / PIXELS_PER_TOKEN) for side in (request.width, request.height))
+    across, down = (round(side * share / PIXELS_PER_TOKEN) for side in size)
     return across * PIXELS_PER_TOKEN, down * PIXELS_PER_TOKEN
 
 
@@ -216,7 +173,7 @@ def _smaller_rung(failed: _Failed, found: _Found) -> Fallback:
 
 def _picture_rung(failed: _Failed, found: _Found) -> Fallback:
     width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST_RECIPE
-    share = width * height / (failed.request.width * failed.request.height)
+    share = width * height / math.prod(failed.inputs.size)
     other = "" if recipe == failed.recipe else f", {find_recipe(recipe).title}"
     other += f", {_home(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
     why = reason("smaller_picture", share=share) + _cost(failed, found)
@@ -230,8 +187,8 @@ def _rung(title: str, why: Reason, failed: _Failed, found: _Found, same_picture:
         recipe=found.plan.recipe or failed.recipe,
         width=found.plan.width,
         height=found.plan.height,
-        device_limit_bytes=found.device_limit,
-        host_limit_bytes=found.host_limit,
+        device_limit_bytes=found.inputs.limit_bytes,
+        host_limit_bytes=found.inputs.host_limit_bytes,
         same_picture=same_picture,
     )
 
@@ -258,7 +215,7 @@ def _home(which: Plan) -> str:
 
 
 def _cost(failed: _Failed, found: _Found) -> Reason:
-    """What is expected of memory and, where rates are failed, of time."""
+    """What is expected of memory and, where rates are known, of time."""
     before, after = failed.planned.predicted.seconds_per_step, found.plan.predicted.seconds_per_step
     differs = before and after and f"{before:.1f}" != f"{after:.1f}"
     peak = failed.peak(found.plan)

@@ -1,21 +1,26 @@
-"""The question that a plan answers: a machine, a model, a picture, and what may be used for it.
+"""Plan inputs: a machine, a model, a picture, and the memory that may be used for it, as one frozen `PlanInputs`.
 
-Everything that planning/placement.py and planning/planner.py compute from stands in one frozen `PlanInputs`, with the
-few numbers that follow from it directly: free memory of each device, RAM that is missing, bytes and seconds of a
-recipe. Free memory counts, never the total.
+    plan(PlanInputs.of(hardware, "ideogram-4", recipe="gguf-q4_k"))      by names
+    plan(PlanInputs.of_request(request, hardware))                       size, limits and savings of a request
 
-Left out: answers.
+They are built once and carried; another question is a `dataclasses.replace` of them. The few numbers that follow from
+them directly stand here too: free memory of each device, RAM that is missing, bytes and seconds of a recipe. Free
+memory counts, never the total.
+
+Left out: placing a recipe (planning/placement.py) and choosing one (planning/planner.py).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ideogram_app.catalog.models import Model
+from ideogram_app.catalog.models import Model, check_size, find_model
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.speedups import remembered_bytes
-from ideogram_app.machine.capabilities import arithmetic, products
+from ideogram_app.machine.capabilities import arithmetic, compute_type, products
 from ideogram_app.machine.gpu_specs import Rates, find_rates
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS, decode_bytes, tile_gaps
@@ -23,6 +28,7 @@ from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footp
 from ideogram_app.planning.profile import UNIT_RATES, MachineProfile, known_rates
 from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS as USUAL_TOKENS
 from ideogram_app.planning.step_time import branch_flops, ideal_seconds, published_share
+from ideogram_app.records import Request
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
 # Windows locks no more than about half of the RAM for devices; ComfyUI keeps to this share of it (model_management.py).
@@ -42,32 +48,92 @@ class DeviceAssignment:
     branches: tuple[int, ...]
 
 
+def within(hardware: Hardware, host_limit_bytes: int | None) -> Hardware:
+    """The machine with no more free RAM than may be planned with."""
+    free = hardware.host_free_bytes
+    if host_limit_bytes is None:
+        return hardware
+    return replace(hardware, host_free_bytes=host_limit_bytes if free is None else min(free, host_limit_bytes))
+
+
 @dataclass(frozen=True)
 class PlanInputs:
-    """The question: everything the answer is computed from.
+    """Everything that a plan is computed from.
 
     Attributes:
-        dtype: the computing type, from verdicts.compute_type.
+        size: width and height of the picture, in pixels.
+        recipe: what was asked for by name; None lets the plan choose.
         stored_bytes: what of the download and of the files made from it is on disk already.
-        ready: recipes whose files are complete, so that they need no room on disk.
-        text_tokens: of the caption; the longest one stands for a caption that is not known yet.
-        reserve_bytes: free memory of every device that is left to others.
-        limit_bytes: the most memory of a device to plan with; None without a limit.
-        known: what this machine has shown of itself.
-        savings: names of rows of `SAVINGS`, some of which remember tensors.
+        ready: recipes whose files are complete, whatever became of the download: they need no room on disk.
+        text_tokens: of the caption. The longest one, which stands for a caption not known yet, is what memory is
+            planned for; the time of a step is then that of a usual one.
+        reserve_bytes: free memory of every device that is left to other programs.
+        limit_bytes: the most memory of a device to plan with, where that is less than what is free; None: no limit.
+        host_limit_bytes: the most RAM to plan with, likewise.
+        known: what this machine has shown of itself (planning/profile.py); it counts before published numbers.
+        savings: names of rows of `SAVINGS`: what may be left out of the picture; some remember tensors from step to
+            step, which takes memory.
+
+    Raises:
+        RequestError: the size cannot be drawn.
     """
 
     hardware: Hardware
     model: Model
     size: tuple[int, int]
-    dtype: str
+    recipe: str | None = None
     stored_bytes: int = 0
-    ready: frozenset[str] = frozenset()
+    ready: Collection[str] = ()
     text_tokens: int = MAX_TEXT_TOKENS
     reserve_bytes: int = 0
     limit_bytes: int | None = None
+    host_limit_bytes: int | None = None
     known: MachineProfile | None = None
     savings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_size(*self.size)
+
+    @classmethod
+    def of(
+        cls, hardware: Hardware, model: str, width: int | None = None, height: int | None = None, **others: Any
+    ) -> PlanInputs:
+        """By the model's name; sides left out are its default.
+
+        Args:
+            others: any of the other attributes.
+
+        Raises:
+            RequestError: there is no such model, or the size cannot be drawn.
+        """
+        shape = find_model(model)
+        return cls(hardware, shape, (width or shape.default_size[0], height or shape.default_size[1]), **others)
+
+    @classmethod
+    def of_request(cls, request: Request, hardware: Hardware, **others: Any) -> PlanInputs:
+        """Model, size, limits and savings of a request, on a machine.
+
+        Args:
+            others: the attributes that no request has.
+
+        Raises:
+            RequestError: there is no such model, or the size cannot be drawn.
+        """
+        return cls.of(
+            hardware,
+            request.model,
+            request.width,
+            request.height,
+            limit_bytes=request.device_limit_bytes,
+            host_limit_bytes=request.host_limit_bytes,
+            savings=request.savings,
+            **others,
+        )
+
+    @functools.cached_property
+    def dtype(self) -> str:
+        """The computing type: float32, bfloat16 or float16."""
+        return compute_type(self.hardware)[0]
 
     @property
     def published(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ideogram_app.catalog.reasons import MEASURED_RATES, NOTHING, Reason, listed, reason
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.capabilities import SMALL_GAIN, arithmetic, int8_units, product_note
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS
@@ -18,8 +19,6 @@ from ideogram_app.planning.option import Candidate
 from ideogram_app.planning.peaks import decoder_note, encoder_note, peak_note
 from ideogram_app.planning.placement import place
 from ideogram_app.planning.policy import PREFERRED_RECIPES
-from ideogram_app.planning.reasons import MEASURED_RATES, listed, reason
-from ideogram_app.records import NOTHING, Reason
 
 
 def notes(job: PlanInputs, option: Candidate) -> tuple[Reason, ...]:

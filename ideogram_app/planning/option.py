@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ideogram_app.catalog.reasons import NOTHING, Reason
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.planning.footprint import Footprint, room_for_weights
 from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
 from ideogram_app.planning.streaming import FILE_BUFFERS, TransformerPass, apportion, fewest, step_seconds
-from ideogram_app.records import NOTHING, Reason
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ideogram_app.catalog.reasons import NOTHING, PEAK_PARTS, Reason, listed, reason
 from ideogram_app.planning.footprint import Share, device_bytes, device_share, encoder_weights
 from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate
-from ideogram_app.planning.reasons import PEAK_PARTS, listed, reason
-from ideogram_app.records import NOTHING, Reason
 
 READ_AHEAD_BYTES = (
     2**28 + 2**26

@@ -15,15 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.files import DISK_MARGIN
 from ideogram_app.machine.gpu_specs import DISK_BYTES_PER_SECOND, LINK_BYTES_PER_SECOND
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate, RejectedPlacement, least_busy, resident_seconds, with_slots
-from ideogram_app.planning.reasons import reason
 from ideogram_app.planning.streaming import FEWEST_SLOTS, SLOTS, STREAMING_OVERHEAD
-from ideogram_app.records import NOTHING, Reason
 
 RESIDENCIES = ("resident", "streamed", "disk")  # from the fastest down, where no times are known
 STALLED_SHARE = 0.02  # of a step: less waiting than this is called none

@@ -1,9 +1,9 @@
-"""Which recipe, where its weights live, and why: `plan(hardware, model, ...) -> Plan`, a pure function without torch.
+"""Which recipe, where its weights live, and why: `plan(inputs) -> Plan`, a pure function without torch.
 
-The plan is made before a byte is fetched, from *free* memory, and every decision leaves a `Reason`
-(planning/reasons.py). The question is a `PlanInputs` (planning/inputs.py); planning/placement.py says where each recipe
-could live, planning/policy.py which one to take, planning/peaks.py what the encoder and the decoder do around it,
-notes.py what else there is to say; here the answers become one `Plan`.
+The plan is made before a byte is fetched, from *free* memory, and every decision leaves a `Reason` (reasons.py). The
+inputs are `PlanInputs` (inputs.py); placement.py says where each recipe could live, policy.py which one to take,
+peaks.py what the encoder and the decoder do around it, notes.py what else there is to say; here the answers become one
+`Plan`.
 
 Left out: other recipes than those of the ladder unless asked for, more than two devices at work, the prompt enhancer.
 ComfyUI decides while it runs what to push out; here the decision is made once and can be read, tested, and printed for
@@ -12,25 +12,19 @@ a machine that one does not own. Where it proves wrong a new plan is made with l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ideogram_app.catalog.models import check_size, find_model
+from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.capabilities import arithmetic, build_note, compute_type, int8_units, obstacle, users_note
-from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import MAX_TEXT_TOKENS
 from ideogram_app.planning.footprint import Share, device_bytes
-from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
+from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs, within
 from ideogram_app.planning.notes import notes
 from ideogram_app.planning.option import Candidate, least_busy
 from ideogram_app.planning.peaks import decode_tile, encoder_home, peaks
 from ideogram_app.planning.placement import place
 from ideogram_app.planning.policy import PREFERRED_RECIPES, choose_candidate, comparison, reason_against
-from ideogram_app.planning.profile import MachineProfile
-from ideogram_app.planning.reasons import reason
 from ideogram_app.planning.step_time import step_flops
-from ideogram_app.records import NOTHING, Reason
 
 
 @dataclass(frozen=True)
@@ -109,65 +103,36 @@ class Plan:
         return " ".join(each.text for each in self.reasons)
 
 
-def plan(
-    hardware: Hardware,
-    model: str,
-    *,
-    width: int | None = None,
-    height: int | None = None,
-    recipe: str | None = None,
-    stored_bytes: int = 0,
-    ready: Iterable[str] = (),
-    text_tokens: int = MAX_TEXT_TOKENS,
-    reserve_bytes: int = 0,
-    limit_bytes: int | None = None,
-    known: MachineProfile | None = None,
-    savings: tuple[str, ...] = (),
-) -> Plan:
+def plan(inputs: PlanInputs) -> Plan:
     """Decide.
 
-    Args:
-        width, height: of the picture; the model's default where None.
-        recipe: what was asked for by name; None lets the plan choose.
-        stored_bytes: what of the download and of the files made from it is on disk already.
-        ready: recipes whose files are complete, whatever became of the download.
-        text_tokens: of the caption. The longest one, which stands for a caption not known yet, is what memory is
-            planned for; the time of a step is then that of a usual one.
-        reserve_bytes: free memory of each device that is left to other programs.
-        limit_bytes: the most memory of a device to plan with, where that is less than what is free.
-        known: what this machine has shown of itself (planning/profile.py); it counts before published numbers.
-        savings: what may be left out of the picture; some of it is remembered from step to step, which takes memory.
-
     Raises:
-        RequestError: the model, recipe or size does not exist.
+        RequestError: there is no such recipe.
     """
-    shape = find_model(model)
-    size = (width or shape.default_size[0], height or shape.default_size[1])
-    check_size(*size)
-    machine, moved = _usable(hardware, shape.source_bytes == 0)
-    dtype, dtype_reason = compute_type(machine)
-    wishes = (text_tokens, reserve_bytes, limit_bytes, known, savings)
-    job = PlanInputs(machine, shape, size, dtype, stored_bytes, frozenset(ready), *wishes)
-    rows = [find_recipe(name).protecting() for name in ((recipe,) if recipe else PREFERRED_RECIPES)]
-    blocked = obstacle(machine, step_flops(shape, *size)) if shape.source_bytes else None
+    job, moved = _usable(inputs)
+    asked, shape = job.recipe, job.model
+    rows = [find_recipe(name).protecting() for name in ((asked,) if asked else PREFERRED_RECIPES)]
+    blocked = obstacle(job.hardware, step_flops(shape, *job.size)) if shape.source_bytes else None
     if blocked:
         why, advice = blocked
         options = tuple(Candidate(row, job.measure(row), reason=why) for row in rows)
-        return replace(_answer(job, options[-1], options, (why,), recipe), suggestion=advice)
+        return replace(_answer(job, options[-1], options, (why,), asked), suggestion=advice)
     options = tuple(place(job, row) for row in rows)
     chosen, passed_over = choose_candidate(job, options)
-    machine_notes = dtype_reason, build_note(machine), users_note(machine)
-    said = (moved, *passed_over, chosen.reason, *notes(job, chosen), *machine_notes)
-    answer = _answer(job, chosen, options, tuple(each for each in said if each), recipe)
-    return replace(answer, suggestion=_suggestion(job, chosen, options, recipe))
+    about_machine = compute_type(job.hardware)[1], build_note(job.hardware), users_note(job.hardware)
+    said = (moved, *passed_over, chosen.reason, *notes(job, chosen), *about_machine)
+    answer = _answer(job, chosen, options, tuple(each for each in said if each), asked)
+    return replace(answer, suggestion=_suggestion(job, chosen, options, asked))
 
 
-def _usable(hardware: Hardware, small: bool) -> tuple[Hardware, Reason]:
-    """The machine as the model sees it: the miniature moves to the processor where torch cannot use the device."""
-    if not small or hardware.kind == "cpu" or hardware.torch_supports_device is not False:
-        return hardware, NOTHING
-    moved = reason("on_processor_instead", device=hardware.name)
-    return replace(hardware, kind="cpu", compute_capability=None, architecture=""), moved
+def _usable(inputs: PlanInputs) -> tuple[PlanInputs, Reason]:
+    """With the limit on RAM applied, and for the miniature on the processor where torch cannot use the device."""
+    hardware = within(inputs.hardware, inputs.host_limit_bytes)
+    moved = NOTHING
+    if not inputs.published and hardware.kind != "cpu" and hardware.torch_supports_device is False:
+        moved = reason("on_processor_instead", device=hardware.name)
+        hardware = replace(hardware, kind="cpu", compute_capability=None, architecture="")
+    return replace(inputs, hardware=hardware), moved
 
 
 def _suggestion(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], asked: str | None) -> Reason:

@@ -10,11 +10,10 @@ Left out: weighing quality in numbers. The ladder is an order, and people see bo
 
 from __future__ import annotations
 
+from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.machine.capabilities import int8_units
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.option import Candidate
-from ideogram_app.planning.reasons import reason
-from ideogram_app.records import NOTHING, Reason
 
 # What an unasked plan picks from, best quality first. Of the INT8 family the rotated one: on the miniature its error is
 # that of bf16 itself (velocity 1.66 % against 1.65; int8-w8a8 3.8 as calibrated), it needs no calibration, and keeping

@@ -19,6 +19,7 @@ from ideogram_app.checkpoints.published.local import Source, find_source
 from ideogram_app.files import DISK_MARGIN
 from ideogram_app.hub.access import Access
 from ideogram_app.planning.footprint import encoder_weights
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.studio.backend import SourceState
@@ -92,7 +93,7 @@ class SetupStatus:
         if machine is None or machine.plans[self.model].fits:
             return machine.plans[self.model] if machine else None
         limitless = replace(machine.hardware, disk_free_bytes=None)
-        return self.state.planned(limitless, self.model, known=machine.known)
+        return self.state.planned(PlanInputs.of(limitless, self.model, known=machine.known))
 
     @cached_property
     def recipes(self) -> tuple[str, ...]:

@@ -1,23 +1,27 @@
-"""What the worker knows: its jobs, the machine, what is on disk, and everything a watcher may show, as one `State`.
+"""The studio's state: jobs, the machine, what is on disk, and everything a watcher may show; and the lock around it.
 
-All of it is immutable: the worker publishes a new `State`, and whoever watches keeps the one it has for as long as it
-likes. Left out: doing anything, which is studio/studio.py.
+A `State` is immutable: whoever works publishes a newer one on the `Board`, and whoever watches keeps the one it has for
+as long as it likes. Left out: doing anything, which is studio/worker.py, and deciding when, which is studio/studio.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ideogram_app.comparison.history import Entry
+from ideogram_app.errors import RequestError
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.fallbacks import within
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.records import Event, Request, Result
 from ideogram_app.studio.backend import SourceState
+
+JOBS_KEPT = 50  # finished jobs that can still be asked for
 
 
 @dataclass(frozen=True)
@@ -97,28 +101,10 @@ class State:
         running = [self.job] if self.job and not self.job.is_over else []
         return tuple(job for job in (*running, *self.waiting) if job.kind in kinds and job.model == model)
 
-    def planned(
-        self,
-        hardware: Hardware,
-        model: str,
-        request: Request | None = None,
-        reserve_bytes: int = 0,
-        known: MachineProfile | None = None,
-    ) -> Plan:
-        """The plan for a request, or at the model's default size, knowing what need not be fetched or made again."""
-        ready, stored = self.at_hand(model)
-        return plan(
-            within(hardware, request.host_limit_bytes if request else None),
-            model,
-            width=request.width if request else None,
-            height=request.height if request else None,
-            stored_bytes=stored,
-            ready=ready,
-            limit_bytes=request.device_limit_bytes if request else None,
-            reserve_bytes=reserve_bytes,
-            known=known,
-            savings=request.savings if request else (),
-        )
+    def planned(self, inputs: PlanInputs) -> Plan:
+        """The plan, knowing what need not be fetched or made again."""
+        ready, stored = self.at_hand(inputs.model.name)
+        return plan(replace(inputs, ready=ready, stored_bytes=stored))
 
     def at_hand(self, model: str) -> tuple[tuple[str, ...], int]:
         """Recipes of a model that are ready, and bytes on disk of them and of the download."""
@@ -126,3 +112,54 @@ class State:
         stored = sum(row.bytes for row in rows.values() if row.usable or row.state == "partial")
         stored += source.bytes + source.companions_bytes + source.companions_begun if source else 0
         return tuple(name for name, row in rows.items() if row.usable), stored
+
+
+class Board:
+    """One lock around one state and its jobs. Every method may be called from any thread.
+
+    Attributes:
+        state: the newest.
+        changed: held while state or jobs change, and told when they have.
+        queue: ids of the jobs that wait, in order.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.changed = threading.Condition()
+        self.queue: list[str] = []
+        self.state = state
+        self._jobs: dict[str, Job] = {}
+
+    def find(self, job_id: str) -> Job:
+        """Raises: RequestError: there is no such job."""
+        with self.changed:
+            if job_id not in self._jobs:
+                raise RequestError("There is no such job", got=repr(job_id)[:60])
+            return self._jobs[job_id]
+
+    def put(self, job: Job) -> None:
+        """Keep this version of a job and tell everybody."""
+        with self.changed:
+            self._jobs[job.id] = job
+            over = [known.id for known in self._jobs.values() if known.is_over]
+            for old in over[:-JOBS_KEPT]:
+                del self._jobs[old]
+            shown = self.state.job
+            current = job if job.started and (not shown or shown.is_over or shown.id == job.id) else shown
+            waiting = self._named(self.queue)
+            comparison = current if current and current.kind == "compare" else self.state.comparison
+            self.publish(job=current, comparison=comparison, waiting=waiting)
+
+    def publish(self, **changes: Any) -> None:
+        """A newer state, with these of its fields changed."""
+        with self.changed:
+            self.state = replace(self.state, version=self.state.version + 1, **changes)
+            self.changed.notify_all()
+
+    def wait(self, is_time: Callable[[], bool], timeout: float | None) -> State:
+        """The state once something is true, or as it is when the time is up."""
+        with self.changed:
+            self.changed.wait_for(is_time, timeout)
+            return self.state
+
+    def _named(self, names: Sequence[str]) -> tuple[Job, ...]:
+        return tuple(self._jobs[name] for name in names)

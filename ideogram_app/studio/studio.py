@@ -26,10 +26,10 @@ from ideogram_app.errors import AccessError, RequestError
 from ideogram_app.generation.validate import check_recipes, check_request
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.memory import MemoryNow
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.records import Request
 from ideogram_app.studio.backend import Backend
-from ideogram_app.studio.board import Board
-from ideogram_app.studio.state import Job, State
+from ideogram_app.studio.state import Board, Job, State
 from ideogram_app.studio.worker import Worker, bug, check_fits
 
 log = logging.getLogger(__name__)
@@ -113,8 +113,10 @@ class Studio:
             DeviceError: this machine cannot run the model.
         """
         check_request(request)
-        if machine := self.state.machine:
-            check_fits(self._work.planned(machine.hardware, request.model, request))
+        machine = self.state.machine
+        if machine and not machine.plans[request.model].fits:  # as the page shows; else the worker says, once it looks
+            settled = {"reserve_bytes": self.reserve_bytes, "known": machine.known}
+            check_fits(self.state.planned(PlanInputs.of_request(request, machine.hardware, **settled)))
         job = Job(_new_id(), "compare", request.model, request.recipes, request, created=time.time())
         return self._submit(job)
 

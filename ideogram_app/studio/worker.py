@@ -21,17 +21,19 @@ from ideogram_app.comparison.history import SHEET_FILE, Comparison, new_name, re
 from ideogram_app.errors import AppError, Cancelled, DeviceError, DiskError, is_disk_full
 from ideogram_app.generation.validate import failed_result
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.planned_request import plan_request
 from ideogram_app.planning.planner import Plan
-from ideogram_app.records import Event, Request, Result
+from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.records import Event, Result
 from ideogram_app.studio.backend import Backend
-from ideogram_app.studio.board import Board
-from ideogram_app.studio.state import Job, Machine
+from ideogram_app.studio.state import Board, Job, Machine
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """The jobs of one studio. For its worker's thread alone, but for `planned`.
+    """The jobs of one studio. For its worker's thread alone.
 
     Args:
         output: where pictures are kept.
@@ -42,19 +44,14 @@ class Worker:
         self.board, self.backend, self.output, self.reserve_bytes = board, backend, output, reserve_bytes
         self.stop = threading.Event()  # set to end the job that runs
 
-    def planned(self, hardware: Hardware, model: str, request: Request | None = None) -> Plan:
-        """The plan for a request, or for the model's default size."""
-        machine = self.board.state.machine
-        known = machine.known if machine else None
-        return self.board.state.planned(hardware, model, request, self.reserve_bytes, known)
-
     def look_around(self) -> None:
         """What the machine is, then which recipes are at hand."""
         try:
-            hardware = self._measure_machine()
+            hardware = self.backend.detect()
+            self._show_machine(hardware)
             for model in MODELS:
                 self._look_at_disk(model)
-            self._plan(hardware)  # now that it is known what need not be fetched or made again
+            self._show_machine(hardware)  # now that it is known what need not be fetched or made again
         except AppError as problem:
             self.board.publish(machine_error=str(problem))
         except Exception as problem:
@@ -79,15 +76,13 @@ class Worker:
         self.board.put(replace(job, state=state, error=error, finished=time.time(), progress=progress))
         return failed
 
-    def _measure_machine(self) -> Hardware:
-        hardware = self.backend.detect()
-        self._plan(hardware)
-        return hardware
-
-    def _plan(self, hardware: Hardware) -> None:
+    def _show_machine(self, hardware: Hardware) -> MachineProfile | None:
+        """Publish it with a plan for each model at its default size; gives what it has shown of itself."""
         known, state = self.backend.known(hardware), self.board.state
-        plans = {name: state.planned(hardware, name, None, self.reserve_bytes, known) for name in MODELS}
+        asked = {name: PlanInputs.of(hardware, name, reserve_bytes=self.reserve_bytes, known=known) for name in MODELS}
+        plans = {name: state.planned(inputs) for name, inputs in asked.items()}
         self.board.publish(machine=Machine(hardware, MappingProxyType(plans), known), machine_error="")
+        return known
 
     def _look_at_disk(self, model: str) -> None:
         """What of a model's recipes and of its download is there."""
@@ -103,37 +98,40 @@ class Worker:
                 self._follow(job.id, self.backend.prepare(job.model, recipe), recipe)
         finally:
             self._look_at_disk(job.model)
-            self._measure_machine()
+            self._show_machine(self.backend.detect())
 
     def _delete(self, job: Job) -> None:
         try:
             self.backend.delete_source(job.model)
         finally:
             self._look_at_disk(job.model)
-            self._measure_machine()
+            self._show_machine(self.backend.detect())
 
     def _compare(self, job: Job) -> None:
         request = job.request
         assert request is not None
-        hardware = self._measure_machine()
-        sized = self.planned(hardware, job.model, request)
-        check_fits(sized)
+        hardware = self.backend.detect()
+        known = self._show_machine(hardware)
+        inputs = PlanInputs.of_request(request, hardware, reserve_bytes=self.reserve_bytes, known=known)
+        shown = self.board.state.planned(inputs)
+        check_fits(shown)
         failed = self._prepare_missing(job)
         drawn = tuple(recipe for recipe in request.recipes if recipe not in failed)
         if not drawn:
             raise next(iter(failed.values()))
         for recipe, problem in failed.items():
             self._add_result(job.id, failed_result(request, recipe, str(problem)))
+        tokens = self.backend.tokens(job.model, request.caption)
+        planned = plan_request(replace(request, recipes=drawn), inputs, tokens)
         entry = new_name()
         folder = self.output / entry
         folder.mkdir(parents=True)
         try:
-            events = self.backend.compare(replace(request, recipes=drawn), hardware, sized, folder)
-            self._follow(job.id, events)
+            self._follow(job.id, self.backend.compare(planned, folder))
         finally:
             results = self.board.find(job.id).results
             if any(result.image for result in results):
-                self._keep(job.id, entry, Comparison(request, hardware, sized, results))
+                self._keep(job.id, entry, Comparison(request, hardware, shown, results))
             elif not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -201,11 +199,11 @@ class Worker:
         self.board.publish(history=tuple(read_history(self.output)))
 
 
-def check_fits(sized: Plan) -> None:
+def check_fits(planned: Plan) -> None:
     """Refuse what the plan says cannot run here, with its reasons."""
-    if not sized.fits:
-        title = find_model(sized.model).title
-        raise DeviceError(f"{title} cannot run on this machine: {sized.why}", do=sized.suggestion.text)
+    if not planned.fits:
+        title = find_model(planned.model).title
+        raise DeviceError(f"{title} cannot run on this machine: {planned.why}", do=planned.suggestion.text)
 
 
 def bug(problem: Exception) -> str:

@@ -18,6 +18,7 @@ from ideogram_app.catalog.recipes import RECIPES, Recipe
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.errors import CaptionError, RequestError
 from ideogram_app.generation.captions import parse_prompt
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import REFERENCE, Request
 from ideogram_app.studio.state import Machine
@@ -185,7 +186,7 @@ def suggested_recipes(machine: Machine | None, model: str) -> list[str]:
     if machine is None:
         return [REFERENCE]
     chosen = machine.plans[model].recipe
-    reference = plan(machine.hardware, model, recipe=REFERENCE)
+    reference = plan(PlanInputs.of(machine.hardware, model, recipe=REFERENCE))
     whole = reference.fits and reference.residency == "resident"
     return [name for name in RECIPES if (name == REFERENCE and (whole or not chosen)) or name == chosen]
 

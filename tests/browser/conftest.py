@@ -50,7 +50,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     fake = Fake()
     root = tmp_path_factory.mktemp("site")
-    studio = Studio(fake.backend(), root / "outputs")
+    studio = Studio(fake, root / "outputs")
     page = build(studio)
     port = free_port()
     page.launch(

@@ -22,7 +22,8 @@ from ideogram_app.hub import download as fetching
 from ideogram_app.hub import resume as transferring
 from ideogram_app.hub.access import TOKENS_PAGE
 from ideogram_app.hub.record import fetched, source_folder
-from ideogram_app.studio.backend import real_backend
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build
 from ideogram_app.ui.style import launch_options
@@ -47,6 +48,13 @@ class First:
     data: Path
 
 
+class Roomy(LocalBackend):
+    """On a made-up machine."""
+
+    def detect(self) -> Hardware:
+        return replace(MACHINE, disk_free_bytes=ROOMY)
+
+
 @pytest.fixture
 def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[First]:
     token = tmp_path / "token"
@@ -57,8 +65,7 @@ def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[First]:
     with Hub(write_repository(tmp_path / "repository"), SOURCE.repository).running() as hub:
         turn_to(hub.endpoint, monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(token))
-        backend = replace(real_backend(tmp_path / "data"), detect=lambda: replace(MACHINE, disk_free_bytes=ROOMY))
-        studio, port = Studio(backend, tmp_path / "outputs"), free_port()
+        studio, port = Studio(Roomy(tmp_path / "data"), tmp_path / "outputs"), free_port()
         page = build(studio)
         options = launch_options(studio.output, tmp_path / "data")
         page.launch(server_name=LOCAL, server_port=port, prevent_thread_lock=True, **options)

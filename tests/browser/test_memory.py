@@ -126,12 +126,12 @@ def test_a_machine_without_a_gpu_has_one_bar_and_a_card_has_two_that_move(tab: P
     expect(tab.get_by_role("meter", name="RAM in use")).to_have_attribute(
         "aria-valuetext", "2.00 GB this program, 6.00 GB others, 24.0 GB of 32.0 GB free"
     )
-    site.fake.memory = CARD
+    site.fake.in_use = CARD
     expect(bars).to_have_count(2)
     device = tab.get_by_role("meter", name="Device memory in use")
     expect(device).to_have_attribute("aria-valuenow", str(11 * GB))
     expect(tab.locator("#memory")).to_contain_text("13.0 GB of 24.0 GB free")
-    site.fake.memory = replace(CARD, device_free=3 * GB, device_ours=20 * GB)
+    site.fake.in_use = replace(CARD, device_free=3 * GB, device_ours=20 * GB)
     expect(device).to_have_attribute("aria-valuenow", str(21 * GB))
 
 
@@ -147,7 +147,7 @@ def test_bars_are_not_sent_again_while_nothing_moves_nor_asked_for_while_nobody_
     tab.wait_for_timeout(4500)
     assert tab.evaluate("window.drawn") == 0
     tab.evaluate("Object.defineProperty(document, 'hidden', { get: () => true, configurable: true })")
-    site.fake.memory = CARD
+    site.fake.in_use = CARD
     tab.wait_for_timeout(4500)
     assert tab.evaluate("window.drawn") == 0, "the tab is not looked at"
     tab.evaluate("Object.defineProperty(document, 'hidden', { get: () => false, configurable: true })")
@@ -156,12 +156,12 @@ def test_bars_are_not_sent_again_while_nothing_moves_nor_asked_for_while_nobody_
 
 def test_what_stays_loaded_is_named_and_let_go_by_a_button(tab: Page, site: Site) -> None:
     expect(tab.locator("#loaded")).not_to_contain_text("stays loaded")
-    site.fake.loaded = "INT8 W8A8 rotated"
+    site.fake.title = "INT8 W8A8 rotated"
     draw(tab, next(SEEDS))
     expect(tab.locator("#loaded")).to_contain_text(re.compile(r"INT8 W8A8 rotated stays loaded until .*\d unless"))
     tab.get_by_role("button", name="Unload what is kept in memory").press("Enter")
     expect(tab.locator("#loaded")).not_to_contain_text("stays loaded")
-    assert site.fake.loaded == ""
+    assert site.fake.title == ""
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def phone(browser: Browser, site: Site) -> Iterator[Page]:
 
 
 def test_a_phone_in_the_dark_shows_offers_and_bars_without_scrolling_sideways(phone: Page, site: Site) -> None:
-    site.fake.hungry, site.fake.memory = {HUNGRY}, CARD
+    site.fake.hungry, site.fake.in_use = {HUNGRY}, CARD
     draw(phone, next(SEEDS))
     expect(phone.locator("#memory").get_by_role("meter")).to_have_count(2)
     expect(phone.locator(".offers button")).to_have_count(3)

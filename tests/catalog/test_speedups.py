@@ -25,8 +25,8 @@ from ideogram_app.catalog.speedups import (
 )
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import RequestError
-from ideogram_app.generation.draw import denoise, make_noise, schedule, times
 from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.sampler import denoise, make_noise, schedule, times
 from ideogram_app.model.loader import Loaded, load_transformers
 
 PRESET, GUIDANCE = PRESETS["default-20"], 1.5

@@ -27,7 +27,8 @@ from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.records import Request, decibels
-from ideogram_app.studio.backend import real_backend
+from ideogram_app.studio import local_backend
+from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build
 from ideogram_app.ui.results import Shown, results_grid
@@ -130,10 +131,10 @@ def test_a_named_copy_is_used_and_offline_asks_nobody(tmp_path: Path, monkeypatc
         pytest.fail("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", forbidden)
-    backend = real_backend(tmp_path, {"ideogram-4": tmp_path}, offline=True)
+    backend = LocalBackend(tmp_path, {"ideogram-4": tmp_path}, offline=True)
     assert backend.source_state("ideogram-4").state == "given"
     assert backend.source_state("miniature").state == "included"
-    backend = real_backend(tmp_path, offline=True)
+    backend = LocalBackend(tmp_path, offline=True)
     assert backend.source_state("ideogram-4").state == "missing"
     answer = backend.access("ideogram-4")
     assert answer.state == "offline" and "offline" in answer.sentence
@@ -175,12 +176,13 @@ BUILD = f"""
 import sys
 from pathlib import Path
 import app
-from ideogram_app.studio.backend import real_backend
+from ideogram_app import local_backend
+from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build
 from ideogram_app.ui.style import launch_options
 folder = Path(sys.argv[1])
-build(Studio(real_backend(folder / "data"), folder / "outputs"))
+build(Studio(LocalBackend(folder / "data"), folder / "outputs"))
 launch_options(folder / "outputs", folder / "data")
 print([name for name in {HEAVY} if name in sys.modules])
 """
@@ -193,17 +195,18 @@ def test_the_page_is_built_without_what_draws_pictures(tmp_path: Path) -> None:
 
 
 def test_the_worker_begins_when_the_page_answers_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port, fake, answers = free_port(), Fake().backend(), []
+    port, answers = free_port(), []
 
-    def detect() -> Hardware:
-        try:
-            with urllib.request.urlopen(f"http://{app.LOCAL}:{port}/", timeout=30) as answer:
-                answers.append(answer.status)
-        finally:
-            os.kill(os.getpid(), signal.SIGINT)  # serving ends as a user ends it
-        return fake.detect()
+    class Asking(Fake):
+        def detect(self) -> Hardware:
+            try:
+                with urllib.request.urlopen(f"http://{app.LOCAL}:{port}/", timeout=30) as answer:
+                    answers.append(answer.status)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)  # serving ends as a user ends it
+            return super().detect()
 
-    monkeypatch.setattr("ideogram_app.studio.backend.real_backend", lambda *_, **__: replace(fake, detect=detect))
+    monkeypatch.setattr(local_backend, "LocalBackend", lambda *_, **__: Asking())
     monkeypatch.setattr(app, "GRACE_SECONDS", 0.0)
     rescue = threading.Timer(60, os.kill, (os.getpid(), signal.SIGINT))  # a worker that never begins must not hang us
     rescue.start()
@@ -236,7 +239,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, F
     fake, root = Fake(), tmp_path_factory.mktemp("served")
     (root / "data").mkdir()
     (root / "data" / "token").write_text("secret", encoding="utf-8")
-    studio = Studio(fake.backend(), root / "outputs")
+    studio = Studio(fake, root / "outputs")
     page, port = build(studio), free_port()
     options: dict[str, Any] = launch_options(studio.output, root / "data")
     page.launch(server_name=app.LOCAL, server_port=port, prevent_thread_lock=True, **options)
@@ -312,7 +315,7 @@ def test_only_pictures_can_be_read_from_the_page(served: Served) -> None:
 
 
 def test_with_a_password_pictures_are_not_for_everybody(tmp_path: Path) -> None:
-    studio, port = Studio(Fake().backend(), tmp_path / "outputs"), free_port()
+    studio, port = Studio(Fake(), tmp_path / "outputs"), free_port()
     studio.output.mkdir()
     (studio.output / "picture.png").write_bytes(b"png")
     page = build(studio)

@@ -19,14 +19,16 @@ from ideogram_app.cli.prepare import prepare_by_stages
 from ideogram_app.comparison.metrics import psnr
 from ideogram_app.errors import AccessError, CheckpointError, RequestError
 from ideogram_app.generation.captions import wrap_plain
-from ideogram_app.generation.draw import draw, share
+from ideogram_app.generation.draw import SharedInputs, draw
+from ideogram_app.generation.sampler import make_noise
 from ideogram_app.model.components import Components, load_components
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.text_encoder.encoder import PackedEmbedding
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.prepare.components import prepare_components
 from ideogram_app.records import Event, Request
-from ideogram_app.studio.backend import Backend, real_backend
+from ideogram_app.studio.backend import Backend
+from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio
 from tests.conftest import MINIATURE
@@ -69,7 +71,9 @@ def picture(store: Store, model: str, recipe: str, parts: Components, folder: Pa
     def load() -> Loaded:
         return load_transformers(store, model, recipe, CPU, torch.float32)
 
-    start = share(request, CPU, lambda: read(parts, request), parts.vae, parts.scheduler.config.shift)
+    features = read(parts, request)
+    noise = make_noise(request.seed, request.width, request.height)
+    start = SharedInputs(features, noise, 0.1, parts.vae, parts.scheduler.config.shift)
     *_, last = draw(request, recipe, load, start, folder)
     assert last.result and last.result.image
     with Image.open(last.result.image) as image:
@@ -86,7 +90,7 @@ def phases(events: list[Event]) -> list[str]:
 
 def test_a_first_run_over_a_bad_line_ends_in_a_picture_that_needs_no_download(hub: Hub, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    backend, store = real_backend(data), Store(data)
+    backend, store = LocalBackend(data), Store(data)
     with pytest.raises(RequestError, match="still needed"):
         backend.delete_source(NAME)
 
@@ -118,7 +122,7 @@ def test_the_first_run_on_the_command_line_tells_its_stages_and_refuses_at_a_clo
     def first_run() -> tuple[Job, str, list[str]]:
         stream = io.StringIO()
         try:
-            job, recipe = prepare_by_stages(Studio(real_backend(tmp_path), tmp_path / "out"), NAME, stream=stream)
+            job, recipe = prepare_by_stages(Studio(LocalBackend(tmp_path), tmp_path / "out"), NAME, stream=stream)
         finally:
             told = [line for line in stream.getvalue().splitlines() if line[1:3] == "/7"]
         return job, recipe, told
@@ -137,7 +141,7 @@ def test_the_first_run_on_the_command_line_tells_its_stages_and_refuses_at_a_clo
 
 
 def test_a_second_recipe_needs_the_download_again_but_not_the_companions(hub: Hub, tmp_path: Path) -> None:
-    backend = real_backend(tmp_path)
+    backend = LocalBackend(tmp_path)
     list(backend.prepare(NAME, RECIPE))
     made = (tmp_path / "checkpoints" / NAME / "companions" / "manifest.json").stat().st_mtime_ns
     backend.delete_source(NAME)
@@ -149,13 +153,13 @@ def test_a_second_recipe_needs_the_download_again_but_not_the_companions(hub: Hu
 def test_an_encoder_asked_for_replaces_the_one_that_is_kept_and_nothing_else_does(hub: Hub, tmp_path: Path) -> None:
     store = Store(tmp_path)
     for encoder, kept in ((None, "encoder-q8_0"), ("encoder-int8", "encoder-int8"), (None, "encoder-int8")):
-        list(real_backend(tmp_path, encoder=encoder).prepare(NAME, RECIPE))
+        list(LocalBackend(tmp_path, encoder=encoder).prepare(NAME, RECIPE))
         assert store.components_status(NAME).recipe == kept
 
 
 def test_the_first_run_without_the_network_says_so_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="works offline"):
-        list(real_backend(tmp_path, offline=True).prepare(NAME, RECIPE))
+        list(LocalBackend(tmp_path, offline=True).prepare(NAME, RECIPE))
 
 
 @pytest.mark.parametrize("encoder", ["encoder-int8", "encoder-q4_k", "encoder-dense"])
@@ -197,13 +201,13 @@ def test_fetched_weights_give_the_hashes_of_the_folder_they_came_from(
         list(backend.prepare(NAME, RECIPE))
         return {path.name: path.read_bytes() for path in (root / "checkpoints").rglob("*.gguf")}
 
-    fetched = hashes(real_backend(tmp_path / "fetched"), tmp_path / "fetched")
-    given = hashes(real_backend(tmp_path / "given", {NAME: repository}), tmp_path / "given")
+    fetched = hashes(LocalBackend(tmp_path / "fetched"), tmp_path / "fetched")
+    given = hashes(LocalBackend(tmp_path / "given", {NAME: repository}), tmp_path / "given")
     assert fetched == given and len(fetched) == 3
 
 
 def test_the_bar_of_each_stage_never_runs_back(hub: Hub, tmp_path: Path) -> None:
-    events = list(real_backend(tmp_path).prepare(NAME, RECIPE))
+    events = list(LocalBackend(tmp_path).prepare(NAME, RECIPE))
     for stage in dict.fromkeys((event.phase, event.recipe) for event in events):
         done = [event.done for event in events if (event.phase, event.recipe) == stage]
         assert done == sorted(done) and len(done) > 1

@@ -16,10 +16,12 @@ from ideogram_app.comparison.history import Comparison
 from ideogram_app.comparison.metrics import psnr, ssim
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import parse_prompt
+from ideogram_app.generation.session import Session
+from ideogram_app.generation.validate import check_request
 from ideogram_app.machine.hardware import Hardware, detect
-from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.records import Event, Request, Result
 from ideogram_app.wire import from_json
+from tests.plan_by_name import plan, planned
 
 REQUEST = Request(
     "miniature", parse_prompt("a red circle on a yellow background").caption, tuple(RECIPES), preset="turbo-12", seed=1
@@ -33,14 +35,13 @@ def store(prepared_miniature: Store) -> Store:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Hardware, Plan]:
-    found = detect(tmp_path_factory.mktemp("disk"))
-    return found, plan(found, "miniature")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Hardware:
+    return detect(tmp_path_factory.mktemp("disk"))
 
 
 @pytest.fixture(scope="module")
-def events(store: Store, machine: tuple[Hardware, Plan], tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
-    return list(compare(REQUEST, store, *machine, tmp_path_factory.mktemp("pictures")))
+def events(store: Store, machine: Hardware, tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    return list(compare(planned(REQUEST, machine), Session(store, tmp_path_factory.mktemp("pictures"))))
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +81,13 @@ def test_weights_in_memory_shrink_with_the_bits(results: dict[str, Result]) -> N
     assert held["gguf-q4_k"] < held["gguf-q8_0"] < held["reference"] and held["fp8"] < held["reference"]
 
 
-def test_predicted_weights_are_the_ones_held(results: dict[str, Result], machine: tuple[Hardware, Plan]) -> None:
+def test_predicted_weights_are_the_ones_held(results: dict[str, Result], machine: Hardware) -> None:
     for recipe, result in results.items():
-        expected = plan(machine[0], "miniature", recipe=recipe).predicted.weight_bytes
+        expected = plan(machine, "miniature", recipe=recipe).predicted.weight_bytes
         assert result.weight_bytes == pytest.approx(expected, rel=0.02), recipe
 
 
-def test_a_damaged_recipe_fails_alone_and_names_its_file(
-    store: Store, machine: tuple[Hardware, Plan], tmp_path: Path
-) -> None:
+def test_a_damaged_recipe_fails_alone_and_names_its_file(store: Store, machine: Hardware, tmp_path: Path) -> None:
     request = replace(REQUEST, recipes=("reference", "gguf-q8_0", "gguf-q4_k"))
     file = next(store.path("miniature", "gguf-q8_0").rglob("*.gguf"))
     original = file.read_bytes()
@@ -96,7 +95,8 @@ def test_a_damaged_recipe_fails_alone_and_names_its_file(
     flipped[len(flipped) // 2] ^= 1
     file.write_bytes(flipped)
     try:
-        drawn = [event.result for event in compare(request, store, *machine, tmp_path) if event.result]
+        events = compare(planned(request, machine), Session(store, tmp_path))
+        drawn = [event.result for event in events if event.result]
     finally:
         file.write_bytes(original)
     by_name = {result.recipe: result for result in drawn}
@@ -104,9 +104,10 @@ def test_a_damaged_recipe_fails_alone_and_names_its_file(
     assert by_name["reference"].image and by_name["gguf-q4_k"].psnr
 
 
-def test_a_recipe_that_was_never_prepared_fails_with_what_to_do(machine: tuple[Hardware, Plan], tmp_path: Path) -> None:
+def test_a_recipe_that_was_never_prepared_fails_with_what_to_do(machine: Hardware, tmp_path: Path) -> None:
     request = replace(REQUEST, recipes=("fp8",))
-    drawn = [event.result for event in compare(request, Store(tmp_path), *machine, tmp_path) if event.result]
+    events = compare(planned(request, machine), Session(Store(tmp_path), tmp_path))
+    drawn = [event.result for event in events if event.result]
     assert drawn[0].error and "Prepare" in drawn[0].error and drawn[0].image is None
 
 
@@ -123,19 +124,17 @@ def test_a_recipe_that_was_never_prepared_fails_with_what_to_do(machine: tuple[H
         ({"guidance": 99.0}, "guidance"),
     ],
 )
-def test_a_bad_request_is_refused_before_anything_is_loaded(
-    change: dict[str, object], word: str, store: Store, machine: tuple[Hardware, Plan], tmp_path: Path
-) -> None:
+def test_a_bad_request_is_refused_before_anything_is_planned_or_loaded(change: dict[str, object], word: str) -> None:
     with pytest.raises(RequestError, match=word):
-        next(compare(replace(REQUEST, **change), store, *machine, tmp_path))  # type: ignore[arg-type]
+        check_request(replace(REQUEST, **change))  # type: ignore[arg-type]
 
 
 def test_the_contact_sheet_shows_the_pictures_pixel_for_pixel(
-    results: dict[str, Result], machine: tuple[Hardware, Plan], tmp_path: Path
+    results: dict[str, Result], machine: Hardware, tmp_path: Path
 ) -> None:
     failed = replace(results["fp8"], image=None, error="The device ran out of memory. Try gguf-q4_k.", psnr=None)
     shown = (results["reference"], failed, results["gguf-q4_k"])
-    comparison = Comparison(REQUEST, *machine, shown)
+    comparison = Comparison(REQUEST, machine, plan(machine, "miniature"), shown)
     write_sheet(comparison, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(results["reference"].image or "") as picture:
         inside = from_json(Comparison, sheet.text["ideogram_app"])  # type: ignore[attr-defined]

@@ -15,12 +15,16 @@ from scipy.stats import norm
 from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import AppError, RequestError
+from ideogram_app.generation import draw as drawing
 from ideogram_app.generation.captions import parse_prompt
-from ideogram_app.generation.draw import SharedInputs, decode, denoise, draw, make_noise, schedule, share, times
+from ideogram_app.generation.draw import SharedInputs, draw
 from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.sampler import decode, denoise, make_noise, schedule, times
+from ideogram_app.generation.validate import check_request
 from ideogram_app.model.components import Components, load_components
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.text_encoder.features import encode
+from ideogram_app.model.vae import Autoencoder
 from ideogram_app.records import Event, Request
 
 CPU = torch.device("cpu")
@@ -106,10 +110,9 @@ def run(request: Request, parts: Components, loaded: Loaded, folder: Path) -> li
 
 
 def shared(parts: Components, request: Request) -> SharedInputs:
-    def encoded() -> torch.Tensor:
-        return encode(parts.tokenizer, parts.text_encoder, request.caption)
-
-    return share(request, CPU, encoded, parts.vae, parts.scheduler.config.shift)
+    features = encode(parts.tokenizer, parts.text_encoder, request.caption)
+    noise = make_noise(request.seed, request.width, request.height)
+    return SharedInputs(features, noise, 0.1, parts.vae, parts.scheduler.config.shift)
 
 
 def test_a_seed_gives_the_same_picture_to_the_bit(parts: Components, loaded: Loaded, tmp_path: Path) -> None:
@@ -165,18 +168,19 @@ def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
 ) -> None:
     made, alive, rested = [], [], []
 
-    class Watched(GuidedModel):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            made.append(weakref.ref(self))
+    begin, decoded = GuidedModel.__init__, Autoencoder.decode
 
-    def watching(*args: Any) -> Any:
+    def watched(self: GuidedModel, *given: Any) -> None:
+        begin(self, *given)
+        made.append(weakref.ref(self))
+
+    def watching(*given: Any, **named: Any) -> Any:
         alive.append(made[-1]() is not None)
-        return decode(*args)
+        return decoded(*given, **named)
 
-    monkeypatch.setattr("ideogram_app.generation.draw.Velocity", Watched)
-    monkeypatch.setattr("ideogram_app.generation.draw.decode", watching)
-    monkeypatch.setattr("ideogram_app.generation.draw.PREVIEW_SECONDS", 1e9)  # previews come while it is needed
+    monkeypatch.setattr(GuidedModel, "__init__", watched)
+    monkeypatch.setattr(Autoencoder, "decode", watching)
+    monkeypatch.setattr(drawing, "PREVIEW_SECONDS", 1e9)  # previews come while it is needed
     monkeypatch.setattr(Loaded, "rest", lambda self: rested.append(len(alive)))
     run(Request("miniature", PROMPTS[0], preset="turbo-12"), parts, loaded, tmp_path)
     assert alive == [False]
@@ -184,9 +188,9 @@ def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
 
 
 @pytest.mark.parametrize(("width", "height"), [(100, 128), (128, 0), (8192, 8192), (1024, 64)])
-def test_sizes_off_the_grid_or_absurd_are_refused_with_what_works(parts: Components, width: int, height: int) -> None:
+def test_sizes_off_the_grid_or_absurd_are_refused_with_what_works(width: int, height: int) -> None:
     with pytest.raises(RequestError) as caught:
-        shared(parts, Request("miniature", PROMPTS[0], width=width, height=height))
+        check_request(Request("miniature", PROMPTS[0], width=width, height=height))
     assert "xpected" in str(caught.value)
 
 

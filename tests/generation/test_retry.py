@@ -13,24 +13,29 @@ import pytest
 import torch
 from PIL import Image
 
+from ideogram_app.catalog.reasons import Reason
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.comparison import compare
-from ideogram_app.generation import draw as pipeline
+from ideogram_app.comparison.compare import compare
+from ideogram_app.generation import draw as drawing
 from ideogram_app.generation import encode_prompt as reading
-from ideogram_app.generation import retry as attempts
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.session import Session
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.model.cache import ModelCache
-from ideogram_app.model.loader import Loaded
-from ideogram_app.planning.planner import plan
+from ideogram_app.model.loader import Loaded, load_transformers
+from ideogram_app.model.text_encoder.features import FeatureCache
+from ideogram_app.model.vae import Autoencoder
+from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.prepare.transformers import prepare
-from ideogram_app.records import Event, Fallback, Reason, Request, Result
+from ideogram_app.records import Fallback, Request, Result
 from ideogram_app.wire import from_json
+from tests.plan_by_name import plan, planned
 
 HOST = Hardware(name="A processor", host_memory_bytes=32 * 10**9, host_free_bytes=24 * 10**9, disk_free_bytes=10**12)
 CAPTION = parse_prompt("a red circle on a yellow background").caption
 REQUEST = Request("miniature", CAPTION, ("reference", "gguf-q4_k"), "turbo-12", 96, 64, seed=5)
+ADAPTING = replace(REQUEST, recipes=("reference",), adapt=True)
 Q4_K = Fallback("GGUF Q4_K, resident", Reason("", "It takes less."), "gguf-q4_k", 96, 64)
 PACKED = Fallback("INT8", Reason("", "It is not prepared."), "int8-w8a8", 96, 64)
 SMALLER = Fallback("80 x 64", Reason("", "Nearly the same shape."), "reference", 80, 64, device_limit_bytes=10**9)
@@ -52,7 +57,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(autouse=True)
 def no_previews(monkeypatch: pytest.MonkeyPatch) -> None:
     """They decode too, and on a busy machine there is time for one."""
-    monkeypatch.setattr(pipeline, "PREVIEW_SECONDS", 1e9)
+    monkeypatch.setattr(drawing, "PREVIEW_SECONDS", 1e9)
+
+
+@pytest.fixture
+def session(store: Store, tmp_path: Path) -> Session:
+    return Session(store, tmp_path)
 
 
 @pytest.fixture
@@ -62,10 +72,10 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     def let(phase: str, times: int = 1, problem: Callable[[], Exception] = full) -> list[int]:
         begun: list[int] = []
         places: dict[str, tuple[Any, str]] = {
-            "load": (attempts, "load_transformers"),
+            "load": (ModelCache, "transformers"),
             "denoise": (GuidedModel, "__call__"),
-            "decode": (pipeline, "decode"),
-            "encode": (reading, "encode"),
+            "decode": (Autoencoder, "decode"),
+            "encode": (FeatureCache, "put"),
         }
         owner, name = places[phase]
         real = getattr(owner, name)
@@ -82,25 +92,22 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return let
 
 
-def ladder(monkeypatch: pytest.MonkeyPatch, *rungs: Fallback) -> None:
-    monkeypatch.setattr(attempts, "rungs", lambda *_, **__: rungs)
+def offering(session: Session, *rungs: Fallback) -> Session:
+    """A session in which these are the ways to go on."""
+    return replace(session, fallbacks=lambda *_: rungs)
 
 
-def run(request: Request, store: Store, output: Path, kept: ModelCache | None = None) -> Iterator[Event]:
-    yield from compare.compare(request, store, HOST, plan(HOST, request.model), output, kept=kept)
-
-
-def results(request: Request, store: Store, output: Path, kept: ModelCache | None = None) -> dict[str, Result]:
-    return {event.result.recipe: event.result for event in run(request, store, output, kept) if event.result}
+def results(request: Request, session: Session, plans: PlannedRequest | None = None) -> dict[str, Result]:
+    events = compare(plans or planned(request, HOST), session)
+    return {event.result.recipe: event.result for event in events if event.result}
 
 
 @pytest.mark.parametrize("phase", ["load", "denoise", "decode"])
 def test_memory_that_runs_out_is_told_and_the_way_on_is_offered(
-    phase: str, failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+    phase: str, failing: Callable[..., list[int]], session: Session
 ) -> None:
     failing(phase)
-    ladder(monkeypatch, Q4_K, SMALLER)
-    drawn = results(REQUEST, store, tmp_path)
+    drawn = results(REQUEST, offering(session, Q4_K, SMALLER))
     failed = drawn["reference"]
     assert failed.error and PHASES[phase] in failed.error and "2.3 GB more were asked for" in failed.error
     assert failed.offers == (Q4_K, SMALLER) and failed.image is None
@@ -109,20 +116,18 @@ def test_memory_that_runs_out_is_told_and_the_way_on_is_offered(
 
 
 def test_a_caption_that_found_no_room_is_offered_for_every_recipe(
-    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+    failing: Callable[..., list[int]], session: Session
 ) -> None:
     failing("encode")
-    ladder(monkeypatch, Q4_K)
-    drawn = results(REQUEST, store, tmp_path)
+    drawn = results(REQUEST, offering(session, Q4_K))
     assert all(PHASES["encode"] in (result.error or "") and result.offers == (Q4_K,) for result in drawn.values())
 
 
 def test_who_said_so_gets_the_next_rung_and_is_told_what_ran_instead(
-    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+    failing: Callable[..., list[int]], session: Session
 ) -> None:
     failing("denoise")
-    ladder(monkeypatch, PACKED, Q4_K)
-    result = results(replace(REQUEST, recipes=("reference",), adapt=True), store, tmp_path)["reference"]
+    result = results(ADAPTING, offering(session, PACKED, Q4_K))["reference"]
     assert result.error is None and result.image
     assert (result.recipe, result.engaged) == ("reference", "gguf-q4_k"), "INT8 would have to be prepared first"
     (account,) = result.given_up
@@ -131,81 +136,65 @@ def test_who_said_so_gets_the_next_rung_and_is_told_what_ran_instead(
         assert from_json(Result, picture.info["ideogram_app"]).given_up == result.given_up
 
 
-def test_rungs_are_taken_one_after_another_until_one_holds(
-    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
-) -> None:
+def test_rungs_are_taken_one_after_another_until_one_holds(failing: Callable[..., list[int]], session: Session) -> None:
     begun = failing("load", times=2)
-    ladder(monkeypatch, Q4_K)
-    result = results(replace(REQUEST, recipes=("reference",), adapt=True), store, tmp_path)["reference"]
+    result = results(ADAPTING, offering(session, Q4_K))["reference"]
     assert result.error is None and len(result.given_up) == 2 and len(begun) == 3
 
 
 def test_a_ladder_that_ends_is_a_failure_that_says_what_was_tried(
-    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+    failing: Callable[..., list[int]], session: Session
 ) -> None:
     failing("load", times=9)
-    left = iter([(Q4_K,), ()])
-    monkeypatch.setattr(attempts, "rungs", lambda *_, **__: next(left))
-    result = results(replace(REQUEST, recipes=("reference",), adapt=True), store, tmp_path)["reference"]
+    left: Iterator[tuple[Fallback, ...]] = iter([(Q4_K,), ()])
+    result = results(ADAPTING, replace(session, fallbacks=lambda *_: next(left)))["reference"]
     assert result.error and len(result.given_up) == 1 and result.offers == ()
 
 
-def test_a_smaller_picture_has_noise_of_its_size_and_no_distance_to_a_larger_one(
-    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
-) -> None:
-    smaller = replace(SMALLER, recipe="gguf-q4_k")
-    ladder(monkeypatch, smaller)
-    real, calls = attempts.load_transformers, []
+def test_a_smaller_picture_has_noise_of_its_size_and_no_distance_to_a_larger_one(session: Session) -> None:
+    smaller, calls = replace(SMALLER, recipe="gguf-q4_k"), []
 
     def second_fails(*given: Any, **named: Any) -> Loaded:
         calls.append(given)
         if len(calls) == 2:
             raise full()
-        return real(*given, **named)
+        return load_transformers(*given, **named)
 
-    monkeypatch.setattr(attempts, "load_transformers", second_fails)
-    drawn = results(replace(REQUEST, adapt=True), store, tmp_path)
+    drawn = results(replace(REQUEST, adapt=True), replace(offering(session, smaller), load=second_fails))
     assert (drawn["gguf-q4_k"].width, drawn["gguf-q4_k"].height) == (80, 64)
     assert drawn["gguf-q4_k"].psnr is None and drawn["reference"].width == 96
     with Image.open(drawn["gguf-q4_k"].image or "") as picture:
         assert picture.size == (80, 64)
 
 
-def test_everything_is_given_back_before_anything_is_decided(
-    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
-) -> None:
+def test_everything_is_given_back_before_anything_is_decided(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
     ghosts: list[weakref.ref[Any]] = []
-    real = pipeline.GuidedModel
 
-    class Full(real):  # type: ignore[misc, valid-type]
-        def __call__(self, *given: Any) -> Any:
-            ghosts.extend(weakref.ref(branch.backbone.trunk) for branch in self._branches)
-            raise full()
+    def run_out(velocity: Any, *_: Any) -> Any:
+        ghosts.extend(weakref.ref(branch.backbone.trunk) for branch in velocity._branches)
+        raise full()
 
-    def nothing_left(*_: Any, **__: Any) -> tuple[Fallback, ...]:
+    def nothing_left(*_: Any) -> tuple[Fallback, ...]:
         gc.collect()
         assert ghosts and all(ghost() is None for ghost in ghosts)
         return ()
 
-    monkeypatch.setattr(pipeline, "Velocity", Full)
-    monkeypatch.setattr(attempts, "rungs", nothing_left)
-    kept = ModelCache()
-    drawn = results(replace(REQUEST, recipes=("reference",)), store, tmp_path, kept)
-    assert drawn["reference"].error and kept.key is None
+    monkeypatch.setattr(GuidedModel, "__call__", run_out)
+    session = replace(session, stays=True, fallbacks=nothing_left)
+    drawn = results(replace(REQUEST, recipes=("reference",)), session)
+    assert drawn["reference"].error and session.kept.key is None
 
 
-def test_what_is_no_shortage_of_memory_is_no_conversation(
-    failing: Callable[..., list[int]], store: Store, tmp_path: Path
-) -> None:
+def test_what_is_no_shortage_of_memory_is_no_conversation(failing: Callable[..., list[int]], session: Session) -> None:
     failing("denoise", problem=lambda: ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
-        results(replace(REQUEST, adapt=True), store, tmp_path)
+        results(replace(REQUEST, adapt=True), session)
 
 
-def test_a_second_picture_needs_no_loading_and_is_measured_as_the_first_was(store: Store, tmp_path: Path) -> None:
-    kept, request = ModelCache(), replace(REQUEST, recipes=("gguf-q4_k",))
-    first = results(request, store, tmp_path / "a", kept)["gguf-q4_k"]
-    second = results(replace(request, seed=6), store, tmp_path / "b", kept)["gguf-q4_k"]
+def test_a_second_picture_needs_no_loading_and_is_measured_as_the_first_was(session: Session, tmp_path: Path) -> None:
+    session, request = replace(session, stays=True), replace(REQUEST, recipes=("gguf-q4_k",))
+    first = results(request, replace(session, output=tmp_path / "a"))["gguf-q4_k"]
+    second = results(replace(request, seed=6), replace(session, output=tmp_path / "b"))["gguf-q4_k"]
     assert not first.warm and second.warm
     assert second.seconds.load < first.seconds.load
     assert second.peak_host_bytes and second.peak_host_bytes > second.weight_bytes
@@ -213,56 +202,50 @@ def test_a_second_picture_needs_no_loading_and_is_measured_as_the_first_was(stor
     assert first.predicted_host_bytes and first.predicted_host_bytes > first.weight_bytes
 
 
-def test_nothing_stays_loaded_for_who_brought_nothing_to_keep_it_in(
-    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
-) -> None:
+def test_nothing_stays_loaded_where_nobody_said_that_it_stays(session: Session) -> None:
     ghosts = []
-    real = attempts.load_transformers
 
     def noted(*given: Any, **named: Any) -> Loaded:
-        loaded = real(*given, **named)
+        loaded = load_transformers(*given, **named)
         ghosts.append(weakref.ref(loaded.conditional))
         return loaded
 
-    monkeypatch.setattr(attempts, "load_transformers", noted)
-    results(REQUEST, store, tmp_path)
+    results(REQUEST, replace(session, load=noted))
     gc.collect()
     assert len(ghosts) == 2 and all(ghost() is None for ghost in ghosts)
 
 
 def test_all_recipes_of_a_comparison_are_decoded_in_the_tiles_of_the_one_that_needs_the_smallest(
-    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, session: Session
 ) -> None:
     """Else seams would be told apart as a recipe's own error."""
     sides: list[int] = []
-    real, decode = attempts.plan, pipeline.decode
+    decode, found = Autoencoder.decode, planned(REQUEST, HOST)
+    tiles = {"reference": 0, "gguf-q4_k": 64}
+    plans = {name: replace(chosen, decode_tile=tiles[name]) for name, chosen in found.plans.items()}
 
-    def sized(*given: Any, **named: Any) -> Any:
-        return replace(real(*given, **named), decode_tile=64 if named["recipe"] == "gguf-q4_k" else 0)
+    def noted(vae: Autoencoder, *given: Any, **named: Any) -> Any:
+        sides.append(vae.tile or 0)
+        return decode(vae, *given, **named)
 
-    def noted(vae: Any, *given: Any) -> Any:
-        sides.append(vae.tile)
-        return decode(vae, *given)
-
-    monkeypatch.setattr(attempts, "plan", sized)
-    monkeypatch.setattr(pipeline, "decode", noted)
-    drawn = results(REQUEST, store, tmp_path)
+    monkeypatch.setattr(Autoencoder, "decode", noted)
+    drawn = results(REQUEST, session, replace(found, plans=plans))
     assert all(result.error is None for result in drawn.values()) and set(sides) == {64}
 
 
-def test_a_picture_that_was_stopped_leaves_nothing_locked_for_who_brought_nothing_to_keep_it_in(
-    monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path
+def test_a_picture_that_was_stopped_leaves_nothing_locked_where_nobody_said_that_it_stays(
+    monkeypatch: pytest.MonkeyPatch, session: Session
 ) -> None:
     closed: list[Loaded] = []
     monkeypatch.setattr(Loaded, "close", lambda loaded: closed.append(loaded))
-    events = run(REQUEST, store, tmp_path)
+    events = compare(planned(REQUEST, HOST), session)
     next(event for event in events if event.phase == "denoise")
-    events.close()
+    events.close()  # type: ignore[attr-defined]
     assert len(closed) == 1
 
 
 @pytest.mark.parametrize(
-    ("planned", "loaded", "adapt", "ways"),
+    ("home", "loaded", "adapt", "ways"),
     [
         ("resident", False, False, ["resident"]),
         ("resident", True, False, ["resident", "resident"]),  # beside others than those that the plan is for
@@ -272,9 +255,8 @@ def test_a_picture_that_was_stopped_leaves_nothing_locked_for_who_brought_nothin
     ],
 )
 def test_the_encoder_tries_beside_what_is_loaded_and_then_without_it(
-    planned: str, loaded: bool, adapt: bool, ways: list[str], monkeypatch: pytest.MonkeyPatch
+    home: str, loaded: bool, adapt: bool, ways: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = replace(plan(HOST, "miniature"), encoder=planned, device="cuda:0")
-    kept = ModelCache()
+    chosen = replace(plan(HOST, "miniature"), encoder=home, device="cuda:0")
     monkeypatch.setattr(ModelCache, "key", property(lambda _: "something" if loaded else None))
-    assert reading._ways(replace(REQUEST, adapt=adapt), chosen, kept) == ways
+    assert reading._ways(adapt, chosen, ModelCache()) == ways

@@ -23,7 +23,8 @@ from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import AccessError, CheckpointError, RequestError
-from ideogram_app.generation.draw import GuidedModel, denoise, make_noise, schedule, times
+from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.sampler import denoise, make_noise, schedule, times
 from ideogram_app.interop.pipeline import MODEL_CLASS, load_pipeline, register_gguf
 from ideogram_app.model.components import load_components
 from ideogram_app.model.loader import load_transformers

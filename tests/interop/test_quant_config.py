@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.errors import RequestError
-from ideogram_app.generation.draw import make_noise
+from ideogram_app.generation.sampler import make_noise
 from ideogram_app.interop import quant_config as recipe_api
 from ideogram_app.interop.quant_config import (
     QuantRecipe,

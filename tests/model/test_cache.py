@@ -20,10 +20,10 @@ from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.meter import trim
 from ideogram_app.model.cache import LoadedKey, ModelCache, host_bytes
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
-from ideogram_app.planning.planner import plan
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.records import Request
-from ideogram_app.studio.backend import real_backend
+from ideogram_app.studio.local_backend import LocalBackend
+from tests.plan_by_name import planned
 
 CPU = torch.device("cpu")
 RECIPES = ("reference", "int8-w8a8-rotated", "gguf-q4_k", "gguf-q8_0", "fp8")
@@ -56,12 +56,12 @@ def held_by_this_process() -> int:
 
 def test_memory_does_not_grow_over_fifty_switches_between_recipes(store: Store, tmp_path: Path) -> None:
     """Fifty pictures by the page's own way, each with another recipe than the one before."""
-    backend = real_backend(store.root)
+    backend = LocalBackend(store.root)
     machine, caption = backend.detect(), parse_prompt("a red circle on a yellow background").caption
     threads, sizes = threading.active_count(), []
     for switch, recipe in enumerate(itertools.islice(itertools.cycle(RECIPES), SWITCHES)):
         request = Request("miniature", caption, (recipe,), "turbo-12", 64, 64)
-        events = backend.compare(request, machine, plan(machine, "miniature"), tmp_path)
+        events = backend.compare(planned(request, machine), tmp_path)
         (result,) = [event.result for event in events if event.result]
         assert result.error is None and result.engaged == recipe and not result.warm
         if switch % 10 == 9:  # every time with the same recipe loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,30 +21,21 @@ def made(tokens: int, seed: int = 0) -> Tensor:
     return torch.randn(1, tokens, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def counted(features: Tensor) -> tuple[Callable[[], Tensor], list[str]]:
-    """What makes these features, and a list that grows with every time it did."""
-    calls: list[str] = []
-
-    def make() -> Tensor:
-        calls.append("encoded")
-        return features
-
-    return make, calls
-
-
-def refuse() -> Tensor:
-    pytest.fail("the caption was encoded again")
+def kept(cache: FeatureCache, key: FeatureKey) -> Tensor:
+    """Features that must be at hand."""
+    found = cache.get(key)
+    assert found is not None, "the caption would be encoded again"
+    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_caption_is_encoded_once_and_comes_back_without_loss(dtype: torch.dtype) -> None:
     features, cache = made(5).to(dtype).float(), FeatureCache()  # as an encoder gives them that computes in this type
-    make, calls = counted(features)
     key = replace(KEY, dtype=dtype)
-    for _ in range(3):
-        got = cache.features(key, make)
+    assert cache.get(key) is None
+    for got in (cache.put(key, features), kept(cache, key), kept(cache, key)):
         assert torch.equal(got, features) and got.dtype == torch.float32
-    assert calls == ["encoded"] and cache.bytes == features.numel() * dtype.itemsize
+    assert cache.bytes == features.numel() * dtype.itemsize
 
 
 @pytest.mark.parametrize(
@@ -60,55 +50,35 @@ def test_a_caption_is_encoded_once_and_comes_back_without_loss(dtype: torch.dtyp
 )
 def test_features_of_something_else_are_never_given(other: FeatureKey) -> None:
     cache, theirs = FeatureCache(), made(4, seed=1).bfloat16().float()
-    cache.features(KEY, lambda: made(4))
-    assert other not in cache
-    assert torch.equal(cache.features(other, lambda: theirs), theirs)
-    assert torch.equal(cache.features(KEY, refuse), made(4))
+    cache.put(KEY, made(4))
+    assert cache.get(other) is None
+    assert torch.equal(cache.put(other, theirs), theirs)
+    assert torch.equal(kept(cache, KEY), made(4))
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
     cache = FeatureCache(limit_bytes=3 * made(4).nbytes)
     keys = [replace(KEY, caption=str(number)) for number in range(4)]
     for key in keys[:3]:
-        cache.features(key, lambda: made(4))
-    cache.features(keys[0], refuse)
-    cache.features(keys[3], lambda: made(4))
+        cache.put(key, made(4))
+    kept(cache, keys[0])
+    cache.put(keys[3], made(4))
     assert [key in cache for key in keys] == [True, False, True, True]
     assert cache.bytes <= cache.limit_bytes
-    cache.features(keys[1], lambda: made(8))  # as large as two
+    cache.put(keys[1], made(8))  # as large as two
     assert [key in cache for key in keys] == [False, True, False, True]
 
 
 def test_what_is_too_large_is_given_but_not_kept() -> None:
     cache = FeatureCache(limit_bytes=made(4).nbytes)
-    cache.features(KEY, lambda: made(4))
+    cache.put(KEY, made(4))
     large = replace(KEY, caption="long")
-    assert torch.equal(cache.features(large, lambda: made(5)), made(5))
+    assert torch.equal(cache.put(large, made(5)), made(5))
     assert large not in cache and KEY in cache
-
-
-def test_what_is_cleared_is_encoded_again() -> None:
-    cache = FeatureCache()
-    make, calls = counted(made(4))
-    cache.features(KEY, make)
-    cache.clear()
-    assert cache.bytes == 0
-    cache.features(KEY, make)
-    assert len(calls) == 2
 
 
 def test_the_longest_caption_fits() -> None:
     assert LONGEST_TEXT * TAPPED * torch.float32.itemsize <= CACHE_BYTES
-
-
-def test_a_failure_keeps_nothing() -> None:
-    def fail() -> Tensor:
-        raise ZeroDivisionError
-
-    cache = FeatureCache()
-    with pytest.raises(ZeroDivisionError):
-        cache.features(KEY, fail)
-    assert KEY not in cache
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -116,5 +86,5 @@ def test_the_miniatures_features_come_back_to_the_last_bit(dtype: torch.dtype) -
     parts, caption = load_components("miniature", "cpu", dtype), wrap_plain("a red circle")
     features = encode(parts.tokenizer, parts.text_encoder, caption)
     cache, key = FeatureCache(), FeatureKey("miniature", "shipped", dtype, caption)
-    cache.features(key, lambda: features)
-    assert torch.equal(cache.features(key, refuse), features)
+    cache.put(key, features)
+    assert torch.equal(kept(cache, key), features)

@@ -27,8 +27,8 @@ from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, DeviceError
-from ideogram_app.generation.draw import make_noise, schedule, times
 from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.sampler import make_noise, schedule, times
 from ideogram_app.model import loader
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
 from ideogram_app.model.offload import carrier as carrier_module

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from ideogram_app.catalog.models import check_size
+from ideogram_app.catalog.reasons import NOTHING
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning import inputs as job
-from ideogram_app.planning.fallbacks import ENCODERS, SMALLEST_RECIPE, fallbacks, taken, within
+from ideogram_app.planning.fallbacks import ENCODERS, SMALLEST_RECIPE, fallbacks, taken
+from ideogram_app.planning.inputs import PlanInputs, within
 from ideogram_app.planning.oom import PHASE_WORDS, OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.records import NOTHING, Fallback, Request
+from ideogram_app.records import Fallback, Request
 from ideogram_app.wire import from_json, to_json
 from tests.machines import said
 
@@ -57,24 +59,20 @@ REQUEST = Request("ideogram-4", wrap_plain("a red circle"), (INT8,), width=1024,
 
 def planned(hardware: Hardware, request: Request, recipe: str) -> Plan:
     """As the program plans it: within the limits of the request."""
-    return plan(
-        within(hardware, request.host_limit_bytes),
-        request.model,
-        width=request.width,
-        height=request.height,
-        recipe=recipe,
-        stored_bytes=STORED,
-        ready=(INT8, SMALLEST_RECIPE),
-        limit_bytes=request.device_limit_bytes,
-    )
+    return plan(inputs(hardware, request, recipe))
+
+
+def inputs(hardware: Hardware, request: Request, recipe: str) -> PlanInputs:
+    ready = (INT8, SMALLEST_RECIPE)
+    return PlanInputs.of_request(request, hardware, recipe=recipe, stored_bytes=STORED, ready=ready)
 
 
 def offered(
     hardware: Hardware, request: Request, shortage: OutOfMemory, ready: tuple[str, ...] = (INT8, SMALLEST_RECIPE)
 ) -> tuple[Plan, tuple[Fallback, ...]]:
     before = planned(hardware, request, request.recipes[0])
-    found = fallbacks(hardware, request, request.recipes[0], before, shortage, ready, stored_bytes=STORED)
-    return before, found
+    failed = inputs(hardware, request, request.recipes[0])
+    return before, fallbacks(failed, before, shortage, ready, request.recipes)
 
 
 def peak(which: Plan, kind: str) -> int:
@@ -174,8 +172,8 @@ def test_a_recipe_that_is_not_prepared_is_offered_and_says_so() -> None:
     _, found = offered(RTX_3090, REQUEST, OutOfMemory("device", 2 * GB, "load"), ready=(INT8,))
     assert [rung.recipe for rung in found] == [INT8, SMALLEST_RECIPE] and said([found[1].reason], "not_prepared")
     full = replace(RTX_3090, disk_free_bytes=GB)
-    known = {"hardware": full, "request": REQUEST, "recipe": INT8, "shortage": OutOfMemory("device", 2 * GB, "load")}
-    found = fallbacks(**known, planned=planned(full, REQUEST, INT8), ready=(INT8,))
+    failed = replace(inputs(full, REQUEST, INT8), stored_bytes=0)
+    found = fallbacks(failed, planned(full, REQUEST, INT8), OutOfMemory("device", 2 * GB, "load"), ready=(INT8,))
     assert SMALLEST_RECIPE not in [rung.recipe for rung in found], "there is no room to prepare it"
 
 

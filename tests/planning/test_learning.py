@@ -11,10 +11,10 @@ from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine import microbench as probe
 from ideogram_app.machine.gpu_specs import MeasuredRates
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.planner import plan
 from ideogram_app.planning.profile import FILE, Observation, ProfileStore
 from ideogram_app.records import Request
-from ideogram_app.studio.backend import real_backend
+from ideogram_app.studio.local_backend import LocalBackend
+from tests.plan_by_name import plan, planned
 
 CARD = Hardware(
     kind="cuda",
@@ -86,13 +86,13 @@ def test_a_folder_that_cannot_be_written_to_keeps_nobody_from_drawing(
 
 
 def test_a_picture_drawn_on_a_processor_tells_the_next_plan_how_long_a_step_takes(tmp_path: Path) -> None:
-    backend = real_backend(tmp_path / "data")
+    backend = LocalBackend(tmp_path / "data")
     machine = backend.detect()
     assert backend.known(machine) is None and plan(machine, "miniature").predicted.seconds_per_step is None
     request = Request("miniature", parse_prompt("a red circle").caption, ("reference",), "turbo-12", 64, 64)
     results = []
     for number in range(3):
-        events = backend.compare(request, machine, plan(machine, "miniature"), tmp_path / str(number))
+        events = backend.compare(planned(request, machine), tmp_path / str(number))
         results += [event.result for event in events if event.result]
     assert (tmp_path / "data" / FILE).exists()
     known = backend.known(machine)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ideogram_app.catalog.models import MODELS
+from ideogram_app.catalog.reasons import NOTHING
 from ideogram_app.catalog.recipes import RECIPES, find_recipe
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.footprint import device_bytes, footprint
@@ -15,7 +16,6 @@ from ideogram_app.planning.placement import place
 from ideogram_app.planning.planner import plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES, SLOWER_AT_MOST, STREAMED_AT_MOST, reason_against
 from ideogram_app.planning.profile import MachineProfile, MeasuredRates
-from ideogram_app.records import NOTHING
 from tests.machines import (
     GB,
     GTX_1060,

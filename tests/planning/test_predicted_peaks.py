@@ -23,7 +23,8 @@ from ideogram_app.catalog.text_encoder import DEFAULT, ENCODER_RECIPES, PUBLISHE
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.activations import decode_bytes
 from ideogram_app.planning.footprint import STEP_SHARE, footprint
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
+from tests.plan_by_name import plan
 
 GB = 10**9
 ABOVE = 1.08  # at most

@@ -11,7 +11,7 @@ import pytest
 
 from ideogram_app.machine.gpu_specs import CARDS, MeasuredRates, find_rates
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.profile import (
     FILE,
     OBSERVATIONS_KEPT,
@@ -24,6 +24,7 @@ from ideogram_app.planning.profile import (
     remember_measured,
     write,
 )
+from tests.plan_by_name import plan
 
 GIB = 2**30
 NAME = "NVIDIA GeForce RTX 3090"

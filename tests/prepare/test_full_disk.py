@@ -93,7 +93,7 @@ def test_keeping_the_text_encoder_fills_the_disk_and_continues(disk: SmallDisk) 
 
 
 def test_a_picture_that_finds_no_room_is_no_bug_and_can_be_drawn_again(disk: SmallDisk) -> None:
-    studio = Studio(Fake().backend(), disk.folder / "outputs")
+    studio = Studio(Fake(), disk.folder / "outputs")
     studio.start()
     disk.fill()
     asked = Request("miniature", wrap_plain("a red circle"), preset="turbo-12")

@@ -17,7 +17,7 @@ from ideogram_app.files import cached_hash
 from ideogram_app.prepare.calibration.calibration import read_calibration
 from ideogram_app.prepare.calibration.tuning import calibration_at_hand, calibration_file, tuning_for
 from ideogram_app.prepare.packing import UNTUNED
-from ideogram_app.studio.backend import real_backend
+from ideogram_app.studio.local_backend import LocalBackend
 from tests.conftest import MINIATURE
 
 SHIPPED = MINIATURE / "calibration.safetensors"
@@ -55,7 +55,7 @@ def test_importance_is_the_mean_square_of_what_a_layer_reads_and_fits_its_column
 
 
 def test_a_calibrated_folder_records_it_protects_fewer_layers_and_loads(tmp_path: Path) -> None:
-    backend, store = real_backend(tmp_path), Store(tmp_path)
+    backend, store = LocalBackend(tmp_path), Store(tmp_path)
     list(backend.prepare("miniature", "int8-w8a8"))
     manifest = read_manifest(store.path("miniature", "int8-w8a8"))
     found = read_calibration(SHIPPED, MODELS["miniature"]).protected(RECIPES["int8-w8a8"].packs)
@@ -68,7 +68,7 @@ def test_a_calibrated_folder_records_it_protects_fewer_layers_and_loads(tmp_path
 
 
 def test_what_is_ready_is_not_made_again_for_a_calibration_nobody_named(tmp_path: Path) -> None:
-    backend, store = real_backend(tmp_path), Store(tmp_path)
+    backend, store = LocalBackend(tmp_path), Store(tmp_path)
     list(backend.prepare("miniature", "int8-w8a8"))
     path = store.path("miniature", "int8-w8a8") / "manifest.json"
     before = path.stat().st_mtime_ns
@@ -78,11 +78,11 @@ def test_what_is_ready_is_not_made_again_for_a_calibration_nobody_named(tmp_path
     list(backend.prepare("miniature", "int8-w8a8"))
     assert path.stat().st_mtime_ns == before
     with pytest.raises(CheckpointError, match="cannot be read as a calibration"):
-        list(real_backend(tmp_path, calibration=own).prepare("miniature", "int8-w8a8"))
+        list(LocalBackend(tmp_path, calibration=own).prepare("miniature", "int8-w8a8"))
 
 
 def test_smoothing_that_is_ready_may_be_asked_for_again(tmp_path: Path) -> None:
-    backend = real_backend(tmp_path)
+    backend = LocalBackend(tmp_path)
     for _ in range(2):
         *_, last = backend.prepare("miniature", "int8-w8a8-smooth")
         assert "ready" in last.message

@@ -16,7 +16,6 @@ from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.errors import RequestError
 from ideogram_app.hub.access import TOKENS_PAGE, Access
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.planner import plan
 from ideogram_app.records import Event
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages
@@ -24,6 +23,7 @@ from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus
 from ideogram_app.studio.state import Job, Machine, State
 from ideogram_app.text import lasting
 from ideogram_app.ui.guide_card import guide_card
+from tests.plan_by_name import plan
 
 MODEL, RECIPE, OTHER = "ideogram-4", "int8-w8a8-rotated", "gguf-q4_k"
 SOURCE = find_source(MODEL)

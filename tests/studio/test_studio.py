@@ -6,9 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.records import Event, Request
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
@@ -33,7 +33,7 @@ def fake() -> Fake:
 
 @pytest.fixture
 def studio(fake: Fake, tmp_path: Path) -> Iterator[Studio]:
-    studio = Studio(fake.backend(), tmp_path / "outputs")
+    studio = Studio(fake, tmp_path / "outputs")
     studio.start()
     yield studio
     studio.close()
@@ -59,15 +59,15 @@ def test_the_machine_and_every_plan_are_known_after_the_start(studio: Studio) ->
 
 
 @pytest.mark.parametrize("somebody", ["wakes", "watches", "submits", "closes"])
-def test_a_worker_that_holds_back_begins_when_somebody_waits_for_it(fake: Fake, tmp_path: Path, somebody: str) -> None:
+def test_a_worker_that_holds_back_begins_when_somebody_waits_for_it(tmp_path: Path, somebody: str) -> None:
     order: list[str] = []
-    backend = fake.backend()
 
-    def detect() -> Hardware:
-        order.append("looks")
-        return backend.detect()
+    class Watched(Fake):
+        def detect(self) -> Hardware:
+            order.append("looks")
+            return super().detect()
 
-    studio = Studio(replace(backend, detect=detect), tmp_path)
+    studio = Studio(Watched(), tmp_path)
     studio.start(grace=3600)
     time.sleep(0.1)  # a worker that does not hold back would look now
     order.append(somebody)
@@ -187,7 +187,7 @@ def test_the_history_survives_a_restart_even_where_the_folder_has_moved(
     saved = json.loads((studio.output / (second.entry or "") / "comparison.json").read_text(encoding="utf-8"))
     assert [row["image"] for row in saved["results"]] == ["reference.png", "int8-w8a8.png"]
     studio.output.rename(tmp_path / "moved")
-    again = Studio(fake.backend(), tmp_path / "moved")
+    again = Studio(fake, tmp_path / "moved")
     seeds = [entry.comparison.request.seed for entry in again.state.history]
     assert sorted(seeds) == [7, 8]
     assert all(Path(r.image or "").is_file() for entry in again.state.history for r in entry.comparison.results)
@@ -238,7 +238,7 @@ def test_watchers_are_woken_and_previews_are_dropped_at_the_end(studio: Studio, 
 
 def test_closing_stops_the_running_job(fake: Fake, tmp_path: Path) -> None:
     fake.step_seconds = 0.05
-    studio = Studio(fake.backend(), tmp_path)
+    studio = Studio(fake, tmp_path)
     studio.start()
     studio.submit_compare(REQUEST)
     until(studio, lambda state: fake.steps_done)
@@ -314,33 +314,33 @@ def test_a_fetch_that_is_refused_asks_again_what_stands_in_the_way(studio: Studi
     assert until(studio, lambda state: state.access).access["ideogram-4"].state == "no_token"
 
 
-class Staying:
-    """A backend that keeps what it drew with."""
+@dataclass
+class Staying(Fake):
+    """A backend that keeps what it drew with, and cannot let go of it where it is `stuck`."""
 
-    def __init__(self, fake: Fake) -> None:
-        self.title, self.unloads = "", 0
-        backend = fake.backend()
+    unloads: int = 0
+    stuck: bool = False
 
-        def compare(*given: Any) -> Iterator[Event]:
-            self.title = "INT8 of Miniature"
-            return backend.compare(*given)
-
-        self.backend = replace(backend, compare=compare, loaded=lambda: self.title, unload=self.unload)
+    def compare(self, planned: PlannedRequest, output: Path) -> Iterator[Event]:
+        self.title = "INT8 of Miniature"
+        return super().compare(planned, output)
 
     def unload(self) -> None:
-        self.title = ""
+        if self.stuck:
+            raise DeviceError("The driver did not give locked RAM back")
+        super().unload()
         self.unloads += 1
 
 
 def studio_that_keeps(staying: Staying, folder: Path, after: float) -> Studio:
-    studio = Studio(staying.backend, folder, unload_after=after)
+    studio = Studio(staying, folder, unload_after=after)
     studio.start()
     return studio
 
 
 @pytest.mark.parametrize("after", [0.0, 0.3])
-def test_what_was_not_used_for_a_while_goes(fake: Fake, tmp_path: Path, after: float) -> None:
-    staying = Staying(fake)
+def test_what_was_not_used_for_a_while_goes(tmp_path: Path, after: float) -> None:
+    staying = Staying()
     studio = studio_that_keeps(staying, tmp_path, after)
     finish(studio)
     until(studio, lambda state: staying.unloads and not state.loaded)
@@ -348,8 +348,8 @@ def test_what_was_not_used_for_a_while_goes(fake: Fake, tmp_path: Path, after: f
     studio.close()
 
 
-def test_what_may_stay_forever_goes_when_somebody_asks_for_its_memory(fake: Fake, tmp_path: Path) -> None:
-    staying = Staying(fake)
+def test_what_may_stay_forever_goes_when_somebody_asks_for_its_memory(tmp_path: Path) -> None:
+    staying = Staying()
     studio = studio_that_keeps(staying, tmp_path, -1)
     finish(studio)
     until(studio, lambda state: state.loaded == "INT8 of Miniature")
@@ -361,8 +361,8 @@ def test_what_may_stay_forever_goes_when_somebody_asks_for_its_memory(fake: Fake
     studio.close()
 
 
-def test_a_new_picture_puts_the_end_off(fake: Fake, tmp_path: Path) -> None:
-    staying = Staying(fake)
+def test_a_new_picture_puts_the_end_off(tmp_path: Path) -> None:
+    staying = Staying()
     studio = studio_that_keeps(staying, tmp_path, 3600)
     finish(studio)
     first = until(studio, lambda state: state.unloads_at).unloads_at
@@ -372,8 +372,8 @@ def test_a_new_picture_puts_the_end_off(fake: Fake, tmp_path: Path) -> None:
     studio.close()
 
 
-def test_memory_is_given_back_before_something_is_packed(fake: Fake, tmp_path: Path) -> None:
-    staying = Staying(fake)
+def test_memory_is_given_back_before_something_is_packed(tmp_path: Path) -> None:
+    staying = Staying()
     studio = studio_that_keeps(staying, tmp_path, -1)
     finish(studio)
     before = staying.unloads
@@ -382,19 +382,13 @@ def test_memory_is_given_back_before_something_is_packed(fake: Fake, tmp_path: P
     studio.close()
 
 
-def test_a_worker_outlives_what_it_cannot_let_go_of(
-    fake: Fake, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    staying = Staying(fake)
+def test_a_worker_outlives_what_it_cannot_let_go_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    staying = Staying()
     studio = studio_that_keeps(staying, tmp_path, -1)
     until(studio, lambda state: state.machine)
-
-    def fail() -> None:
-        raise DeviceError("The driver did not give locked RAM back")
-
-    object.__setattr__(staying.backend, "unload", fail)
+    staying.stuck = True
     studio.unload()
     until(studio, lambda _: "letting go of what was loaded failed" in caplog.text)
-    object.__setattr__(staying.backend, "unload", staying.unload)
+    staying.stuck = False
     assert finish(studio).state == "done"
     studio.close()

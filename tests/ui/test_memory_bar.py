@@ -124,5 +124,5 @@ def test_what_is_kept_loaded_is_named_with_its_time_and_a_button() -> None:
 
 
 def test_the_studio_asks_its_backend_and_keeps_the_reserve(tmp_path: Path) -> None:
-    studio = Studio(Fake(memory=BUSY).backend(), tmp_path, reserve_bytes=2 * GB)
+    studio = Studio(Fake(in_use=BUSY), tmp_path, reserve_bytes=2 * GB)
     assert studio.memory() == BUSY and studio.reserve_bytes == 2 * GB

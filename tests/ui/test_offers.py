@@ -9,10 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ideogram_app import __main__ as program
+from ideogram_app.catalog.reasons import Reason
 from ideogram_app.cli.output import describe_offer, describe_result
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
-from ideogram_app.records import Fallback, Reason, Request, Result
+from ideogram_app.records import Fallback, Request, Result
 from ideogram_app.studio.state import Job
 from ideogram_app.ui.form import request_of, values_of
 from ideogram_app.ui.offers import gave_up, offered, offers, tried

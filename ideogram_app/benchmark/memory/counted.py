@@ -23,6 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -34,8 +35,8 @@ from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branc
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
 from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
-from ideogram_app.generation.draw import decode, denoise, preview, schedule, times
 from ideogram_app.generation.guidance import GuidedModel
+from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.fused.kernels import fused_kernels
@@ -222,7 +223,7 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
         with ledger.phase("preview"):
             _pictured(preview, vae, step.clean, question.rows, question.columns)
         latents = step.latents.cpu()
-        del velocity, steps, step  # as `pipeline.draw` lets go of them
+        del velocity, steps, step  # as `draw.sample` lets go of them
         loaded.rest()
         give_back(DEVICE)
         with ledger.phase("decode"):
@@ -277,7 +278,7 @@ def _loaded(case: Case) -> Loaded:
 
 def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: int) -> None:
     """Decode as far as a device is asked for; a picture has no numbers to be made of."""
-    with patch("ideogram_app.generation.draw.Image.fromarray"), patch.object(Tensor, "numpy"):
+    with patch.object(Image, "fromarray"), patch.object(Tensor, "numpy"):
         draw(vae, latents, rows, columns)
 
 

@@ -15,7 +15,7 @@ Left out: prompt enhancement and batches; pictures are drawn one caption at a ti
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,26 +107,22 @@ class FeatureCache:
         """What is held."""
         return sum(kept.nbytes for kept in self._kept.values())
 
-    def features(self, key: FeatureKey, make: Callable[[], Tensor]) -> Tensor:
-        """The features (1, n, taps x hidden) in float32, on the host.
-
-        Args:
-            make: encodes the caption; called only where its features are not at hand.
-        """
+    def get(self, key: FeatureKey) -> Tensor | None:
+        """The features (1, n, taps x hidden) in float32, on the host; None where they are not at hand."""
         kept = self._kept.get(key)
         if kept is None:
-            kept = make().to("cpu", key.dtype)
-            self._keep(key, kept)
-        else:
-            self._kept.move_to_end(key)
+            return None
+        self._kept.move_to_end(key)
+        return kept.float()
+
+    def put(self, key: FeatureKey, features: Tensor) -> Tensor:
+        """Keep features; gives them as `get` will, in float32 with what the encoder's type holds."""
+        kept = features.to("cpu", key.dtype)
+        self._keep(key, kept)
         return kept.float()
 
     def __contains__(self, key: FeatureKey) -> bool:
         return key in self._kept
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._kept.clear()
 
     def _keep(self, key: FeatureKey, features: Tensor) -> None:
         if features.nbytes > self.limit_bytes:

@@ -30,7 +30,7 @@ from ideogram_app.catalog.presets import Preset, find_preset, guidance_for
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import CaptionError, CheckpointError, DeviceError, RequestError
 from ideogram_app.generation.captions import check_caption
-from ideogram_app.generation.draw import Step, denoise, make_noise, schedule, times
+from ideogram_app.generation.sampler import Step, denoise, make_noise, schedule, times
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.meter import release
 from ideogram_app.model.components import load_components
@@ -38,6 +38,7 @@ from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Residence, reside
 from ideogram_app.model.reference_model import ReferenceGuidance, ReferenceModel, load_reference_model
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.model.transformer.layers import Fp8Linear
+from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration
@@ -105,8 +106,8 @@ def calibrate(
         total = len(captions) * preset.steps
         yield Event("calibrate", recipe, total, total, message=f"{path} is ready: {summary(calibration)}")
         return
-    width, height, ready = request.width, request.height, (recipe,)  # else loading it says so
-    chosen = plan(hardware, request.model, width=width, height=height, recipe=recipe, ready=ready)
+    size = request.width, request.height
+    chosen = plan(PlanInputs.of(hardware, request.model, *size, recipe=recipe, ready=(recipe,)))  # else loading says so
     if not chosen.fits:
         raise DeviceError(f"{recipe} does not fit this machine: {chosen.why}", do=chosen.suggestion.text)
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]

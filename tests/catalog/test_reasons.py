@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ideogram_app.catalog.reasons import NOTHING, SENTENCES, Reason, reason
 from ideogram_app.errors import RequestError
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.reasons import SENTENCES, reason
-from ideogram_app.records import NOTHING, Reason
 from ideogram_app.wire import from_json, to_json, to_plain
 from tests.machines import RTX_3060, RTX_3090
 

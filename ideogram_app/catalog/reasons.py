@@ -5,7 +5,7 @@
 
 Code that decides names a row of `SENTENCES` and hands over its numbers; how that is said stands here and nowhere else.
 A sentence may hold another one in a field, and may be followed by another (`+`): the code then names all of their rows
-in reading order, `not_taken+too_slow_from_ram`. What is made is a `flow.Reason`, on the wire its text.
+in reading order, `not_taken+too_slow_from_ram`. What is made is a `Reason`, on the wire its text.
 
 Left out: translations, and the sentences of what is not planned: of running out of memory (planning/oom.py), of the
 stages of a first run (studio/setup_stages.py).
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ideogram_app.records import Reason
 from ideogram_app.text import gb, in_seconds
 
 _PAIR = (
@@ -168,7 +168,6 @@ SENTENCES: dict[str, str] = {
         "Expected: {peak:gb} of {memory}, {saved:gb} less; {seconds:.1f} s a step instead of {before:.1f} s."
     ),
 }
-
 # Name of a number -> how it is said in a list (`listed`).
 PEAK_PARTS = {
     "weights": "{:gb} weights and places for those that travel",
@@ -184,6 +183,60 @@ MEASURED_RATES = {
     "link": "{:.3g} GB/s from RAM",
     "disk": "{:.3g} GB/s from disk",
 }
+
+
+class _Formatter(string.Formatter):
+    """`str.format` with sizes and durations."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec == "gb":
+            return gb(value)
+        return in_seconds(value) if format_spec == "time" else format(value, format_spec)
+
+
+_FORMATTER = _Formatter()
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something was decided: a sentence, or a few that belong together. Two that read the same are equal.
+
+    Attributes:
+        code: rows of `reasons.SENTENCES`, joined by "+"; "" of a reason that was read from JSON.
+        text: for people.
+        numbers: what stands in the text, by the names of the table's fields: bytes and seconds, not rounded.
+    """
+
+    code: str = field(compare=False)
+    text: str
+    numbers: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+    def __add__(self, other: Reason) -> Reason:
+        """Both, one after the other; nothing to say adds nothing."""
+        if not (self and other):
+            return self or other
+        return Reason(f"{self.code}+{other.code}", f"{self.text} {other.text}", {**self.numbers, **other.numbers})
+
+    def capital(self) -> Reason:
+        """A clause as a sentence of its own."""
+        return replace(self, text=self.text[:1].upper() + self.text[1:])
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Written as its text, and read from it."""
+        from pydantic_core import core_schema
+
+        as_text = core_schema.plain_serializer_function_ser_schema(str)
+        return core_schema.no_info_plain_validator_function(_reason_of, serialization=as_text)
+
+
+NOTHING = Reason("", "")  # nothing to say: no objection, no note, no advice
 
 
 def reason(code: str, /, **facts: Any) -> Reason:
@@ -208,13 +261,9 @@ def listed(parts: Mapping[str, str], numbers: Mapping[str, float | None]) -> str
     return ", ".join(_FORMATTER.format(words, number) for words, number in told if number)
 
 
-class _Formatter(string.Formatter):
-    """`str.format` with sizes and durations."""
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if format_spec == "gb":
-            return gb(value)
-        return in_seconds(value) if format_spec == "time" else format(value, format_spec)
-
-
-_FORMATTER = _Formatter()
+def _reason_of(value: Any) -> Reason:
+    if isinstance(value, Reason):
+        return value
+    if isinstance(value, str):
+        return Reason("", value)
+    raise ValueError("a reason is a sentence")

@@ -1,0 +1,111 @@
+"""The sampler in plain tensors: noise, schedule, Euler steps, decoding and previews.
+
+    sigmas = schedule(preset, width, height, shift)
+    for step in denoise(velocity, make_noise(seed, width, height), sigmas, guidance):
+        ...                                        one Euler step each; the latents of the last are the picture
+    image = decode(vae, step.latents, rows, columns)
+
+Given the same noise, latents equal stock diffusers' `Ideogram4Pipeline.__call__` (a test holds them together). Against
+it: one caption at a time. Left out: loading, measuring and saving (generation/draw.py), and the velocity itself
+(generation/guidance.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN
+from ideogram_app.catalog.presets import Preset
+
+TIMESTEPS = 1000  # diffusers hands sigma x 1000 to its scheduler and divides again; the rounding is part of equality
+LOWEST_LOGSNR, HIGHEST_LOGSNR = -15.0, 18.0  # clamps of the published schedule
+BASE_PIXELS = 512 * 512  # the size at which a preset's mu holds
+PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
+
+
+@dataclass(frozen=True)
+class Step:
+    """After one Euler step: the latents, and the clean latents that the velocity points at, both (1, tokens, 128)."""
+
+    index: int
+    latents: Tensor
+    clean: Tensor
+
+
+def make_noise(seed: int, width: int, height: int) -> Tensor:
+    """Starting noise (1, tokens, 128) in float32, drawn on the CPU so that every device starts from the same."""
+    tokens = (width // PIXELS_PER_TOKEN) * (height // PIXELS_PER_TOKEN)
+    return torch.randn(1, tokens, LATENT_CHANNELS, generator=torch.Generator().manual_seed(seed))
+
+
+def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
+    """Noise levels sigma, from near 1 down to exactly 0, as `steps + 1` float32 values.
+
+    Equally spaced quantiles of a logit-normal distribution whose mean rises with the size of the picture, then the
+    scheduler's own `shift` (1.0 for the published model), as diffusers applies it to the levels it is given.
+    """
+    mean = preset.mu + 0.5 * math.log(width * height / BASE_PIXELS)
+    quantiles = torch.linspace(0, 1, preset.steps + 1, dtype=torch.float64)
+    level = torch.special.expit(mean + preset.std * torch.special.ndtri(quantiles))
+    cleanest, noisiest = (1 / (1 + math.exp(0.5 * bound)) for bound in (LOWEST_LOGSNR, HIGHEST_LOGSNR))
+    sigmas = (1.0 - (1.0 - level).clamp(noisiest, cleanest)).flip(0)[:-1].float()  # the clamp is on time, 1 - sigma
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    return torch.cat((sigmas, torch.zeros(1)))
+
+
+class Guided(Protocol):
+    """A guided velocity."""
+
+    def __call__(self, latents: Tensor, step: int, guidance: float, /) -> Tensor:
+        """latents: (1, tokens, 128) float32 -> the same shape and type."""
+
+
+def times(sigmas: Tensor) -> Tensor:
+    """Noise levels (steps + 1,) -> times (steps,), 0 is noise and 1 is data, rounded as diffusers rounds them."""
+    return 1.0 - sigmas[:-1] * TIMESTEPS / TIMESTEPS
+
+
+def denoise(velocity: Guided, noise: Tensor, sigmas: Tensor, guidance: tuple[float, ...]) -> Iterator[Step]:
+    """Euler steps from noise to data, one at a time. sigmas: (steps + 1,); guidance: one value a step."""
+    latents = noise.float()
+    for index, weight in enumerate(guidance):
+        sigma, following = sigmas[index], sigmas[index + 1]
+        with torch.inference_mode():
+            direction = velocity(latents, index, weight)
+            clean = latents + sigma.item() * direction
+            latents = latents + (following - sigma).item() * -direction
+        yield Step(index, latents, clean)
+
+
+@torch.inference_mode()
+def decode(vae: Any, latents: Tensor, rows: int, columns: int) -> Image.Image:
+    """Latents (1, rows x columns, 128), on any device, to a picture of 16 pixels a token."""
+    deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().to(latents)
+    packed = latents * deviation + vae.bn.running_mean.to(latents)
+    patches = packed.view(1, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)  # patch row, patch column, channel
+    grid = patches.reshape(1, -1, rows * 2, columns * 2)
+    decoded = vae.decode(grid.to(vae.bn.running_mean.device, vae.dtype), return_dict=False)[0]
+    pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy(), "RGB")
+
+
+def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str:
+    """A small PNG of the picture so far, base64; large grids are averaged down before decoding."""
+    fold = math.ceil(max(rows, columns) / PREVIEW_TOKENS)
+    if fold > 1:
+        grid = clean.view(1, rows, columns, -1).permute(0, 3, 1, 2)
+        rows, columns = max(1, rows // fold), max(1, columns // fold)
+        grid = torch.nn.functional.adaptive_avg_pool2d(grid, (rows, columns))
+        clean = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    buffer = io.BytesIO()
+    decode(vae, clean, rows, columns).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

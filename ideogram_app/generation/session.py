@@ -1,0 +1,58 @@
+"""A session of drawing: store, output folder, caches and hooks shared by all recipes of a request.
+
+Left out: the machine and the limits to plan with, which are in a request's plan inputs (planning/inputs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.machine.memory import memory_now
+from ideogram_app.model.cache import ModelCache
+from ideogram_app.model.loader import Loaded, load_transformers
+from ideogram_app.model.text_encoder.features import FeatureCache
+from ideogram_app.planning.fallbacks import fallbacks
+from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.profile import Observation
+from ideogram_app.records import Fallback
+
+
+@dataclass(frozen=True)
+class Session:
+    """What drawing goes by beside the request and its plans.
+
+    Attributes:
+        output: where PNGs go.
+        kept: the model cache: transformers and text encoder that are loaded.
+        features: of captions that were encoded before; a caption that is there needs no text encoder.
+        stays: whether what is loaded stays so after the last picture.
+        observe: is told of every picture that was drawn whole.
+        load: reads both transformers (`load_transformers`).
+        fallbacks: what can still be drawn when memory ran out (`ladder.rungs`).
+    """
+
+    store: Store
+    output: Path
+    kept: ModelCache = field(default_factory=ModelCache)
+    features: FeatureCache = field(default_factory=FeatureCache)
+    stays: bool = False
+    observe: Callable[[Observation], None] | None = None
+    load: Callable[..., Loaded] = load_transformers
+    fallbacks: Callable[..., tuple[Fallback, ...]] = fallbacks
+
+    def ready(self, model: str) -> frozenset[str]:
+        """Recipes whose files are complete."""
+        return frozenset(recipe for recipe in RECIPES if self.store.status(model, recipe).usable)
+
+
+def with_free_memory(inputs: PlanInputs) -> PlanInputs:
+    """The inputs with the memory that is free now; what torch caches on a device can be given out again."""
+    machine = inputs.hardware
+    now = memory_now(machine)
+    device = machine.device_free_bytes if now.device_free is None else now.device_free + (now.device_ours or 0)
+    host = machine.host_free_bytes if now.host_free is None else now.host_free
+    return replace(inputs, hardware=replace(machine, device_free_bytes=device, host_free_bytes=host))

@@ -1,0 +1,64 @@
+"""A request planned once: one plan for each of its recipes, made in the worker and carried down to the picture.
+
+    planned = plan_request(request, PlanInputs.of_request(request, hardware, ...), tokens)
+    planned.plans["gguf-q4_k"]                  by which this recipe is loaded and drawn
+    planned.encoding                            by which the text encoder is placed
+
+Its caption has been turned into tokens before, so that memory and time are planned for its own length. A try that ran
+out of memory has its plan replaced by the next one (generation/retry.py); nobody else plans again.
+
+Left out: checking the request (generation/validate.py), and the plan that the page shows before anything is asked for
+(studio/state.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ideogram_app.planning.fallbacks import ENCODERS
+from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.records import Request
+
+
+@dataclass(frozen=True)
+class PlannedRequest:
+    """A request and how each of its recipes is to be drawn.
+
+    Attributes:
+        tokens: of its caption, as the text encoder reads them.
+        inputs: what the plans were computed from, but for the recipe.
+        plans: recipe -> its plan, in the order of the request.
+    """
+
+    request: Request
+    tokens: tuple[int, ...]
+    inputs: PlanInputs
+    plans: Mapping[str, Plan]
+
+    def inputs_of(self, recipe: str) -> PlanInputs:
+        """What the plan of one recipe was computed from."""
+        return _inputs_of(self.inputs, recipe)
+
+    @property
+    def encoding(self) -> Plan:
+        """The plan that leaves the text encoder the least room: all recipes share its features, and it runs once."""
+        fitting = [found for found in self.plans.values() if found.fits]
+        return max(fitting or self.plans.values(), key=lambda found: ENCODERS.index(found.encoder))
+
+
+def plan_request(request: Request, inputs: PlanInputs, tokens: tuple[int, ...]) -> PlannedRequest:
+    """One plan for each recipe of a request.
+
+    Args:
+        inputs: those of the request, on the machine as it is now.
+        tokens: of its caption.
+    """
+    inputs = replace(inputs, text_tokens=len(tokens))
+    return PlannedRequest(request, tokens, inputs, {name: plan(_inputs_of(inputs, name)) for name in request.recipes})
+
+
+def _inputs_of(inputs: PlanInputs, recipe: str) -> PlanInputs:
+    """Disk is no question any more: loading refuses what was not prepared."""
+    return replace(inputs, recipe=recipe, ready=(recipe,))
