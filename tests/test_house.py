@@ -35,7 +35,7 @@ LINES: list[list[str]] = [
         "savings",
         "encoders",
     ],
-    ["hardware", "measure", "metrics", "quantization"],
+    ["hardware", "measure", "metrics", "quantization", "copies"],
     ["verdicts", "memory", "probe"],
     ["job"],
     ["option"],

@@ -290,7 +290,7 @@ def _result(
         predicted_host_bytes=terms.predicted_host_bytes,
         residency=terms.residency,
         planned_residency=terms.planned_residency,
-        given_up=terms.given_up,
+        given_up=(*terms.given_up, *loaded.notes),
         warm=terms.warm_bytes is not None,
         weight_bytes=loaded.weight_bytes,
         guidance=guidance,
