@@ -2,8 +2,8 @@
 
     disk      the file read from its beginning to its end into one buffer of 16 MB: what there is to be had
     one       tensor by tensor, each when it is asked for, into memory of its own (`SafetensorsFile.tensor`)
-    host      read ahead into the host memory in which the weights stay (`transit.HostLane`)
-    ring      read ahead through a ring of buffers, as towards a device; the copies to the device, which its own engine
+    host      prefetched into the host memory in which the weights stay
+    ring      prefetched through staging buffers, as towards a device; the copies to the device, which its own engine
               does beside the reading, are left out
 
 The file has the published model's blocks in INT8, 254.8 MB each. Every run is a process of its own, whose memory is as
@@ -34,9 +34,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import find_model  # noqa: E402
-from ideogram_app.checkpoints.prefetch import BUFFERS, CHUNK, Sent, Transit, lane_to  # noqa: E402
+from ideogram_app.checkpoints.prefetch import BUFFERS, CHUNK, Prefetcher, prefetched  # noqa: E402
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout  # noqa: E402
 from ideogram_app.checkpoints.span import Span  # noqa: E402
+from ideogram_app.machine.copies import BlockingCopyStream, Event  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
@@ -145,41 +146,33 @@ def read_one_by_one(path: Path, spans: Sequence[Span]) -> None:
 
 
 def read_to_host(path: Path, spans: Sequence[Span]) -> None:
-    with Transit(spans, lane_to("cpu")) as transit:
-        kept = [tensor for _, tensor in transit]
+    with prefetched(spans, "cpu") as reader:
+        kept = [reader(span) for span in spans]
     assert len(kept) == len(spans)
 
 
 def read_through_ring(path: Path, spans: Sequence[Span]) -> None:
-    with Transit(spans, DeviceElsewhere(spans)) as transit:
-        for _ in transit:
-            pass
+    with Prefetcher(spans, DeviceElsewhere(spans)) as prefetcher:
+        for span in spans:
+            prefetcher.take(span)
 
 
-class DeviceElsewhere:
-    """A lane whose copies cost this processor nothing."""
-
-    device = torch.device("cpu")
+class DeviceElsewhere(BlockingCopyStream):
+    """A device to which copies cost this processor nothing."""
 
     def __init__(self, spans: Sequence[Span]) -> None:
-        self.buffers: Sequence[Tensor] = [torch.zeros(CHUNK, dtype=torch.uint8) for _ in range(BUFFERS)]
+        super().__init__(torch.device("cpu"))
+        self.in_place = False
         self._memory = torch.empty(max(span.size for span in spans), dtype=torch.uint8)
 
-    def room(self, size: int) -> Tensor:
+    def device_buffer(self, size: int) -> Tensor:
         return self._memory[:size]
 
-    def send(self, buffer: Tensor, part: Tensor) -> Sent:
-        return Done()
+    def pinned_buffer(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.uint8)
 
-    def receive(self, room: Tensor, last: Sent | None) -> Tensor:
-        return room
-
-
-class Done:
-    """A copy that has ended."""
-
-    def wait(self) -> None:
-        pass
+    def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
+        return None
 
 
 WAYS: dict[str, Way] = {

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,9 +45,8 @@ from ideogram_app.machine.hardware import Hardware, compute_capability, detect  
 from ideogram_app.machine.meter import release, synchronize  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.loader import Loaded  # noqa: E402
-from ideogram_app.model.offload.offload import Residence, Residences  # noqa: E402
-from ideogram_app.model.transformer.assemble import Placement, assemble  # noqa: E402
-from ideogram_app.model.transformer.backbone import Block  # noqa: E402
+from ideogram_app.model.offload.offload import Offload  # noqa: E402
+from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of  # noqa: E402
 from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.vae import Autoencoder, autoencoder  # noqa: E402
 from ideogram_app.planning.activations import decode_bytes, tile_gaps  # noqa: E402
@@ -247,10 +245,10 @@ def draw(
     question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], tile: int | None, device: torch.device
 ) -> float:
     """A few steps and the decoder, on random weights; the median seconds of a step."""
-    residences = Residences()
+    offload = Offload()
     tiles = Tiles(device, getattr(torch, question.dtype))
     try:
-        loaded = _loaded(question, name, arithmetic, offloaded, residences, tiles)
+        loaded = _loaded(question, name, arithmetic, offloaded, offload, tiles)
         if device.type == "cuda":  # noise is made on the device, also that of blocks which files would bring to RAM
             torch.cuda.reset_peak_memory_stats(device)
         sigmas = schedule(evenly(question.steps), question.width, question.height, SCHEDULE_SHIFT)
@@ -272,33 +270,28 @@ def draw(
         decode(vae, latents, question.rows, question.columns)
         return statistics.median(spent[1:])
     finally:
-        residences.close()
+        offload.close()
 
 
 def _loaded(
-    question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], residences: Residences, tiles: Tiles
+    question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], offload: Offload, tiles: Tiles
 ) -> Loaded:
     """Both transformers of noise, some of whose blocks travel."""
     device, capability = tiles.device, compute_capability(tiles.device)
     kernels, made = find_kernels(choose_kernels(device, capability)[0]), []
-    residence, recipe = residences.on(device), effective(find_recipe(name))
+    hooks, recipe = offload.on(device), effective(find_recipe(name))
     for number, branch in enumerate(question.model.branches):
         away = spread(offloaded[number], branch.num_layers)
-        built = partial(_let_travel, residence)
-        placement = Placement(tiles.dtype, device, CPU, kernels, arithmetic, away, built)
-        backbone = assemble(
-            RandomBranch(branch, recipe, tiles), branch, branch.config(), placement, sees_text=number == 0
-        )
+        placement = Placement(tiles.dtype, device, kernels=kernels, arithmetic=arithmetic, offloaded=away)
+        weights = RandomBranch(branch, recipe, tiles)
+        blocks = hooks.add_some(blocks_of(weights, branch, placement), away)
+        backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0, blocks=blocks)
         backbone.trunk.order = backends(capability)
         made.append(backbone)
-    residences.start()
+    offload.start()
     first, second = made
     held = weight_bytes(first) + weight_bytes(second)
-    return Loaded(first, second, held, name, (device, device), arithmetic, kernels.name, residences)
-
-
-def _let_travel(residence: Residence, index: int, block: Block) -> None:
-    residence.add(block)
+    return Loaded(first, second, held, name, (device, device), arithmetic, kernels.name, offload)
 
 
 def _decoder(dtype: torch.dtype, tile: int | None) -> Autoencoder:

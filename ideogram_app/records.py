@@ -96,7 +96,8 @@ class Result:
             `peak_host_bytes` to be.
         residency: where both transformers lived: resident, streamed or disk; planned_residency: where the first plan
             wanted them.
-        given_up: what was done with less for want of memory, a sentence each; empty where nothing was.
+        given_up: what was done with less for want of memory, or slower for want of pinned memory, a sentence each;
+            empty where nothing was.
         offers: what to try where memory ran out and nobody said that it may be tried without asking.
         warm: whether the weights were loaded already, so that `seconds.load` is next to nothing.
         weight_bytes: of both transformers as held while drawing.

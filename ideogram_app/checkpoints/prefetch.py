@@ -1,18 +1,15 @@
-"""Weights on their way from disk to where they stay, read ahead in the order in which they will be asked for.
+"""Prefetch: tensors read from files by threads, ahead of their use, to where they stay.
 
-    with Transit(spans, lane_to(device)) as transit:
-        for span in spans:
-            tensor = transit.take(span)  # on the device
+    with prefetched(spans, device) as reader:
+        file = file.read_with(reader)         whatever reads through it gets these spans from what was prefetched
 
-    disk --one thread--> ring of pinned buffers --copies on a stream of their own--> device
+    disk --one thread--> pinned buffers of 16 MB --copies on a stream of their own--> device
     disk --two threads--> host memory in which the weights stay
 
-Threads read while whoever takes computes. Towards a device one fills a ring of a few pinned buffers, each again only
-when its copy has ended. Towards host memory there is nothing in between, because a second copy would be the whole cost
-again; there memory that was never used, whose pages the system hands out one by one, is what limits (on the machine of
-benchmarks/results/loading.json a core takes them at 1.4 GB/s), so two share the work. They stop when `AHEAD` bytes wait
-to be taken. Order is an advice: what is asked for out of turn comes when they get there, and what was never announced
-is read at once.
+Towards a device a thread goes through a few pinned buffers (machine/copies.py). Towards host memory there is nothing
+between, because a second copy would be the whole cost again; there memory that was never used, whose pages the system
+hands out one by one, is what limits (on the machine of benchmarks/results/loading.json a core takes them at 1.4 GB/s),
+so two share the work. Whoever takes a tensor has the next ones begun, up to `AHEAD` bytes.
 
 safetensors' own loader maps a file and copies from pages that fault one by one, into memory that is not pinned. Left
 out: reading past the cache of the operating system.
@@ -21,239 +18,138 @@ out: reading past the cache of the operating system.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from io import FileIO
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.span import Span, open_in_order
-from ideogram_app.errors import AppError
+from ideogram_app.checkpoints.span import Reader, Span, open_in_order
+from ideogram_app.machine.copies import CopyStream, Event, StagingBuffers, copy_stream
 
-CHUNK = 2**24  # bytes read at once, and the size of a buffer
+CHUNK = 2**24  # bytes read at once, and the size of a pinned buffer
 BUFFERS = 4  # one is filled, one is copied, two wait: 64 MB of pinned memory
 AHEAD = 2**28  # bytes that are read before they are taken; a larger tensor is read ahead alone
 READERS = 2  # threads towards host memory
 
 
-class Sent(Protocol):
-    """A copy that was begun."""
+@contextmanager
+def prefetched(spans: Iterable[Span], device: torch.device | str) -> Iterator[Reader]:
+    """A reader that has these spans, to be read once each in this order, on the device; it reads any other as it comes.
 
-    def wait(self) -> None:
-        """Return when its source may be overwritten."""
-
-
-class Lane(Protocol):
-    """How bytes get to where they stay.
-
-    Attributes:
-        buffers: uint8 in host memory, filled in turn; none where bytes are read into their place.
+    Raises:
+        CheckpointError: where a span is read: its file is missing, ends too early or cannot be read.
     """
-
-    device: torch.device
-    buffers: Sequence[Tensor]
-
-    def room(self, size: int) -> Tensor:
-        """uint8 (size,) where they stay."""
-
-    def send(self, buffer: Tensor, part: Tensor) -> Sent:
-        """Begin to copy a buffer into a part of a room."""
-
-    def receive(self, room: Tensor, last: Sent | None) -> Tensor:
-        """The room, safe to compute with: whatever is computed from now on comes after its last copy."""
+    coming = list(spans)
+    if not coming:  # nothing to make a copy stream for
+        yield Span.read
+        return
+    copies = copy_stream(torch.device(device))
+    try:
+        with Prefetcher(coming, copies) as prefetcher:
+            yield prefetcher.take
+    finally:
+        copies.close()
 
 
-class HostLane:
-    """Into host memory, and from there in one piece to the device where that is another."""
-
-    buffers: Sequence[Tensor] = ()
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def room(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.uint8)
-
-    def send(self, buffer: Tensor, part: Tensor) -> Sent:
-        raise NotImplementedError("nothing lies between the file and host memory")
-
-    def receive(self, room: Tensor, last: Sent | None) -> Tensor:
-        return room.to(self.device)
-
-
-@dataclass(frozen=True)
-class StreamSent:
-    """A copy on a stream: `event` comes behind it."""
-
-    event: torch.Event
-
-    def wait(self) -> None:
-        self.event.synchronize()
-
-
-class StreamLane:
-    """To a device with streams: through pinned buffers, on a stream beside the one that computes."""
-
-    def __init__(self, device: torch.device, buffers: int = BUFFERS, size: int = CHUNK) -> None:
-        self.device, self._stream = device, torch.Stream(device)
-        self.buffers: Sequence[Tensor] = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(buffers)]
-
-    def room(self, size: int) -> Tensor:
-        with self._stream:  # so that memory which is freed and given out again keeps to the order of this stream
-            return torch.empty(size, dtype=torch.uint8, device=self.device)
-
-    def send(self, buffer: Tensor, part: Tensor) -> Sent:
-        with self._stream:
-            part.copy_(buffer, non_blocking=True)
-        return StreamSent(self._stream.record_event())
-
-    def receive(self, room: Tensor, last: Sent | None) -> Tensor:
-        computing = torch.accelerator.current_stream(self.device)
-        if isinstance(last, StreamSent):
-            computing.wait_event(last.event)
-        room.record_stream(computing)
-        return room
-
-
-def lane_to(device: torch.device | str) -> Lane:
-    """The lane to a device: pinned and beside the computation where it has streams."""
-    device = torch.device(device)
-    return StreamLane(device) if device.type in ("cuda", "xpu") else HostLane(device)
-
-
-class Transit:
-    """Spans that threads read ahead, in their order; a context, which ends the threads.
+class Prefetcher:
+    """Spans that threads read ahead; a context, which ends the threads. One thread takes.
 
     Args:
         spans: what will be taken, each once, in the order of use.
-        lane: to where they stay.
-        ahead: bytes that may wait to be taken.
+        copies: to where they stay.
+        ahead: bytes that may be read, or wait, before they are taken.
+        chunk: bytes read at once.
     """
 
-    def __init__(self, spans: Iterable[Span], lane: Lane, ahead: int = AHEAD) -> None:
-        self._spans, self._lane, self._ahead = list(dict.fromkeys(spans)), lane, ahead
-        self._ring = deque[tuple[Tensor, Sent | None]]((buffer, None) for buffer in lane.buffers)
-        self._chunk = min((len(buffer) for buffer in lane.buffers), default=CHUNK)
-        self._changed = threading.Condition()  # guards everything below
-        self._left = deque(self._spans)  # not begun
-        self._coming = set(self._spans)  # not taken
-        self._arrived: dict[Span, tuple[Tensor, Sent | None]] = {}
-        self._failed: dict[Span, Exception] = {}
-        self._asked: set[Span] = set()
-        self._bytes_ahead = 0  # begun and not taken
-        self._running = 0  # threads
-        self._closing = False
-        self._threads = [
-            threading.Thread(target=self._work, name="transit", daemon=True)
-            for _ in range(1 if lane.buffers else READERS)
-        ]
+    def __init__(self, spans: Iterable[Span], copies: CopyStream, ahead: int = AHEAD, chunk: int = CHUNK) -> None:
+        self._copies, self._ahead, self._chunk = copies, ahead, chunk
+        through_buffers = copies.threads and not copies.in_place
+        self._buffers = StagingBuffers(copies, BUFFERS, chunk) if through_buffers else None
+        self._executor = ThreadPoolExecutor(1 if through_buffers else READERS, "prefetch")
+        self._to_come = OrderedDict.fromkeys(spans)
+        self._begun: OrderedDict[Span, Future[tuple[Tensor, Event]]] = OrderedDict()
+        self._bytes = 0  # of what was begun
+        self._closing = threading.Event()
 
-    def __enter__(self) -> Transit:
-        self._running = len(self._threads)
-        for thread in self._threads:
-            thread.start()
+    def __enter__(self) -> Prefetcher:
+        self._begin_next()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        for _, sent in self._ring:
-            if sent:
-                sent.wait()
-        self._arrived.clear()
-
-    def __iter__(self) -> Iterator[tuple[Span, Tensor]]:
-        """Every span and its tensor, in order."""
-        for span in self._spans:
-            yield span, self.take(span)
+        self._closing.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._buffers:
+            self._buffers.synchronize()  # before memory is freed that they are copied to
+        self._to_come.clear()
+        self._begun.clear()
 
     def take(self, span: Span) -> Tensor:
-        """The tensor of a span, on the lane's device; read at once where it was not announced or was taken before.
+        """The tensor of a span, where it stays. What is out of turn is begun now; what is not to come, or was taken
+        before, is read now, into host memory.
 
         Raises:
-            CheckpointError: a file is missing, ends too early or cannot be read.
+            CheckpointError: its file is missing, ends too early or cannot be read.
         """
-        with self._changed:
-            self._asked.add(span)
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: span in self._arrived or span not in self._coming or not self._running)
-            self._asked.discard(span)
-            announced = span in self._coming
-            self._coming.discard(span)
-            there = self._arrived.pop(span, None)
-            if there:
-                self._bytes_ahead -= span.size
-                self._changed.notify_all()
-            elif announced and self._failed:
-                raise self._failed.get(span) or next(iter(self._failed.values()))
-        return span.shaped(self._lane.receive(*there)) if there else span.read().to(self._lane.device)
+        if span in self._to_come:
+            self._begin(span)
+        if span not in self._begun:
+            return span.read()
+        try:
+            memory, copied = self._begun[span].result()
+        finally:
+            del self._begun[span]
+            self._bytes -= span.size
+            self._begin_next()
+        self._copies.wait(copied)
+        return span.shaped(memory.to(self._copies.device))  # moved only to Metal, where no other thread may copy
+
+    def _begin_next(self) -> None:
+        """As many of the next ones as `ahead` has room for."""
+        while self._to_come:
+            span = next(iter(self._to_come))
+            if self._bytes and self._bytes + span.size > self._ahead:
+                return
+            self._begin(span)
+
+    def _begin(self, span: Span) -> None:
+        del self._to_come[span]
+        self._bytes += span.size
+        self._begun[span] = self._executor.submit(self._read, span)
 
     # The rest runs in the threads.
 
-    def _work(self) -> None:
-        with ExitStack() as stack:
-            stack.callback(self._end)
-            files: dict[Path, FileIO] = {}
-            while span := self._next():
-                try:
-                    if span.path not in files:
-                        files[span.path] = stack.enter_context(open_in_order(span.path))
-                    there = self._carry(span, files[span.path])
-                except (AppError, OSError, RuntimeError, MemoryError) as problem:  # raised again where it is taken
-                    with self._changed:
-                        self._failed[span] = problem
-                    return
-                with self._changed:
-                    self._arrived[span] = there
-                    self._changed.notify_all()
-
-    def _next(self) -> Span | None:
-        """The next span, once there is room for it or somebody asks for one that was not begun; None at the end."""
-
-        def is_time() -> bool:
-            if self._closing or self._failed or not self._left:
-                return True
-            has_room = not self._bytes_ahead or self._bytes_ahead + self._left[0].size <= self._ahead
-            return has_room or not self._asked.isdisjoint(self._left)
-
-        with self._changed:
-            self._changed.wait_for(is_time)
-            if self._closing or self._failed or not self._left:
-                return None
-            span = self._left.popleft()
-            self._bytes_ahead += span.size
-            return span
-
-    def _end(self) -> None:
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
-
-    def _carry(self, span: Span, file: FileIO) -> tuple[Tensor, Sent | None]:
-        """Bring one span under way: its room, and its last copy where there is one."""
-        room, sent = self._lane.room(span.size), None
-        for offset in range(0, span.size, self._chunk):
-            if self._closing:
-                break
-            part = room[offset : offset + self._chunk]
-            if not self._ring:
+    def _read(self, span: Span) -> tuple[Tensor, Event]:
+        """Memory that holds the span's bytes, uint8 (size,), behind an event."""
+        with open_in_order(span.path) as file:
+            if self._buffers:
+                return self._through_buffers(span, file, self._buffers)
+            memory = torch.empty(span.size, dtype=torch.uint8)
+            for offset, part in self._parts(memory):
                 span.fill(file, offset, part)
-                continue
-            buffer, before = self._ring.popleft()
-            if before:
-                before.wait()
-            span.fill(file, offset, buffer[: len(part)])
-            sent = self._lane.send(buffer[: len(part)], part)
-            self._ring.append((buffer, sent))
-        return room, sent
+            return memory, None
+
+    def _through_buffers(self, span: Span, file: FileIO, buffers: StagingBuffers) -> tuple[Tensor, Event]:
+        memory, copied = self._copies.device_buffer(span.size), None
+        free = self._copies.event()  # whatever had this memory before is over
+        try:
+            for offset, part in self._parts(memory):
+                copied = buffers.copy(partial(span.fill, file, offset), part, free)
+        except BaseException:
+            self._copies.synchronize(copied)  # before memory is freed that a buffer is copied to
+            raise
+        return memory, copied
+
+    def _parts(self, memory: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Runs of `chunk` bytes and where they begin, until the context ends."""
+        for offset in range(0, len(memory), self._chunk):
+            if self._closing.is_set():
+                return
+            yield offset, memory[offset : offset + self._chunk]

@@ -1,18 +1,20 @@
 """Where a tensor lies: a file, a place in it, and what its bytes mean. Every read of weights goes through here.
 
-Both kinds of files (safetensors.py, gguf.py) say of a tensor, or of some of its rows, which `Span` it is. One
-span is read at once (`read`), many are read ahead of their use (prefetch.py). Left out: memory maps. Weights that are
-kept must not change when their file does, so they are copied once in any case, and pages that are mapped cost a fault
-each on top of that.
+Both kinds of files (safetensors.py, gguf.py) say of a tensor, or of some of its rows, which `Span` it is. A
+`Reader` makes a tensor of it: at once (`Span.read`), from what was prefetched (prefetch.py), or without its numbers
+(`without`). Left out: memory maps. Weights that are kept must not change when their file does, so they are copied once
+in any case, and pages that are mapped cost a fault each on top of that.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -81,6 +83,21 @@ class Span:
     def shaped(self, raw: Tensor) -> Tensor:
         """The bytes, uint8 (size,) on any device, as the tensor that they are; nothing is copied."""
         return raw.view(self.dtype).view(self.shape)
+
+
+class Reader(Protocol):
+    """How a span becomes a tensor: `Span.read`, `Prefetcher.take`, or what `without` gives."""
+
+    def __call__(self, span: Span, /) -> Tensor: ...
+
+
+def without(left_out: Collection[Span], reader: Reader) -> Reader:
+    """A reader that gives these spans shapes and no numbers, on the meta device; any other is read as `reader` does."""
+
+    def read(span: Span, /) -> Tensor:
+        return torch.empty(span.shape, dtype=span.dtype, device="meta") if span in left_out else reader(span)
+
+    return read
 
 
 def open_in_order(path: Path) -> FileIO:

@@ -201,7 +201,7 @@ def _result(
         predicted_host_bytes=provenance.predicted_host_bytes,
         residency=provenance.residency,
         planned_residency=provenance.planned_residency,
-        given_up=provenance.given_up,
+        given_up=(*provenance.given_up, *loaded.notes),
         warm=provenance.warm_bytes is not None,
         weight_bytes=loaded.weight_bytes,
         guidance=guidance,

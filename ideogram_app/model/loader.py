@@ -4,38 +4,38 @@ A transformer is assembled from its tensors in the order in which they are used 
 not filled, and nothing is read that no picture needs. Nothing is read over the network, and only safetensors and GGUF
 files are read. What is missing, truncated or altered is an error that names the file.
 
-diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: how blocks that travel
-get to their device (offload.py), diffusers' own transformer (stock.py), what stands around both (components.py).
+diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: how offloaded blocks get
+to their device (offload.py), diffusers' own transformer (stock.py), what stands around both (components.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
 from ideogram_app.catalog.models import Branch, find_model
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.checkpoints.prefetch import prefetched
 from ideogram_app.checkpoints.prepared.storage import PackedBranch, branch_file
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
-from ideogram_app.errors import CheckpointError, DeviceError
+from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
+from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import give_back
-from ideogram_app.model.offload.carrier import Carrier
-from ideogram_app.model.offload.located import located
-from ideogram_app.model.offload.offload import Residence, Residences
-from ideogram_app.model.transformer.assemble import Placement, assemble, in_every_step, linears_of
+from ideogram_app.model.offload.offload import FileSpans, Offload
+from ideogram_app.model.offload.packed_block import file_spans
+from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of, in_every_step, linears_of
 from ideogram_app.model.transformer.backbone import Backbone, Block
 from ideogram_app.model.transformer.layers import weight_bytes
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
@@ -55,7 +55,7 @@ class Loaded:
         devices: which compute, one for each transformer.
         arithmetic: bits of weights and activations in a product.
         kernels: what ran between the products, for reports.
-        residences: what brings blocks that travel.
+        offload: what brings offloaded blocks.
     """
 
     conditional: Backbone
@@ -65,11 +65,16 @@ class Loaded:
     devices: tuple[torch.device, torch.device]
     arithmetic: str
     kernels: str
-    residences: Residences = field(default_factory=Residences)
+    offload: Offload = field(default_factory=Offload)
 
     @property
     def modules(self) -> tuple[Backbone, Backbone]:
         return self.conditional, self.unconditional
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What did not go as it should while this was loaded, a sentence each."""
+        return self.offload.notes
 
     def rest(self) -> None:
         """Give back the room that weights are decoded in; whoever draws next takes it again."""
@@ -77,8 +82,8 @@ class Loaded:
             module.trunk.kernels.rest()
 
     def close(self) -> None:
-        """Give back what travels, and the memory that it travels from. Nothing can be drawn with this any more."""
-        self.residences.close()
+        """Give back what is offloaded and the memory that it is copied from. This can draw no more."""
+        self.offload.close()
 
 
 @dataclass(frozen=True)
@@ -87,17 +92,18 @@ class Homes:
 
     Attributes:
         devices: which compute, one for each transformer.
-        travelling: how many blocks of each come to the device in every step, evenly spread over its depth.
-        from_disk: whether those are read from the recipe's file at every visit, in place of locked host memory.
-        slots: places on each device that they share.
-        carriers: what copies, by device; that of its kind where there is none.
+        travelling: how many blocks of each are offloaded and come to the device in every step, evenly spread over its
+            depth.
+        from_disk: whether those are read from the recipe's file at every visit, in place of pinned host memory.
+        slots: on each device, which they share.
+        copies: to a device; those of its kind where there are none.
     """
 
     devices: tuple[torch.device, torch.device]
     offloaded: tuple[int, int] = (0, 0)
     from_disk: bool = False
     slots: int = FEWEST_SLOTS
-    carriers: Mapping[torch.device, Carrier] = field(default_factory=dict)
+    copies: Mapping[torch.device, CopyStream] = field(default_factory=dict)
 
     @classmethod
     def on(cls, device: torch.device | str) -> Homes:
@@ -130,36 +136,37 @@ def load_transformers(
         CheckpointError: not prepared, or damaged; the message names the file.
         DeviceError: nothing here can compile.
     """
-    homes = homes if isinstance(homes, Homes) else Homes.on(homes)
-    residences, modules = Residences(homes.slots, homes.carriers), []
-    try:
+    homes, backbones = homes if isinstance(homes, Homes) else Homes.on(homes), []
+    with Offload(homes.slots, homes.copies) as offload:
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
-            found = _kernels(homes.devices[number], kernels, compiled)
-            away = spread(homes.offloaded[number], branch.num_layers)
-            residence = residences.on(homes.devices[number])
+            hooks = offload.on(homes.devices[number])
             placement = Placement(
-                dtype,
-                residence.device,
-                torch.device("cpu"),
-                found,
-                arithmetic,
-                away,
-                partial(_let_travel, residence, weights if homes.from_disk else None),
+                dtype=dtype,
+                trunk=hooks.device,
+                kernels=_kernels(hooks.device, kernels, compiled),
+                arithmetic=arithmetic,
+                offloaded=spread(homes.offloaded[number], branch.num_layers),
             )
-            with _read_ahead(weights, branch, placement):
-                modules.append(assemble(weights, branch, config, placement, sees_text=number == 0))
-            modules[-1].trunk.order = backends(compute_capability(residence.device))
-        held = sum(map(weight_bytes, modules))
-        for device in set(homes.devices):  # pieces that were merged lie in memory which only their own stream may use
+            spans_of = _spans_of(weights, homes.from_disk)
+            with _prefetching(weights, branch, hooks.device) as read:
+                blocks = hooks.add_some(blocks_of(read, branch, placement), placement.offloaded, spans_of)
+                backbones.append(assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks))
+            backbones[-1].trunk.order = backends(compute_capability(hooks.device))
+        held = sum(map(weight_bytes, backbones))
+        for device in set(homes.devices):  # segments in which only pieces of merged matrices lay, before slots are made
             give_back(device)
-        residences.start()
-    except BaseException:
-        with suppress(DeviceError, RuntimeError):  # what happened first is what is told
-            residences.close()
-        raise
-    used = arithmetic or find_recipe(recipe_name).arithmetic
-    first, second = modules
-    return Loaded(first, second, held, recipe_name, homes.devices, used, found.name, residences)
+        offload.start()
+    first, second = backbones
+    return Loaded(
+        conditional=first,
+        unconditional=second,
+        weight_bytes=held,
+        engaged=recipe_name,
+        devices=homes.devices,
+        arithmetic=arithmetic or find_recipe(recipe_name).arithmetic,
+        kernels=placement.kernels.name,
+        offload=offload,
+    )
 
 
 def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
@@ -168,21 +175,26 @@ def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
     return compiled_kernels(found, device) if compiled else found
 
 
-def _read_ahead(
-    weights: SourceBranch | PackedBranch, branch: Branch, placement: Placement
-) -> AbstractContextManager[None]:
-    """Weights arrive on the device in the order in which `assemble` asks for them.
+@contextmanager
+def _prefetching(
+    weights: SourceBranch | PackedBranch, branch: Branch, device: torch.device
+) -> Iterator[SourceBranch | PackedBranch]:
+    """The same weights, arriving on the device in the order in which `assemble` asks for them.
 
     What ships with the program is 27 MB, and is read when it is asked for.
     """
-    if isinstance(weights, PackedBranch):
-        return weights.ahead(in_every_step(branch), placement.trunk)
-    return nullcontext()
+    if isinstance(weights, SourceBranch):
+        yield weights
+        return
+    with prefetched([span for name in in_every_step(branch) for span in weights.spans(name)], device) as reader:
+        yield weights.read_with(reader)
 
 
-def _let_travel(residence: Residence, weights: SourceBranch | PackedBranch | None, index: int, block: Block) -> None:
-    """A block that was built travels from now on; from its file, where that is one of the program's."""
-    residence.add(block, located(weights, block, linears_of(index)) if isinstance(weights, PackedBranch) else None)
+def _spans_of(weights: SourceBranch | PackedBranch, from_disk: bool) -> Callable[[int, Block], FileSpans | None]:
+    """By number and block, where a file has what is read again at every visit; None where host memory holds it all."""
+    if not from_disk or isinstance(weights, SourceBranch):  # whose file may be of any layout
+        return lambda index, block: None
+    return lambda index, block: file_spans(weights, block, linears_of(index))
 
 
 def open_branches(

@@ -34,8 +34,8 @@ def where(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     yield find_components(NAME, store=store)
 
 
-def read(where: ComponentsFolder, way: str, carrier: Budget | Late | None = None) -> Tensor:
-    with encoder_on_device(where, way, CPU, torch.float32, carrier) as encoder:
+def read(where: ComponentsFolder, way: str, copies: Budget | Late | None = None) -> Tensor:
+    with encoder_on_device(where, way, CPU, torch.float32, copies) as encoder:
         return encode(where.tokenizer(), encoder, wrap_plain("the word TEA in white letters on a green background"))
 
 

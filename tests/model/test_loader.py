@@ -16,13 +16,14 @@ from small_model import NAME, backbone_velocity, relative_error, shrink_publishe
 
 from ideogram_app.catalog.models import MODELS, held_bytes
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.checkpoints.prefetch import Transit
-from ideogram_app.checkpoints.prepared import storage as formats
+from ideogram_app.checkpoints import prefetch as transit
+from ideogram_app.checkpoints.prefetch import Prefetcher
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError
+from ideogram_app.machine.copies import CopyStream
 from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.model.transformer.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
@@ -195,15 +196,16 @@ def test_what_every_step_needs_is_announced_in_the_order_in_which_it_is_taken(sm
     announced: list[Span] = []
     taken: list[Span] = []
 
-    class Watched(Transit):
-        def __init__(self, spans, lane) -> None:
+    class Watched(Prefetcher):
+        def __init__(self, spans: list[Span], copies: CopyStream) -> None:
             announced.extend(spans)
-            super().__init__(announced[len(taken) :], lane)
+            super().__init__(spans, copies)
 
         def take(self, span: Span) -> torch.Tensor:
-            taken.append(span)
+            if span in announced:  # the conditioner's are not
+                taken.append(span)
             return super().take(span)
 
-    monkeypatch.setattr(formats, "Transit", Watched)
+    monkeypatch.setattr(transit, "Prefetcher", Watched)
     load_transformers(small, NAME, recipe, "cpu", torch.float32)
     assert taken == announced and len(set(taken)) == len(taken)

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -27,17 +27,20 @@ from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, DeviceError
+from ideogram_app.generation.draw import Provenance, draw, share
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import make_noise, schedule, times
+from ideogram_app.machine import copies as copies_module
+from ideogram_app.machine.copies import NOT_PINNED, PORTABLE, AsyncCopyStream, BlockingCopyStream, Event, copy_stream
 from ideogram_app.model import loader
+from ideogram_app.model.components import find_components
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
-from ideogram_app.model.offload import carrier as carrier_module
-from ideogram_app.model.offload.carrier import PORTABLE, Direct, Mark, Streamed, carrier_to
-from ideogram_app.model.offload.offload import Residence, reside
-from ideogram_app.model.offload.packed_block import Freight
+from ideogram_app.model.offload.offload import OffloadHooks, offload
+from ideogram_app.model.offload.packed_block import PackedBlock
 from ideogram_app.model.offload.ring import Ring
 from ideogram_app.planning.streaming import spread
 from ideogram_app.prepare.transformers import prepare
+from ideogram_app.records import Request
 
 CPU = torch.device("cpu")
 DEEP = Branch(34, 64, 4, 256, 256, 13 * 64)  # as deep as the published model
@@ -88,7 +91,7 @@ class OutOfBudget(RuntimeError):
     pass
 
 
-class Budget(Direct):
+class Budget(BlockingCopyStream):
     """A device that holds so many bytes and no more."""
 
     def __init__(self, limit: int, device: torch.device = CPU) -> None:
@@ -110,34 +113,36 @@ class Budget(Direct):
         return sum(len(tensor) for tensor in self._living)
 
 
-class Late(Direct):
+class Late(BlockingCopyStream):
     """A device that copies when somebody waits for it and not a moment sooner; it reads nothing in place."""
 
     def __init__(self) -> None:
         super().__init__(CPU)
-        self.direct = False
+        self.in_place = False
         self._pending: list[tuple[int, Tensor, Tensor]] = []
         self._sent = 0
         self._lock = threading.Lock()  # the reader of a file waits too
 
-    def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
+    def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
         with self._lock:
             self._sent += 1
-            self._pending.append((self._sent, source, place))
+            self._pending.append((self._sent, source, target))
             return self._sent  # type: ignore[return-value]
 
-    def wait(self, mark: Mark) -> None:
+    def wait(self, event: Event) -> None:
         with self._lock:
-            while self._pending and mark is not None and self._pending[0][0] <= mark:  # type: ignore[operator]
-                _, source, place = self._pending.pop(0)
-                place.copy_(source)
+            while self._pending and event is not None and self._pending[0][0] <= event:  # type: ignore[operator]
+                _, source, target = self._pending.pop(0)
+                target.copy_(source)
 
-    settle = wait
+    synchronize = wait
 
 
 def block_bytes(loaded: Loaded) -> int:
-    """Of the largest block, as a place holds it."""
-    return max(Freight(block, Direct(CPU).shelf).size for block in loaded.conditional.trunk.blocks)
+    """Of the largest block, as a slot holds it."""
+    return max(
+        PackedBlock(block, BlockingCopyStream(CPU).pinned_buffer).size for block in loaded.conditional.trunk.blocks
+    )
 
 
 @pytest.mark.parametrize("recipe", STORAGES)
@@ -148,10 +153,10 @@ def test_34_layers_under_a_budget_of_3_blocks_draw_the_same_latents(
     expected, plain = latents(resident(recipe)), load(deep, recipe, kernels="plain")
     weights, size = plain.weight_bytes, block_bytes(plain)
     budget = Budget(3 * size)
-    homes = Homes((CPU, CPU), (34, 8), from_disk, slots=3, carriers={CPU: budget})
+    homes = Homes((CPU, CPU), (34, 8), from_disk, slots=3, copies={CPU: budget})
     offloaded = load(deep, recipe, homes)
     assert torch.equal(latents(offloaded), expected)
-    assert budget.most == 3 * size, "both transformers share three places"
+    assert budget.most == 3 * size, "both transformers share three slots"
     assert offloaded.weight_bytes == weights
     offloaded.close()
     gc.collect()
@@ -164,7 +169,7 @@ def test_copies_as_late_as_can_be_are_waited_for_whatever_is_left_out(
     deep: Store, resident: Resident, from_disk: bool, savings: tuple[str, ...]
 ) -> None:
     expected = latents(resident("gguf-q8_0"), 5, savings)
-    homes = Homes((CPU, CPU), (34, 5), from_disk, carriers={CPU: Late()})
+    homes = Homes((CPU, CPU), (34, 5), from_disk, copies={CPU: Late()})
     offloaded = load(deep, "gguf-q8_0", homes)
     assert torch.equal(latents(offloaded, 5, savings), expected)
     offloaded.close()
@@ -189,7 +194,7 @@ def test_two_devices_have_a_ring_each_and_draw_the_same(deep: Store, resident: R
     first, second = torch.device("cpu", 0), torch.device("cpu", 1)
     expected, size = latents(resident("gguf-q8_0")), block_bytes(load(deep, "gguf-q8_0"))
     budgets = {first: Budget(2 * size, first), second: Budget(2 * size, second)}
-    loaded = load(deep, "gguf-q8_0", Homes((first, second), (34, 8), carriers=budgets))
+    loaded = load(deep, "gguf-q8_0", Homes((first, second), (34, 8), copies=budgets))
     assert loaded.devices == (first, second)
     assert torch.equal(latents(loaded), expected)
     assert [budget.most for budget in budgets.values()] == [2 * size, 2 * size]
@@ -199,7 +204,7 @@ def test_weights_read_from_disk_are_not_kept_in_memory(deep: Store) -> None:
     from_memory = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8)))
     from_disk = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), from_disk=True))
     kept = [
-        sum(freight.kept.nbytes for residence in loaded.residences._on.values() for freight in residence._freights)
+        sum(block.held.nbytes for hooks in loaded.offload._on.values() for block in hooks._blocks)
         for loaded in (from_memory, from_disk)
     ]
     assert kept[1] < 0.05 * kept[0]
@@ -207,9 +212,9 @@ def test_weights_read_from_disk_are_not_kept_in_memory(deep: Store) -> None:
 
 def test_a_file_cut_short_while_it_is_drawn_from_is_named(deep: Store, tmp_path: Path) -> None:
     loaded = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), from_disk=True))
-    for freight in loaded.residences.on(CPU)._freights:
-        moved = [tuple(replace(span, start=10**9) for span in item.spans) for item in freight.items]
-        freight.items = [replace(item, spans=spans) for item, spans in zip(freight.items, moved, strict=True)]
+    for block in loaded.offload.on(CPU)._blocks:
+        moved = [tuple(replace(span, start=10**9) for span in item.spans) for item in block.items]
+        block.items = [replace(item, spans=spans) for item, spans in zip(block.items, moved, strict=True)]
     with pytest.raises(CheckpointError, match=r"ended inside .*gguf|\.gguf ended"):
         latents(loaded)
 
@@ -219,46 +224,46 @@ def test_a_file_cut_short_while_it_is_drawn_from_is_named(deep: Store, tmp_path:
 def test_blocks_are_brought_ahead_in_the_order_of_use(slots: int, count: int) -> None:
     brought: list[Tensor] = []
 
-    class Noting(Direct):
-        def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
+    class Noting(BlockingCopyStream):
+        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
             brought.append(source)
-            return super().send(source, place, after)
+            return super().copy_async(source, target, after)
 
-    carrier = Noting(CPU)
-    freights = [Freight(nn.Linear(4, 4), carrier.shelf) for _ in range(count)]
-    ring = Ring(carrier, slots, freights)
+    copies = Noting(CPU)
+    blocks = [PackedBlock(nn.Linear(4, 4), copies.pinned_buffer) for _ in range(count)]
+    ring = Ring(copies, slots, blocks)
     assert len(brought) == min(slots, count), "the first ones come before they are asked for"
     for _ in range(3):
-        for turn, freight in enumerate(freights):
+        for turn, block in enumerate(blocks):
             before = len(brought)
-            ring.take(freight)
+            ring.take(block)
             assert len(brought) == before, "what is taken in turn is there already"
-            ring.release(freight)
+            ring.release(block)
             if slots < count:
-                assert brought[-1] is freights[(turn + slots) % count].kept
+                assert brought[-1] is blocks[(turn + slots) % count].held
     assert ring.copies == (min(slots, count) if slots >= count else slots + 3 * count)
 
 
-def test_a_place_is_overwritten_only_behind_the_last_use_of_it() -> None:
-    """Every copy is told to wait for a mark that was set after the block before it was used."""
+def test_a_slot_is_overwritten_only_behind_the_last_use_of_it() -> None:
+    """Every copy is told to wait for an event that was recorded after the block before it was used."""
     log: list[tuple[str, int]] = []
 
-    class Noting(Direct):
-        def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
-            log.append((f"copy after {after}", place.data_ptr()))
-            return super().send(source, place, after)
+    class Noting(BlockingCopyStream):
+        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
+            log.append((f"copy after {after}", target.data_ptr()))
+            return super().copy_async(source, target, after)
 
-        def mark(self) -> Mark:
-            log.append(("mark", 0))
+        def event(self) -> Event:
+            log.append(("event", 0))
             return len(log)  # type: ignore[return-value]
 
-    carrier = Noting(CPU)
+    copies = Noting(CPU)
     layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
-    residence = Residence(CPU, 2, carrier)
-    reside(layers, list(layers), frozenset(range(6)), residence)
+    hooks = OffloadHooks(CPU, 2, copies)
+    offload(layers, list(layers), frozenset(range(6)), hooks)
     for layer in layers:
         layer.register_forward_hook(lambda layer, _, __: log.append(("use", layer.weight.data_ptr())), prepend=True)
-    residence.start()
+    hooks.start()
     layers(torch.zeros(1, 4))
     uses: dict[int, int] = {}
     for moment, (what, pointer) in enumerate(log, 1):
@@ -273,7 +278,7 @@ def test_a_place_is_overwritten_only_behind_the_last_use_of_it() -> None:
 def test_the_reader_of_a_file_does_not_overwrite_what_is_still_being_sent(deep: Store, resident: Resident) -> None:
     """`Late` sends from the two buffers only when it is waited for; a third block would overwrite the first."""
     expected = latents(resident("reference"))
-    loaded = load(deep, "reference", Homes((CPU, CPU), (34, 8), True, slots=4, carriers={CPU: Late()}))
+    loaded = load(deep, "reference", Homes((CPU, CPU), (34, 8), True, slots=4, copies={CPU: Late()}))
     assert torch.equal(latents(loaded), expected)
 
 
@@ -299,6 +304,35 @@ def test_a_failure_inside_a_block_leaves_the_ring_usable(deep: Store, resident: 
     assert torch.equal(latents(loaded), expected)
 
 
+@pytest.mark.parametrize("threads", [True, False], ids=["by a thread", "by the only one"])
+def test_a_block_whose_file_cannot_be_read_is_told_of_where_it_is_taken_and_read_again(threads: bool) -> None:
+    class Unreadable(PackedBlock):
+        in_memory, readable = False, False
+
+        def fill(self, flat: Tensor) -> None:
+            if not self.readable:
+                raise CheckpointError("The file ended")
+            super().fill(flat)
+
+    copies = Late()
+    copies.threads = threads
+    layers = [nn.Linear(4, 4) for _ in range(3)]
+    weights = [layer.weight.clone() for layer in layers]
+    blocks = [Unreadable(layer, copies.pinned_buffer) for layer in layers]
+    ring = Ring(copies, 2, blocks)
+    for block in blocks:
+        with pytest.raises(CheckpointError, match="ended"):
+            ring.take(block)
+        block.readable = True
+        ring.take(block)
+        ring.release(block)
+    for block, layer, weight in zip(blocks, layers, weights, strict=True):
+        ring.take(block)
+        assert torch.equal(layer.weight, weight)
+        ring.release(block)
+    ring.close()
+
+
 def test_diffusers_own_transformer_travels_too() -> None:
     from diffusers import Ideogram4Transformer2DModel
     from small_model import velocity
@@ -307,11 +341,11 @@ def test_diffusers_own_transformer_travels_too() -> None:
     shape = Branch(3, 64, 4, 256, 256, 13 * 64)
     whole = Ideogram4Transformer2DModel.from_config(shape.config()).eval()
     expected = velocity(whole)
-    residence = Residence(CPU)
-    reside(whole, list(whole.layers), spread(2, 3), residence)
+    hooks = OffloadHooks(CPU)
+    offload(whole, list(whole.layers), spread(2, 3), hooks)
     assert torch.equal(velocity(whole), expected)
-    assert residence.ring and residence.ring.copies >= 2
-    residence.close()
+    assert hooks.ring and hooks.ring.copies >= 2
+    hooks.close()
 
 
 @pytest.mark.gpu
@@ -340,31 +374,31 @@ def test_a_gpu_draws_the_same_latents_streamed_as_resident(deep: Store, recipe: 
 
 @pytest.mark.gpu
 def test_locked_memory_is_locked_and_given_back() -> None:
-    carrier = carrier_to(torch.device("cuda:0"))
-    memory = carrier.shelf(3_000_001)
-    assert memory.is_pinned() and not carrier.notes
-    place = carrier.room(len(memory))
+    stream = copy_stream(torch.device("cuda:0"))
+    memory = stream.pinned_buffer(3_000_001)
+    assert memory.is_pinned() and not stream.notes
+    target = stream.device_buffer(len(memory))
     memory.fill_(7)
-    carrier.settle(carrier.send(memory, place, None))
-    assert bool((place == 7).all())
-    carrier.close()
+    stream.synchronize(stream.copy_async(memory, target, None))
+    assert bool((target == 7).all())
+    stream.close()
     assert not memory.is_pinned()
 
 
-def test_the_first_copies_wait_for_whatever_had_the_memory_of_a_place_before() -> None:
+def test_the_first_copies_wait_for_whatever_had_the_memory_of_a_slot_before() -> None:
     """Memory that was freed may still be read or written by what the device was given before."""
-    told: list[Mark] = []
+    told: list[Event] = []
 
-    class Noting(Direct):
-        def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
+    class Noting(BlockingCopyStream):
+        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
             told.append(after)
-            return super().send(source, place, after)
+            return super().copy_async(source, target, after)
 
-        def mark(self) -> Mark:
+        def event(self) -> Event:
             return "a point in its work"  # type: ignore[return-value]
 
-    carrier = Noting(CPU)
-    Ring(carrier, 2, [Freight(nn.Linear(4, 4), carrier.shelf) for _ in range(3)])
+    copies = Noting(CPU)
+    Ring(copies, 2, [PackedBlock(nn.Linear(4, 4), copies.pinned_buffer) for _ in range(3)])
     assert told == ["a point in its work"] * 2
 
 
@@ -372,23 +406,23 @@ def test_where_one_thread_may_copy_no_other_does(deep: Store, resident: Resident
     """Two threads that use Metal's stream end the process."""
     threads: set[int] = set()
 
-    class Alone(Direct):
+    class Alone(BlockingCopyStream):
         def __init__(self) -> None:
             super().__init__(CPU)
-            self.direct = self.threads = False
+            self.in_place = self.threads = False
 
-        def send(self, source: Tensor, place: Tensor, after: Mark) -> Mark:
+        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
             threads.add(threading.get_ident())
-            return super().send(source, place, after)
+            return super().copy_async(source, target, after)
 
-    loaded = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), True, carriers={CPU: Alone()}))
+    loaded = load(deep, "gguf-q4_k", Homes((CPU, CPU), (34, 8), True, copies={CPU: Alone()}))
     assert torch.equal(latents(loaded), latents(resident("gguf-q4_k")))
     assert threads == {threading.get_ident()}
-    assert not Direct(torch.device("mps")).threads and Direct(CPU).threads
+    assert not BlockingCopyStream(torch.device("mps")).threads and BlockingCopyStream(CPU).threads
 
 
 def test_all_is_given_back_even_where_some_of_it_fails(deep: Store) -> None:
-    class Broken(Direct):
+    class Broken(BlockingCopyStream):
         closed = 0
 
         def close(self) -> None:
@@ -396,7 +430,7 @@ def test_all_is_given_back_even_where_some_of_it_fails(deep: Store) -> None:
             raise DeviceError("The driver did not give locked RAM back")
 
     first, second = torch.device("cpu", 0), torch.device("cpu", 1)
-    loaded = load(deep, "gguf-q8_0", Homes((first, second), (3, 3), carriers={first: Broken(CPU), second: Broken(CPU)}))
+    loaded = load(deep, "gguf-q8_0", Homes((first, second), (3, 3), copies={first: Broken(CPU), second: Broken(CPU)}))
     with pytest.raises(DeviceError):
         loaded.close()
     assert Broken.closed == 2
@@ -420,7 +454,7 @@ class Driver:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """CUDA as far as a `Streamed` touches it to lock memory; streams do nothing."""
+    """CUDA as far as an `AsyncCopyStream` touches it to lock memory; streams do nothing."""
     made = Driver()
     monkeypatch.setattr(torch, "Stream", MagicMock())
     monkeypatch.setattr(torch.accelerator, "current_stream", MagicMock())
@@ -430,8 +464,8 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def test_locked_memory_is_locked_for_every_device_and_unlocked_once(driver: Driver) -> None:
-    streamed = Streamed(torch.device("cuda", 1))
-    shelves = [streamed.shelf(size) for size in (5000, 1, 0)]
+    streamed = AsyncCopyStream(torch.device("cuda", 1))
+    shelves = [streamed.pinned_buffer(size) for size in (5000, 1, 0)]
     assert [(size, flags) for _, size, flags in driver.locked] == [(5000, PORTABLE), (1, PORTABLE)]
     assert [len(shelf) for shelf in shelves] == [5000, 1, 0] and not streamed.notes
     streamed.close()
@@ -448,38 +482,56 @@ def test_a_refusal_to_lock_is_noted_once_and_its_error_is_not_left_for_whoever_c
         left.append(device)
         raise RuntimeError("CUDA error: out of memory")  # of the refusal, told late
 
-    monkeypatch.setattr(carrier_module, "_compute_something", computed)
+    monkeypatch.setattr(copies_module, "_compute_something", computed)
     driver.answer = 2
     device = torch.device("cuda", 0)
-    streamed = Streamed(device)
+    streamed = AsyncCopyStream(device)
     for _ in range(3):
-        streamed.shelf(100).fill_(7)
-    assert left == [device] * 3 and len(streamed.notes) == 1
+        streamed.pinned_buffer(100).fill_(7)
+    assert left == [device] * 3 and streamed.notes == [NOT_PINNED]
     streamed.close()
 
 
 def test_what_stopped_loading_is_told_and_not_what_closing_came_to(
     deep: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken(Direct):
+    class Broken(BlockingCopyStream):
         def close(self) -> None:
             raise DeviceError("The driver did not give locked RAM back")
 
-    monkeypatch.setattr(Residence, "start", _out_of_memory)
+    monkeypatch.setattr(OffloadHooks, "start", _out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match="too small"):
-        load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3), carriers={CPU: Broken(CPU)}))
+        load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3), copies={CPU: Broken(CPU)}))
 
 
-def _out_of_memory(residence: Residence) -> None:
+def _out_of_memory(hooks: OffloadHooks) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory: the device is too small")
 
 
-def test_memory_that_only_loading_could_use_is_given_back_before_places_are_made(
+def test_memory_that_only_loading_could_use_is_given_back_before_slots_are_made(
     deep: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    start = Residence.start
+    start = OffloadHooks.start
     monkeypatch.setattr(loader, "give_back", lambda device: order.append(f"released {device}"))
-    monkeypatch.setattr(Residence, "start", lambda residence: (order.append("places"), start(residence))[1])
+    monkeypatch.setattr(OffloadHooks, "start", lambda hooks: (order.append("slots"), start(hooks))[1])
     load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3))).close()
-    assert order == ["released cpu", "places"]
+    assert order == ["released cpu", "slots"]
+
+
+def test_memory_that_could_not_be_pinned_is_told_with_the_picture(deep: Store, tmp_path: Path) -> None:
+    class Refusing(BlockingCopyStream):
+        def pinned_buffer(self, size: int) -> Tensor:
+            self.notes.append(NOT_PINNED)  # at every block
+            return super().pinned_buffer(size)
+
+    homes = Homes((CPU, CPU), (3, 3), copies={CPU: Refusing(CPU)})
+    features = torch.randn(1, 9, DEEP.llm_features_dim, generator=torch.Generator().manual_seed(1))
+    vae = find_components("miniature").vae(CPU, torch.float32)
+    shared = share(Request(NAME, "", width=64, height=64), CPU, lambda: features, vae, 1.0)
+    terms = Provenance(given_up=("Something before.",))
+    for homes_now, told in ((homes, ("Something before.", NOT_PINNED)), (Homes.on(CPU), ("Something before.",))):
+        load_now = partial(load, deep, "gguf-q8_0", homes_now)
+        request = Request(NAME, "", preset="turbo-12", width=64, height=64)
+        *_, last = draw(request, "gguf-q8_0", load_now, shared, tmp_path, terms)
+        assert last.result and last.result.given_up == told

@@ -104,8 +104,8 @@ def test_the_official_fp8_layout_is_a_source_for_every_recipe(store, tmp_path, i
     for recipe in RECIPES:
         list(prepare(store, NAME, recipe, folder))
         packed = prepared(store, recipe)
-        for name, tensor in packed.dense():
-            assert relative_error(tensor, dense[name]) < 0.04
+        for name in dense.keys() - {f"{name}.weight" for name in packed.packed}:
+            assert relative_error(packed.tensor(name), dense[name]) < 0.04
         for name in packed.packed:
             assert relative_error(packed.weight(name).decoded(), dense[f"{name}.weight"]) < 0.12
 

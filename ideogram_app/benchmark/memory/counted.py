@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -35,20 +35,21 @@ from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branc
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
 from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
+from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.fused.kernels import fused_kernels
+from ideogram_app.machine.copies import BlockingCopyStream
 from ideogram_app.machine.meter import give_back
 from ideogram_app.model.loader import Loaded
-from ideogram_app.model.offload.carrier import Direct
-from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Residences
+from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Offload
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file
 from ideogram_app.model.text_encoder.features import features
 from ideogram_app.model.text_encoder.on_device import encoder_on_device
 from ideogram_app.model.transformer import layers
-from ideogram_app.model.transformer.assemble import Placement, assemble
+from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of
 from ideogram_app.model.vae import Autoencoder, autoencoder
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 from ideogram_app.quantization import k_quants
@@ -256,24 +257,23 @@ def _on_device(module: nn.Module) -> None:
 def _loaded(case: Case) -> Loaded:
     """Both transformers of a case on the device, as `model.loader` loads them.
 
-    Blocks travel as they do to any device, but for streams: a copy is over when it returns, which takes no memory.
+    Blocks are offloaded as to any device, but without streams: a copy is over when it returns, and takes no memory.
     """
     kernels = fused_kernels(choose_kernels(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
-    residences = Residences(case.slots, {DEVICE: Direct(DEVICE)})
-    residence, backbones = residences.on(DEVICE), []
+    offload = Offload(case.slots, {DEVICE: BlockingCopyStream(DEVICE)})
+    hooks, backbones = offload.on(DEVICE), []
     for number, branch in enumerate(case.question.model.branches):
         weights = FakeBranch(branch, case.recipe, case.dtype)
         away = spread(case.offloaded[number], branch.num_layers)
-        placement = Placement(
-            case.dtype, DEVICE, CPU, kernels, case.arithmetic, away, lambda index, block: residence.add(block)
-        )
-        backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0)
+        placement = Placement(case.dtype, DEVICE, kernels=kernels, arithmetic=case.arithmetic, offloaded=away)
+        blocks = hooks.add_some(blocks_of(weights, branch, placement), away)
+        backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0, blocks=blocks)
         backbone.trunk.order = backends(case.capability)
         backbones.append(backbone)
     first, second = backbones
-    residences.start()
+    offload.start()
     names = case.recipe.name, (DEVICE, DEVICE), case.arithmetic, kernels.name
-    return Loaded(first, second, 0, *names, residences)
+    return Loaded(first, second, 0, *names, offload)
 
 
 def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: int) -> None:
@@ -297,13 +297,13 @@ class FakeEncoderFile:
         """A packed matrix."""
         return fake_packed(self._recipe, name, *self._shapes[f"{name}.weight"])
 
-    def absent(self, names: frozenset[str]) -> AbstractContextManager[None]:
-        """Nothing is away."""
-        return nullcontext()
-
-    def ahead(self, names: Sequence[str], device: torch.device) -> AbstractContextManager[None]:
+    def spans(self, name: str) -> list[Span]:
         """Nothing is read."""
-        return nullcontext()
+        return []
+
+    def read_with(self, reader: Reader) -> FakeEncoderFile:
+        """It has no reader."""
+        return self
 
 
 def count_decode(
@@ -363,7 +363,7 @@ def count_streamed_encode(
     """The same of an encoder whose layers pass through the device: its places are kept."""
     ledger = Ledger(attention_on(AMPERE_CAPABILITY))
     parts: Any = FakeParts(recipe, replace(PUBLISHED_ENCODER, num_hidden_layers=layers))
-    visit = encoder_on_device(parts, "streamed", DEVICE, dtype, Direct(DEVICE))
+    visit = encoder_on_device(parts, "streamed", DEVICE, dtype, BlockingCopyStream(DEVICE))
     with pretended(ledger), torch.inference_mode(), visit as encoder, ledger.phase("encode"):
         kept = ledger.live[DEVICE]
         features(encoder, torch.zeros(1, tokens, dtype=torch.long))

@@ -20,8 +20,8 @@ those of the whole. `recipe` is always the effective one, whose protected list i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,10 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import block_type
 from ideogram_app.checkpoints.gguf import GgufFile
 from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
-from ideogram_app.checkpoints.prefetch import Transit, lane_to
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit, plan_gguf, plan_safetensors, torchao_metadata
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, SafetensorsFile, SafetensorsTensor
-from ideogram_app.checkpoints.span import Span
+from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
 from ideogram_app.quantization.k_search import Search
@@ -170,7 +169,7 @@ class PackedBranch:
     """One prepared file: dense tensors and packed weights by their own names, read on demand and by rows.
 
     Attributes:
-        read: how a span becomes a tensor; `ahead` has it taken from what is on its way.
+        reader: how a span of the file becomes a tensor.
 
     Raises:
         CheckpointError: the file is not what the recipe asks for; the message names file, tensor, expected and got.
@@ -181,18 +180,12 @@ class PackedBranch:
         self.packed = packed_layers(recipe, component)
         self._shapes = component.shapes()
         self._file = GgufFile(path) if recipe.storage == "gguf" else SafetensorsFile(path)
-        self.read: Callable[[Span], Tensor] = Span.read
+        self.reader: Reader = Span.read
         self._check(component)
-
-    def dense(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is not packed."""
-        for name in self._shapes:
-            if name.removesuffix(".weight") not in self.packed:
-                yield name, self.tensor(name)
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows."""
-        return self._rows(self._stored(name), name, rows)
+        return self.reader(self._rows(self._stored(name), name, rows))
 
     def values(self, name: str, rows: slice | None = None, device: torch.device | str = "cpu") -> Tensor:
         """A tensor as it counts, on a device: float32 and rotated back where it is packed, else as it is stored."""
@@ -204,70 +197,42 @@ class PackedBranch:
     def weight(self, linear: str, rows: slice | None = None) -> PackedWeight:
         """The packed weight of a Linear, or some of its rows."""
         name, recipe = f"{linear}.weight", self.recipe
-        stored = _packed_parts(recipe, name, self._shapes[name])
-        values = self._rows(stored[0].name, name, rows)
+        values, *scales = (self.reader(span) for span in self.spans(linear, rows))
         if recipe.storage == "gguf":
-            return PackedWeight("gguf", values, gguf_type=_kind(stored[0]), rotated=recipe.rotated)
-        scale = self._rows(stored[1].name, name, rows).reshape(-1)
-        return PackedWeight(recipe.storage, values, scale, rotated=recipe.rotated)
+            kind = _kind(_packed_parts(recipe, name, self._shapes[name])[0])
+            return PackedWeight("gguf", values, gguf_type=kind, rotated=recipe.rotated)
+        return PackedWeight(recipe.storage, values, scales[0].reshape(-1), rotated=recipe.rotated)
 
     def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
         """The weight of a Linear as it rests, or some of its rows."""
         return self.weight(linear, rows) if linear in self.packed else self.tensor(f"{linear}.weight", rows)
-
-    @contextmanager
-    def ahead(self, names: Iterable[str], device: torch.device) -> Iterator[None]:
-        """Tensors and weights of Linears, by these names, arrive on a device in this order while the context is open.
-
-        Anything else is read as it was before: when it is asked for, into host memory, or by a context around this one.
-        """
-        announced, before = self.spans(names), self.read
-        coming = set(announced)
-        with Transit(announced, lane_to(device)) as transit:
-            self.read = lambda span: transit.take(span) if span in coming else before(span)
-            try:
-                yield
-            finally:
-                self.read = before
-
-    @contextmanager
-    def absent(self, linears: Iterable[str]) -> Iterator[None]:
-        """Weights of these Linears come without their numbers, on the meta device, in this context; scales as ever."""
-        away, before = {self.spans([name])[0] for name in linears}, self.read
-        self.read = lambda span: _nothing(span) if span in away else before(span)
-        try:
-            yield
-        finally:
-            self.read = before
 
     def linears_within(self, start: str) -> list[str]:
         """Names of the Linears whose name starts like this, packed or not."""
         weights = (name for name, shape in self._shapes.items() if name.startswith(start) and len(shape) == 2)
         return [name.removesuffix(".weight") for name in weights]
 
-    def spans(self, names: Iterable[str]) -> list[Span]:
-        """Where tensors and weights of Linears, by these names, lie: what `tensor` and `stored` read, in that order."""
-        found: list[Span] = []
+    def read_with(self, reader: Reader) -> PackedBranch:
+        """The same file, read in another way."""
+        other = copy(self)
+        other.reader = reader
+        return other
 
-        def noted(span: Span) -> Tensor:
-            found.append(span)
-            return _nothing(span)
+    def spans(self, name: str, rows: slice | None = None) -> list[Span]:
+        """What `tensor` reads of a tensor of this name, or `stored` of a Linear: its values, then its scales."""
+        whole = f"{name}.weight"
+        if name in self.packed:
+            parts = _packed_parts(self.recipe, whole, self._shapes[whole])
+            return [self._rows(part.name, whole, rows) for part in parts[:2]]
+        tensor = whole if whole in self._shapes else name
+        return [self._rows(self._stored(tensor), tensor, rows)]
 
-        before, self.read = self.read, noted
-        for name in names:
-            if f"{name}.weight" in self._shapes:
-                self.stored(name)
-            else:
-                self.tensor(name)
-        self.read = before
-        return found
-
-    def _rows(self, stored: str, name: str, rows: slice | None) -> Tensor:
-        """Rows of a stored tensor, counted from where those of `name` begin in it; in memory of its own."""
+    def _rows(self, stored: str, name: str, rows: slice | None) -> Span:
+        """Rows of a stored tensor, counted from where those of `name` begin in it."""
         height = self._shapes[name][0]
         first, last = (0, height) if rows is None else (rows.start, rows.stop)
         start = _siblings(name).index(name) * height if self.recipe.storage in FUSING else 0
-        return self.read(self._file.span(stored, slice(start + first, start + last)))
+        return self._file.span(stored, slice(start + first, start + last))
 
     def _stored(self, name: str) -> str:
         return official(name) if self.recipe.storage in FUSING else name
@@ -289,10 +254,6 @@ class PackedBranch:
                     expected=f"{_kind(part)} {part.shape}",
                     got=f"{_kind(info)} {info.shape}",
                 )
-
-
-def _nothing(span: Span) -> Tensor:
-    return torch.empty(span.shape, dtype=span.dtype, device="meta")
 
 
 def official(name: str) -> str:

@@ -1,14 +1,14 @@
-"""What is on the device, and when: one mechanism for transformers of every recipe and for the text encoder.
+"""Offload: which blocks of a module rest in host memory or in their file, and the hooks that bring them to its device.
 
     resident   on the device for as long as it is loaded
-    streamed   some blocks rest in locked host memory and pass through a ring of places on the device (ring.py)
+    streamed   some blocks rest in pinned host memory and are copied to a ring of slots on the device (ring.py)
     disk       the same, and their large tensors are read from the recipe's file at every visit
-    staged     a guest: on the device for a while and freed afterwards (the text encoder)
+    staged     on the device for a while and freed afterwards (the text encoder)
 
-Any share of the blocks may travel, of one transformer or of both. Those that do are spread over its depth, so that
-between two of them others compute; both transformers of a device share one ring. A hook before each travelling block
-waits for its bytes, a hook behind it gives its place up, so a module that is called block by block needs to know
-nothing of this: the backbone, Qwen's layers and diffusers' transformer alike.
+Any share of the blocks may be offloaded, of one transformer or of both. Those that are stand spread over its depth, so
+that between two of them others compute; both transformers of a device share one ring. A hook before each such block
+waits for its bytes, a hook behind it gives its slot up, so a module that is called block by block needs to know nothing
+of this: the backbone, Qwen's layers and diffusers' transformer alike.
 
 diffusers' group offloading moves every tensor by itself, keeps no split, and reads no files. Left out: choosing the
 split, and which blocks those are (planning/streaming.py); evicting what others need: ComfyUI decides that while it
@@ -17,128 +17,157 @@ runs, here a plan was made before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ideogram_app.checkpoints.span import Span
+from ideogram_app.errors import DeviceError
+from ideogram_app.machine.copies import CopyStream, copy_stream
 from ideogram_app.machine.meter import release
-from ideogram_app.model.offload.carrier import Carrier, carrier_to
-from ideogram_app.model.offload.packed_block import Freight
+from ideogram_app.model.offload.packed_block import PackedBlock
 from ideogram_app.model.offload.ring import Ring
 from ideogram_app.model.transformer.backbone import Backbone
 from ideogram_app.model.transformer.conditioner import Conditioning
 from ideogram_app.planning.streaming import FEWEST_SLOTS
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FileSpans = Mapping[str, Sequence[Span]]  # of a module's tensors by their names, see `packed_block.file_spans`
+AnyBlock = TypeVar("AnyBlock", bound=nn.Module)
 
 
-class Residence:
-    """The travelling blocks of one device, in the order in which they are added: that of their use.
+class OffloadHooks:
+    """The offloaded blocks of one device, in the order in which they are added: that of their use.
 
     Args:
-        slots: places for them.
-        carrier: of the device; that of its kind where None.
+        slots: memory for so many of them on the device.
+        copies: to the device; those of its kind where None.
     """
 
-    def __init__(self, device: torch.device, slots: int = FEWEST_SLOTS, carrier: Carrier | None = None) -> None:
+    def __init__(self, device: torch.device, slots: int = FEWEST_SLOTS, copies: CopyStream | None = None) -> None:
         self.device, self.slots = device, slots
-        self.carrier = carrier or carrier_to(device)
-        self._freights: list[Freight] = []
+        self.copies = copies or copy_stream(device)
+        self._blocks: list[PackedBlock] = []
         self._hooks: list[Any] = []
         self.ring: Ring | None = None
 
-    def add(self, block: nn.Module, located: Mapping[str, Sequence[Span]] | None = None) -> None:
-        """Let a block travel: its tensors move to locked memory, or, where they are located in a file, away.
-
-        Args:
-            located: names of its tensors, and the spans of a file that they are made of.
-        """
-        freight = Freight(block, self.carrier.shelf, located)
-        self._freights.append(freight)
+    def add(self, module: nn.Module, file_spans: FileSpans | None = None) -> None:
+        """Offload a block: its tensors move to pinned memory, or, where a file has them, away."""
+        block = PackedBlock(module, self.copies.pinned_buffer, file_spans)
+        self._blocks.append(block)
 
         def before(module: nn.Module, inputs: Any) -> None:
-            self._open().take(freight)
+            self._started().take(block)
 
         def behind(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._open().release(freight)
+            self._started().release(block)
 
-        self._hooks.append(block.register_forward_pre_hook(before))
-        self._hooks.append(block.register_forward_hook(behind, always_call=True))
+        self._hooks.append(module.register_forward_pre_hook(before))
+        self._hooks.append(module.register_forward_hook(behind, always_call=True))
+
+    def add_some(
+        self,
+        blocks: Iterable[AnyBlock],
+        chosen: Collection[int],
+        spans_of: Callable[[int, AnyBlock], FileSpans | None] = lambda index, block: None,
+    ) -> Iterator[AnyBlock]:
+        """All blocks, each as soon as it is made; those of the chosen numbers are offloaded before the next is made.
+
+        Args:
+            spans_of: by number and block, where a file has its tensors; None where host memory is to hold them.
+        """
+        for index, block in enumerate(blocks):
+            if index in chosen:
+                self.add(block, spans_of(index, block))
+            yield block
 
     def start(self) -> None:
-        """Make the ring and bring the first blocks, if any travel."""
-        if self._freights and self.ring is None:
+        """Make the ring and bring the first blocks, if any are offloaded."""
+        if self._blocks and self.ring is None:
             with torch.inference_mode(False):
-                self.ring = Ring(self.carrier, self.slots, self._freights)
+                self.ring = Ring(self.copies, self.slots, self._blocks)
 
     def close(self) -> None:
-        """Give the ring and all locked memory back, all of it even where some of that fails. What travelled cannot be
-        computed with any more."""
+        """Give the ring and all pinned memory back, all of it even where some of that fails. What was offloaded can
+        compute no more."""
         for hook in self._hooks:
             hook.remove()
-        ring, freights, self.ring, self._freights = self.ring, self._freights, None, []
+        ring, blocks, self.ring, self._blocks = self.ring, self._blocks, None, []
         self._hooks.clear()
         with ExitStack() as stack:  # the last one first
-            stack.callback(self.carrier.close)
-            for freight in freights:
-                stack.callback(freight.vanish)
+            stack.callback(self.copies.close)
+            for block in blocks:
+                stack.callback(block.detach)
             if ring:
                 stack.callback(ring.close)
 
-    def _open(self) -> Ring:
+    def _started(self) -> Ring:
         self.start()
         assert self.ring is not None
         return self.ring
 
 
-class Residences:
-    """One residence for each device in use."""
+class Offload:
+    """The hooks of every device in use.
 
-    def __init__(self, slots: int = FEWEST_SLOTS, carriers: Mapping[torch.device, Carrier] | None = None) -> None:
-        self._slots, self._carriers = slots, carriers or {}
-        self._on: dict[torch.device, Residence] = {}
+    A context for as long as modules are loaded: what goes wrong in it closes everything, and is what the caller is told
+    of, whatever closing comes to. Otherwise everything stays, until `close`.
+    """
 
-    def on(self, device: torch.device) -> Residence:
-        """That of a device, made when it is first asked for."""
+    def __init__(self, slots: int = FEWEST_SLOTS, copies: Mapping[torch.device, CopyStream] | None = None) -> None:
+        self._slots, self._copies = slots, copies or {}
+        self._on: dict[torch.device, OffloadHooks] = {}
+
+    def __enter__(self) -> Offload:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if problem is not None:
+            with suppress(DeviceError, RuntimeError):
+                self.close()
+
+    def on(self, device: torch.device) -> OffloadHooks:
+        """Those of a device, made when they are first asked for."""
         if device not in self._on:
-            self._on[device] = Residence(device, self._slots, self._carriers.get(device))
+            self._on[device] = OffloadHooks(device, self._slots, self._copies.get(device))
         return self._on[device]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What did not go as it should, a sentence each."""
-        return tuple(note for residence in self._on.values() for note in residence.carrier.notes)
+        """What did not go as it should, a sentence each, once."""
+        return tuple(dict.fromkeys(note for hooks in self._on.values() for note in hooks.copies.notes))
 
     def start(self) -> None:
-        for residence in self._on.values():
-            residence.start()
+        for hooks in self._on.values():
+            hooks.start()
 
     def close(self) -> None:
         closing, self._on = self._on, {}
         with ExitStack() as stack:
-            for residence in closing.values():
-                stack.callback(residence.close)
+            for hooks in closing.values():
+                stack.callback(hooks.close)
 
 
-def reside(module: nn.Module, blocks: Sequence[nn.Module], offloaded: frozenset[int], residence: Residence) -> None:
-    """Move a module to a device, and let some of its blocks travel there.
+def offload(module: nn.Module, blocks: Sequence[nn.Module], chosen: frozenset[int], hooks: OffloadHooks) -> None:
+    """Move a module to a device, all but some of its blocks, which are offloaded.
 
     Args:
-        blocks: those of the module that are called one after another; `offloaded`: which of them.
+        blocks: those of the module that are called one after another; `chosen`: which of them.
     """
-    guests = [block for index, block in enumerate(blocks) if index in offloaded]
-    _settle(module, residence.device, guests)
-    for block in guests:
-        residence.add(block)
+    _move(module, hooks.device, [block for index, block in enumerate(blocks) if index in chosen])
+    for _ in hooks.add_some(blocks, chosen):
+        pass
 
 
-def _settle(module: nn.Module, device: torch.device, guests: Sequence[nn.Module]) -> None:
+def _move(module: nn.Module, device: torch.device, but: Sequence[nn.Module]) -> None:
     """Move a module to a device, all but some of its parts."""
-    away = {id(part) for guest in guests for part in guest.modules()}
+    away = {id(part) for block in but for part in block.modules()}
     for part in module.modules():
         if id(part) in away:
             continue
@@ -170,7 +199,7 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 def prepare(
     backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device
 ) -> Conditioning:
-    """`Backbone.prepare` on a device, where layers of the conditioner are guests, whose room is given back.
+    """`Backbone.prepare` on a device, where layers of the conditioner are staged and their memory is given back.
 
     Args:
         features: (n, taps x encoder) on any device; only a branch that sees text takes them there, in its own type.

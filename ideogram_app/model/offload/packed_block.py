@@ -1,19 +1,21 @@
-"""A module as one run of bytes: what of it stays in host memory, what is read from its file again, where it goes.
+"""A packed block: a module's tensors as one run of bytes, in host memory and in its file, so that one copy offloads it.
 
-    [ tensors kept in host memory | tensors that are spans of a file, read at every visit ]
+    [ tensors held in host memory | tensors that are spans of a file, read at every visit ]
       biases, norms, scales, all of      weights, the bytes of a file unless a type differs
       it where RAM holds them
 
-One copy brings a whole block to a device, where its tensors become views of the place that it was given: nothing is
-allocated, and nothing is left behind. While a module is away its parameters and buffers are views of what is kept, or
-stand on the meta device, so that using it by mistake is an error and not a wrong picture.
+One copy brings a whole block to a device, where its tensors become views of the slot that it was given: nothing is
+allocated, and nothing is left behind. While a module is away its parameters and buffers are views of what the host
+holds, or stand on the meta device, so that using it by mistake is an error and not a wrong picture. FSDP calls such a
+run of bytes a flat parameter.
 
-diffusers' group offloading moves tensor by tensor and knows no files. Left out: when anything travels (ring.py), and
-how a device copies (carrier.py).
+diffusers' group offloading moves tensor by tensor and knows no files. Left out: when a block is copied (ring.py) and
+how (machine/copies.py); files in other layouts than the program's own, from which nothing large is ever drawn.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.span import Span, open_in_order
 from ideogram_app.errors import CheckpointError
 
@@ -35,7 +38,7 @@ class Item:
     """One tensor of a module, and its place among the bytes.
 
     Attributes:
-        spans: where it lies in a file, rows of one below those of another; () where it is kept in host memory.
+        spans: where it lies in a file, rows of one below those of another; () where host memory holds it.
     """
 
     owner: nn.Module
@@ -83,49 +86,57 @@ class Item:
             done += size
 
 
-class Freight:
-    """The tensors of one module, ready to travel; from now on they are views of what is kept, or away.
+class PackedBlock:
+    """The tensors of one module, ready to be copied; from now on they are views of what the host holds, or away.
 
     Args:
-        shelf: makes host memory, uint8, that copies to the device start from.
-        located: by the name of a tensor, where its bytes lie in a file; such a tensor is not kept in host memory.
+        pinned_buffer: makes host memory, uint8 (size,), that copies to the device start from.
+        file_spans: by the name of a tensor, where its bytes lie in a file; the host does not hold such a tensor.
+
+    Attributes:
+        size: bytes of the whole block; held: uint8 (at most size,), its first tensors, in host memory.
+
+    Raises:
+        CheckpointError: spans are not as many numbers as their tensor.
     """
 
     def __init__(
-        self, module: nn.Module, shelf: Callable[[int], Tensor], located: Mapping[str, Sequence[Span]] | None = None
+        self,
+        module: nn.Module,
+        pinned_buffer: Callable[[int], Tensor],
+        file_spans: Mapping[str, Sequence[Span]] | None = None,
     ) -> None:
-        found = _tensors(module)
-        located = located or {}
-        ordered = sorted(found, key=lambda name: name in located)  # stable: what is kept comes first
+        found, file_spans = _tensors(module), file_spans or {}
+        ordered = sorted(found, key=lambda name: name in file_spans)  # stable: what the host holds comes first
         self.items: list[Item] = []
-        start = kept = 0
+        start = held = 0
         for name in ordered:
             owner, leaf, tensor, is_parameter = found[name]
-            spans = tuple(located.get(name, ()))
+            spans = tuple(file_spans.get(name, ()))
             _expect(name, tensor, spans)
             self.items.append(Item(owner, leaf, is_parameter, start, tensor.dtype, tuple(tensor.shape), spans))
             start += -(-self.items[-1].size // ALIGNMENT) * ALIGNMENT
-            kept = kept if spans else start
-        self.size, self.kept = start, shelf(kept)
+            held = held if spans else start
+        self.size, self.held = start, pinned_buffer(held)
         for name, item in zip(ordered, self.items, strict=True):
             if not item.spans:
-                item.part(self.kept).copy_(found[name][2].contiguous().view(-1).view(torch.uint8))
-        self._views: dict[int, list[Tensor]] = {}
-        self._home = [_as(item, _absent(item) if item.spans else item.view(self.kept)) for item in self.items]
-        self.go_home()
+                item.part(self.held).copy_(found[name][2].contiguous().view(-1).view(torch.uint8))
+        self._views: dict[int, list[Tensor]] = {}  # by the address of a slot
+        self._on_host = [_as(item, _absent(item) if item.spans else item.view(self.held)) for item in self.items]
+        self.bind_host()
 
     @property
     def in_memory(self) -> bool:
-        """Whether all of it is kept in host memory."""
+        """Whether the host holds all of it."""
         return not any(item.spans for item in self.items)
 
     def fill(self, flat: Tensor) -> None:
-        """All bytes into host memory, uint8 (size,) or longer: what is kept, and what is read.
+        """All bytes into host memory, uint8 (size,) or longer: what the host holds, and what is read.
 
         Raises:
             CheckpointError: a file ends too early or cannot be read.
         """
-        flat[: len(self.kept)].copy_(self.kept)
+        flat[: len(self.held)].copy_(self.held)
         with ExitStack() as stack:
             opened: dict[Path, FileIO] = {}
 
@@ -138,26 +149,51 @@ class Freight:
                 if item.spans:
                     item.read(flat, files)
 
-    def go_to(self, flat: Tensor) -> None:
-        """Let the module use the tensors at a place that holds its bytes, uint8 (size,) or longer on any device."""
-        key = flat.data_ptr()
+    def bind_device(self, slot: Tensor) -> None:
+        """Let the module use the tensors in a slot that holds its bytes, uint8 (size,) or longer on any device."""
+        key = slot.data_ptr()
         if key not in self._views:
             with torch.inference_mode(False):
-                self._views[key] = [_as(item, item.view(flat)) for item in self.items]
+                self._views[key] = [_as(item, item.view(slot)) for item in self.items]
         for item, tensor in zip(self.items, self._views[key], strict=True):
             item.put(tensor)
 
-    def go_home(self) -> None:
-        """Let the module use what is kept; what is not kept has shapes and no numbers."""
-        for item, tensor in zip(self.items, self._home, strict=True):
+    def bind_host(self) -> None:
+        """Let the module use what the host holds; the rest of it has shapes and no numbers."""
+        for item, tensor in zip(self.items, self._on_host, strict=True):
             item.put(tensor)
 
-    def vanish(self) -> None:
-        """Let go of every place and of what is kept, for good: the module is left with shapes."""
+    def detach(self) -> None:
+        """Let go of every slot and of what the host holds, for good: the module is left with shapes."""
         for item in self.items:
             item.put(_as(item, _absent(item)))
         self._views.clear()
-        self._home, self.kept = [], self.kept[:0].clone()
+        self._on_host, self.held = [], self.held[:0].clone()
+
+
+def file_spans(
+    file: PackedBranch, module: nn.Module, linears: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Span, ...]]:
+    """For every weight of a module the spans that it is made of, by the weight's name in the module.
+
+    A merged layer's weight is the rows of its parts one below another, so it is a list of spans. Scales, norms and
+    biases are small, may be computed (a Q4_K row's INT8 scale is), and stay in host memory.
+
+    Args:
+        linears: by the path of a layer, the Linears of the file that are merged into it, the first on top.
+    """
+    found = {}
+    for path, names in linears.items():
+        spans = deque(file.spans(name)[0] for name in names)
+        for inner, layer in module.get_submodule(path).named_modules(prefix=path):
+            weight = getattr(layer, "weight", None)
+            if not isinstance(weight, Tensor):
+                continue  # the frame around layers that stand side by side
+            taken: list[Span] = []
+            while sum(span.shape[0] for span in taken) < len(weight):
+                taken.append(spans.popleft())
+            found[f"{inner}.weight"] = tuple(taken)
+    return found
 
 
 def _tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor, bool]]:

@@ -1,175 +1,194 @@
-"""A few places on a device that many blocks take in turn, each brought there ahead of its use.
+"""A ring of slots on a device that offloaded blocks take in turn, each copied there ahead of its use.
 
-    order        a  b  c  d  a  b ...                 of use, over and over: a step after the other
-    place 0      [ a computes ]           [ c computes ]
-    place 1        b arrives  [ b computes ]  d arrives  [ d computes ]
-    place 0                     c arrives
+    order       a  b  c  d  a  b ...                 of use, over and over: a step after the other
+    slot 0      [ a computes ]           [ c computes ]
+    slot 1        b is copied [ b computes ]  d is copied [ d computes ]
+    slot 0                      c is copied
 
-A place is filled again as soon as the block in it has been used, so with two places one block arrives while another
-one computes, and copying is hidden wherever it takes no longer than computing. The order is an advice: what is taken
-out of turn is brought at once, what is never taken gives its place up. Blocks that lie in a file are read by a thread,
-towards a processor into the place itself, towards a device through two buffers in locked memory; where no thread but
-the one that computes may copy, by that one.
+    EMPTY --> READING --> COPYING --> READY <--> IN_USE      of a slot; blocks that host memory holds are not read first
 
-Left out: deciding who travels (the plan does), and sharing a place between small blocks.
+A slot is filled again as soon as the block in it was used, so with two slots one block is copied while another one
+computes, and copying is hidden wherever it takes no longer than computing. The order is an advice: what is taken out
+of turn is brought at once, what is never taken gives its slot up. Blocks that lie in a file are read by a thread,
+towards a processor into the slot itself, towards a device through two pinned buffers; where no thread but the one that
+computes may copy, by that one.
+
+Left out: deciding which blocks are offloaded (the plan does), and sharing a slot between small blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
 
 from torch import Tensor
 
-from ideogram_app.model.offload.carrier import Carrier, Mark
-from ideogram_app.model.offload.packed_block import Freight
+from ideogram_app.errors import AppError
+from ideogram_app.machine.copies import CopyStream, Event, StagingBuffers
+from ideogram_app.model.offload.packed_block import PackedBlock
 from ideogram_app.planning.streaming import FILE_BUFFERS
 
 
+class State(Enum):
+    """Of a slot."""
+
+    EMPTY = auto()  # no block
+    READING = auto()  # a block's bytes are read from its file; `Slot.reading` ends with the event behind their copy
+    COPYING = auto()  # the copy was begun; `Slot.copied` is behind it
+    READY = auto()  # computing comes behind the copy
+    IN_USE = auto()  # the block computes, or may
+
+
 @dataclass(eq=False)
-class Place:
+class Slot:
     """Memory on the device for one block.
 
     Attributes:
-        holds: whose bytes are here, or coming.
-        reading: set while they are read from a file; then `arrived` is behind their copy.
         used: behind the last computation with what is here; at first behind that with whatever had this memory before.
-        taken: whether that may still be going on.
     """
 
     memory: Tensor
-    holds: Freight | None = None
-    reading: Future[None] | None = None
-    arrived: Mark = None
-    used: Mark = None
-    taken: bool = False
+    state: State = State.EMPTY
+    block: PackedBlock | None = None
+    reading: Future[Event] | None = None
+    copied: Event = None
+    used: Event = None
 
-
-@dataclass(eq=False)
-class Buffer:
-    """Locked memory between a file and a device; `sent` is behind the last copy out of it."""
-
-    memory: Tensor
-    sent: Mark = None
+    def empty(self) -> None:
+        """End a reading that nobody waits for any more, whose failure is nobody's either; no block is here."""
+        reading, self.reading = self.reading, None
+        if reading is not None and not reading.cancel():
+            wait([reading])
+            self.copied = self.copied if reading.exception() else reading.result()
+        self.state, self.block = State.EMPTY, None
 
 
 class Ring:
-    """Places on one device, and the blocks that share them.
+    """Slots on one device, and the blocks that share them.
 
     Args:
-        slots: how many places, at least two for copies to hide.
+        slots: how many, at least two for copies to hide.
         order: every block, in the order of use.
     """
 
-    def __init__(self, carrier: Carrier, slots: int, order: Sequence[Freight]) -> None:
-        size = max(freight.size for freight in order)
-        self._carrier, self._order = carrier, list(order)
-        self._turn = {freight: turn for turn, freight in enumerate(self._order)}
-        self._places = [Place(carrier.room(size)) for _ in range(min(slots, len(self._order)))]
-        for place in self._places:
-            place.used = carrier.mark()
-        reads = any(not freight.in_memory for freight in self._order)
-        self._reader = ThreadPoolExecutor(1, "weights") if reads and carrier.threads else None
-        through = FILE_BUFFERS if reads and not carrier.direct else 0
-        self._buffers = [Buffer(carrier.shelf(size)) for _ in range(through)]
-        self._copies = 0
+    def __init__(self, copies: CopyStream, slots: int, order: Sequence[PackedBlock]) -> None:
+        size = max(block.size for block in order)
+        self._copies, self._order = copies, list(order)
+        self._turn = {block: turn for turn, block in enumerate(self._order)}
+        self._slots = [Slot(copies.device_buffer(size)) for _ in range(min(slots, len(self._order)))]
+        for slot in self._slots:
+            slot.used = copies.event()
+        reads = any(not block.in_memory for block in self._order)
+        self._reader: Executor = ThreadPoolExecutor(1, "weights") if reads and copies.threads else _InThisThread()
+        through = FILE_BUFFERS if reads and not copies.in_place else 0
+        self._buffers = StagingBuffers(copies, through, size)
+        self._brought = 0
         self._bring_ahead(len(self._order) - 1)
 
     @property
     def copies(self) -> int:
         """How often a block was brought."""
-        return self._copies
+        return self._brought
 
-    def take(self, freight: Freight) -> None:
-        """Whatever is computed from now on finds this block on the device.
+    def take(self, block: PackedBlock) -> None:
+        """Have whatever is computed from now on come behind the copy of this block, and point its tensors at its slot.
 
         Raises:
             CheckpointError: its file ends too early or cannot be read.
         """
-        place = self._place_of(freight)
-        if place is None:
-            place = self._spare(())
-            assert place is not None  # blocks are used one after another, so at most one is taken
-            self._begin(freight, place)
-        if place.reading is not None:
-            reading, place.reading = place.reading, None
-            try:
-                reading.result()
-            except BaseException:
-                place.holds = None
-                raise
-        self._carrier.wait(place.arrived)
-        place.taken = True
-        freight.go_to(place.memory)
+        slot = self._slot_of(block)
+        if slot is None:
+            slot = self._spare(())
+            assert slot is not None  # blocks are used one after another, so at most one is in use
+            self._bring(block, slot)
+        if slot.state is State.READING:
+            self._await_reading(slot)
+        if slot.state is State.COPYING:
+            self._copies.wait(slot.copied)
+        slot.state = State.IN_USE
+        block.bind_device(slot.memory)
 
-    def release(self, freight: Freight) -> None:
-        """The block was used; its place goes to the next one that has none."""
-        place = self._place_of(freight)
-        freight.go_home()
-        if place is None:
+    def release(self, block: PackedBlock) -> None:
+        """The block was used; its slot goes to the next one that has none."""
+        slot = self._slot_of(block)
+        block.bind_host()
+        if slot is None:
             return
-        place.used, place.taken = self._carrier.mark(), False
-        self._bring_ahead(self._turn[freight])
+        slot.used, slot.state = self._copies.event(), State.READY
+        self._bring_ahead(self._turn[block])
 
     def close(self) -> None:
-        """Wait for everything under way and let go of all places."""
-        if self._reader:
-            self._reader.shutdown(wait=True, cancel_futures=True)
-        for place in self._places:
-            self._carrier.settle(place.arrived)
-            self._carrier.settle(place.used)
-        self._places.clear()
-        self._buffers.clear()
+        """Wait for everything under way and let go of all slots."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        for slot in self._slots:
+            slot.empty()
+            self._copies.synchronize(slot.copied)
+            self._copies.synchronize(slot.used)
+        self._slots.clear()
 
     def _bring_ahead(self, turn: int) -> None:
         """Begin with those of the next blocks that are neither here nor coming."""
         following = list(self._after(turn))
         wanted = set(following)
-        for freight in following:
-            if self._place_of(freight) is not None:
+        for block in following:
+            if self._slot_of(block) is not None:
                 continue
-            place = self._spare(wanted)
-            if place is None:
+            slot = self._spare(wanted)
+            if slot is None:
                 return
-            self._begin(freight, place)
+            self._bring(block, slot)
 
-    def _after(self, turn: int) -> Iterator[Freight]:
-        """As many as there are places, in the order of use."""
-        for ahead in range(1, len(self._places) + 1):
+    def _after(self, turn: int) -> Iterator[PackedBlock]:
+        """As many as there are slots, in the order of use."""
+        for ahead in range(1, len(self._slots) + 1):
             yield self._order[(turn + ahead) % len(self._order)]
 
-    def _place_of(self, freight: Freight) -> Place | None:
-        return next((place for place in self._places if place.holds is freight), None)
+    def _slot_of(self, block: PackedBlock) -> Slot | None:
+        return next((slot for slot in self._slots if slot.block is block), None)
 
-    def _spare(self, wanted: Collection[Freight]) -> Place | None:
-        """A place that is neither in use nor holds what is wanted soon."""
-        return next((place for place in self._places if not place.taken and place.holds not in wanted), None)
+    def _spare(self, wanted: Collection[PackedBlock]) -> Slot | None:
+        """A slot that is neither in use nor has a block that is wanted soon."""
+        return next((slot for slot in self._slots if slot.state is not State.IN_USE and slot.block not in wanted), None)
 
-    def _begin(self, freight: Freight, place: Place) -> None:
-        """Bring a block to a place, once what was there is used."""
-        if place.reading is not None and not place.reading.cancel():
-            wait([place.reading])  # of what nobody took; a failure of it is nobody's either
-        self._copies += 1
-        place.reading = None
-        place.holds, place.arrived = freight, None
-        if freight.in_memory:
-            place.arrived = self._carrier.send(freight.kept, place.memory[: freight.size], place.used)
-        elif self._reader:
-            place.reading = self._reader.submit(self._read, freight, place, self._copies)
+    def _bring(self, block: PackedBlock, slot: Slot) -> None:
+        """Begin to bring a block to a slot, behind the last use of what was there."""
+        slot.empty()
+        self._brought += 1
+        if block.in_memory:
+            slot.copied = self._copies.copy_async(block.held, slot.memory[: block.size], slot.used)
+            slot.block, slot.state = block, State.COPYING
         else:
-            place.holds = None  # until all of it is there
-            self._read(freight, place, self._copies)
-            place.holds = freight
+            slot.reading = self._reader.submit(self._read, block, slot.memory[: block.size], slot.used)
+            slot.block, slot.state = block, State.READING
 
-    # Runs in the thread, where there is one.
+    def _await_reading(self, slot: Slot) -> None:
+        """Raises what the reading failed with; the slot is empty then."""
+        assert slot.reading is not None
+        try:
+            slot.copied = slot.reading.result()
+        except BaseException:
+            slot.empty()
+            raise
+        slot.reading, slot.state = None, State.COPYING
 
-    def _read(self, freight: Freight, place: Place, turn: int) -> None:
-        if self._carrier.direct:
-            freight.fill(place.memory)
-            return
-        buffer = self._buffers[turn % len(self._buffers)]
-        self._carrier.settle(buffer.sent)
-        freight.fill(buffer.memory)
-        buffer.sent = self._carrier.send(buffer.memory[: freight.size], place.memory[: freight.size], place.used)
-        place.arrived = buffer.sent
+    def _read(self, block: PackedBlock, memory: Tensor, used: Event) -> Event:
+        """A block from its file to the memory of a slot; in the thread, where there is one."""
+        if self._copies.in_place:
+            block.fill(memory)
+            return None
+        return self._buffers.copy(block.fill, memory, used)
+
+
+class _InThisThread(Executor):
+    """Does what is submitted at once; it is done, or has failed, when `submit` returns."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except (AppError, OSError, RuntimeError, MemoryError) as problem:
+            future.set_exception(problem)
+        return future

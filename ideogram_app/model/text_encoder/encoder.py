@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from ideogram_app.catalog.models import TAPS, Linear, row_runs
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, TextEncoder, block_type
+from ideogram_app.checkpoints.prefetch import prefetched
 from ideogram_app.checkpoints.prepared.storage import PackedBranch, PackedWeight
+from ideogram_app.checkpoints.span import without
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.transformer.layers import GgufLinear, PackedLinear
@@ -165,8 +167,9 @@ def encoder_from_file(
         read = file.weight(linear.name)
         return read if linear.name in away else read.to(device)
 
-    # `names` are in the order in which `_filled` asks for them
-    with file.absent(away), file.ahead(names, torch.device(device)):
+    # `names` are in the order in which `_filled` asks for them; of a matrix that is away only the scales are read
+    with prefetched([span for name in names for span in file.spans(name)], device) as reader:
+        file = file.read_with(without({file.spans(name)[0] for name in away}, reader))
         return _filled(build(config), encoder, file.packed, tensor, weight, torch.device(device), dtype, away)
 
 

@@ -2,7 +2,7 @@
 
     resident   it stays (cache.py)
     staged     whole on the device, gone afterwards
-    streamed   layer by layer through a few places on the device, straight from its file; its embedding table, whose
+    streamed   layer by layer through a few slots on the device, straight from its file; its embedding table, whose
                rows are looked up and not multiplied, stays in host memory
 
 It is as large as a transformer and needed once a caption. Streamed it takes two layers' room, so transformers that are
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.text_encoder import LAYER
 from ideogram_app.errors import RequestError
+from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.meter import release
 from ideogram_app.model.components import ComponentsFolder
-from ideogram_app.model.offload.carrier import Carrier
-from ideogram_app.model.offload.located import located
-from ideogram_app.model.offload.offload import Residence
+from ideogram_app.model.offload.offload import OffloadHooks
+from ideogram_app.model.offload.packed_block import file_spans
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder
 
 WAYS = ("resident", "staged", "streamed")
@@ -33,13 +33,13 @@ WAYS = ("resident", "staged", "streamed")
 
 @contextmanager
 def encoder_on_device(
-    where: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, carrier: Carrier | None = None
+    where: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, copies: CopyStream | None = None
 ) -> Iterator[CaptionEncoder]:
     """The encoder, ready to read captions on a device; gone when the context ends.
 
     Args:
         way: staged or streamed.
-        carrier: of a streamed one; that of the device's kind where None.
+        copies: of a streamed one; those of the device's kind where None.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -47,21 +47,21 @@ def encoder_on_device(
     """
     if way not in WAYS[1:]:
         raise RequestError("The text encoder cannot visit like that", expected=" or ".join(WAYS[1:]), got=way)
-    residence = Residence(device, carrier=carrier) if way == "streamed" else None
+    hooks = OffloadHooks(device, copies=copies) if way == "streamed" else None
     encoder: CaptionEncoder | None = None
     try:
-        encoder = _travelling(where, dtype, residence) if residence else where.text_encoder(device, dtype)
+        encoder = _streamed(where, dtype, hooks) if hooks else where.text_encoder(device, dtype)
         yield encoder
     finally:
-        if residence:
-            residence.close()
+        if hooks:
+            hooks.close()
         if encoder is not None:
-            encoder.to("meta")  # gone now, though whoever was given it still has a name for it
+            encoder.to("meta")  # free now even if the caller keeps a reference
         release(device)
 
 
-def _travelling(where: ComponentsFolder, dtype: torch.dtype, residence: Residence) -> CaptionEncoder:
-    """The encoder with its table on the host and its layers on the road."""
+def _streamed(where: ComponentsFolder, dtype: torch.dtype, hooks: OffloadHooks) -> CaptionEncoder:
+    """The encoder with its table on the host and its layers offloaded."""
     file = where.encoder_file()
     matrices = file.linears_within(LAYER) if file else []
     encoder = where.text_encoder("cpu", dtype, frozenset(matrices))
@@ -69,11 +69,11 @@ def _travelling(where: ComponentsFolder, dtype: torch.dtype, residence: Residenc
     for index, layer in enumerate(language.layers):
         own = f"{LAYER}{index}."
         names = {name.removeprefix(own): (name,) for name in matrices if name.startswith(own)}
-        residence.add(layer, located(file, layer, names) if file else None)
+        hooks.add(layer, file_spans(file, layer, names) if file else None)
 
     def to_device(module: nn.Module, ids: Any, rows: Tensor) -> Tensor:
-        return rows.to(residence.device)
+        return rows.to(hooks.device)
 
     language.embed_tokens.register_forward_hook(to_device)
-    residence.start()
+    hooks.start()
     return encoder

@@ -2,7 +2,7 @@
 
     conditioner    the text projection, the time embedding, adaLN of every block          host memory
     trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws
-                   (a block that travels is taken from there as soon as it was built, see offload.py)
+                   (blocks are yielded one by one, so that the caller may offload one before the next, see offload.py)
 
 Nothing that is needless is read: a branch without text loads neither `llm_cond_norm` nor `llm_cond_proj`. Left out:
 where names come from (checkpoints/) and which recipe is which (loader.py).
@@ -10,7 +10,7 @@ where names come from (checkpoints/) and which recipe is which (loader.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -50,10 +50,9 @@ class Placement:
         conditioner: where what runs once a picture rests.
         kernels: of the device that computes.
         arithmetic: of Q4_K, see `layers.linear`.
-        travelling: blocks whose weights stay as they come: an order of the processor's own (`Kernels.weight`) is no run
+        offloaded: blocks whose weights stay as they come: an order of the processor's own (`Kernels.weight`) is no run
             of bytes. They are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for
             the published pair) take no time.
-        built: called with each of those, before the next one is built.
     """
 
     dtype: torch.dtype
@@ -62,16 +61,21 @@ class Placement:
     kernels: Kernels = PLAIN
     arithmetic: str = ""
     offloaded: frozenset[int] = frozenset()
-    built: Callable[[int, Block], None] | None = None
 
 
 def assemble(
-    weights: BranchWeights, branch: Branch, config: Mapping[str, Any], placement: Placement, sees_text: bool
+    weights: BranchWeights,
+    branch: Branch,
+    config: Mapping[str, Any],
+    placement: Placement,
+    sees_text: bool,
+    blocks: Iterable[Block] | None = None,
 ) -> Backbone:
     """One transformer with every weight in its place.
 
     Args:
         config: diffusers' config.json of the branch.
+        blocks: what `blocks_of` yields, which the caller may offload on the way; where None, they stay as made.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape; the message names file and tensor.
@@ -91,11 +95,19 @@ def assemble(
         indicator[0],
     )
     entry = always.linear("input_proj", True)
-    blocks = [_block(index, weights, placement, always) for index in range(branch.num_layers)]
+    made = list(blocks_of(weights, branch, placement) if blocks is None else blocks)
     last = always.linear("final_layer.linear", True)
-    trunk = Trunk(entry, indicator[1].to(placement.trunk), blocks, last, placement.kernels)
+    trunk = Trunk(entry, indicator[1].to(placement.trunk), made, last, placement.kernels)
     backbone = Backbone(conditioner, trunk, branch.attention_head_dim, config["rope_theta"], config["mrope_section"])
     return backbone.eval().requires_grad_(False)
+
+
+def blocks_of(weights: BranchWeights, branch: Branch, placement: Placement) -> Iterator[Block]:
+    """The blocks of a transformer in the order of use, each made when it is asked for."""
+    as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
+    for index in range(branch.num_layers):
+        manner = as_it_comes if index in placement.offloaded else placement
+        yield _Maker(weights, manner, placement.trunk).block(index)
 
 
 def in_every_step(branch: Branch) -> Iterator[str]:
@@ -118,17 +130,6 @@ def linears_of(index: int) -> dict[str, tuple[str, ...]]:
         "gate_up": tuple(f"{feed_forward}{name}" for name in ARMS),
         "down": (f"{feed_forward}w2",),
     }
-
-
-def _block(index: int, weights: BranchWeights, placement: Placement, always: _Maker) -> Block:
-    """One block, where it rests."""
-    if index not in placement.offloaded:
-        return always.block(index)
-    as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
-    made = _Maker(weights, as_it_comes, placement.trunk).block(index)
-    if placement.built:
-        placement.built(index, made)
-    return made
 
 
 def _as_it_is(weight: Tensor) -> Tensor:

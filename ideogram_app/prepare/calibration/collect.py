@@ -34,7 +34,7 @@ from ideogram_app.generation.sampler import Step, denoise, make_noise, schedule,
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.meter import release
 from ideogram_app.model.components import load_components
-from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Residence, reside, staged
+from ideogram_app.model.offload.offload import COMPUTE_DTYPES, OffloadHooks, offload, staged
 from ideogram_app.model.reference_model import ReferenceGuidance, ReferenceModel, load_reference_model
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.model.transformer.layers import Fp8Linear
@@ -118,17 +118,17 @@ def calibrate(
             for caption in captions[calibration.captions :]
         ]
     loaded = load_reference_model(store, request.model, recipe, torch.device("cpu"), dtype)
-    residence = Residence(device, chosen.slots or FEWEST_SLOTS)
+    hooks = OffloadHooks(device, chosen.slots or FEWEST_SLOTS)
     for transformer, count in zip(loaded.modules, chosen.streamed_blocks, strict=True):
         blocks: list[torch.nn.Module] = [*transformer.get_submodule("layers").children()]
-        reside(transformer, blocks, spread(count, len(blocks)), residence)
+        offload(transformer, blocks, spread(count, len(blocks)), hooks)
     trajectory = Trajectory.of(request, preset, float(parts.scheduler.config.shift), device)
     yield from gather(calibration, loaded, features, trajectory, path)
     for found, module in zip(calibration.branches, loaded.modules, strict=True):
         found.smooth(Weights(module))
     calibration.save(path)
     partial(path).unlink(missing_ok=True)
-    residence.close()
+    hooks.close()
     release(device)
     total = len(captions) * preset.steps
     yield Event("calibrate", recipe, total, total, message=summary(calibration))
