@@ -50,6 +50,7 @@ LINES: list[list[str]] = [
         "quantization.packing",
         "quantization.run",
         "quantization.smoke",
+        "quantization.smoothing",
         "quantization.tuning",
         "quantization.writer",
         "comparison",

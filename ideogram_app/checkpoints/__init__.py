@@ -1,7 +1,7 @@
 """Where weights come from and where they rest.
 
 local.py           the published repositories, as rows
-transformer.py           any layout this version reads -> a lazy stream of (official tensor name, tensor)
+transformer.py           a transformer in any layout this version reads, by the official tensor names
 storage.py           a recipe's files: what is written for each tensor, and how it is read back
 safetensors.py  safetensors bytes: headers checked, tensors read and placed one by one
 gguf.py         GGUF bytes

@@ -41,7 +41,7 @@ def encode_prompt(request: Request, chosen: Plan, desk: Session, features: Featu
     """
     first, *others = _ways(request, chosen, desk.kept)
     where = find_components(request.model, store=desk.store)
-    parts = where, where.vae("cpu", COMPUTE_DTYPES[chosen.compute_dtype]), where.scheduler().config.shift
+    parts = where, where.vae("cpu", COMPUTE_DTYPES[chosen.compute_dtype]), where.shift()
     outcome = _read(request, chosen, desk, features, parts, first)
     for way in others:
         if not isinstance(outcome, OutOfMemory):

@@ -69,7 +69,7 @@ def picture(store: Store, model: str, recipe: str, parts: Components, folder: Pa
     def load() -> Loaded:
         return load_transformers(store, model, recipe, CPU, torch.float32)
 
-    start = share(request, CPU, lambda: read(parts, request), parts.vae, parts.scheduler.config.shift)
+    start = share(request, CPU, lambda: read(parts, request), parts.vae, parts.shift)
     *_, last = draw(request, recipe, load, start, folder)
     assert last.result and last.result.image
     with Image.open(last.result.image) as image:
