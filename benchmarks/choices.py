@@ -136,7 +136,7 @@ def captions(count: int) -> Iterator[tuple[scenes.Scene, str]]:
 def draw(row: Row, loaded: Loaded, parts: Components, features: Tensor, seed: int) -> Image.Image:
     """One picture; its time and the number of blocks that ran are noted in the row."""
     preset = find_preset(row.preset)
-    sigmas = schedule(preset, scenes.SIDE, scenes.SIDE, float(parts.scheduler.config.shift))
+    sigmas = schedule(preset, scenes.SIDE, scenes.SIDE, parts.shift)
     ran = [0]
 
     def count(*_: Any) -> None:

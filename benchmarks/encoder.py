@@ -185,7 +185,7 @@ def built(name: str, recipe: Recipe, weights: EncoderWeights) -> tuple[dict[str,
 def draw(parts: Components, loaded: Loaded, text: Tensor, preset: str, seed: int) -> Image.Image:
     """The miniature's picture for these text features (1, n, taps x hidden)."""
     steps = find_preset(preset)
-    sigmas = schedule(steps, SIDE, SIDE, float(parts.scheduler.config.shift))
+    sigmas = schedule(steps, SIDE, SIDE, parts.shift)
     velocity = GuidedModel(loaded, text, TOKENS_A_SIDE, TOKENS_A_SIDE, times(sigmas))
     guidance = guidance_for(steps, find_model("miniature"), None)
     *_, last = denoise(velocity, make_noise(seed, SIDE, SIDE), sigmas, guidance)

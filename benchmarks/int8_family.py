@@ -209,7 +209,7 @@ def trajectories(parts: Components, count: int) -> Iterator[tuple[Tensor, Tensor
 def steps_of(parts: Components) -> tuple[Tensor, tuple[float, ...]]:
     """Noise levels and guidance of the preset."""
     preset = find_preset("default-20")
-    return schedule(preset, SIDE, SIDE, float(parts.scheduler.config.shift)), guidance_for(preset, MODEL)
+    return schedule(preset, SIDE, SIDE, parts.shift), guidance_for(preset, MODEL)
 
 
 def layer_rows(calibration: Calibration, parts: Components, captions: int = 4) -> list[dict[str, Any]]:

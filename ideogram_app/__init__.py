@@ -9,9 +9,11 @@ Its modules (this list is made by tools/docs.py):
 
     __main__.py    `python -m ideogram_app`: what the page does, without the page.
     errors.py      The one family of errors a user may see.
-    folders.py     Where things lie when nobody names a folder: the project, its weights and its pictures.
+    files.py       Files and folders: atomic writes, hashes, locks, free and taken bytes of a disk, and the default
+                   folders.
     recipe_api.py  The documented import path of interop/quant_config.py.
     records.py     What flows from one room to the next, as frozen dataclasses without tensors.
+    text.py        Sizes, durations, moments and lists as text for people.
     wire.py        Frozen dataclasses to JSON and back, without loss.
     benchmark/     How fast a step is: our recipes beside what stock diffusers does, on this device, in one run.
     catalog/       What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder.

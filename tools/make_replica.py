@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
 from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
-from ideogram_app.checkpoints.published.tensor_names import fused  # noqa: E402
+from ideogram_app.checkpoints.published.tensor_names import official_place, official_shapes  # noqa: E402
 from ideogram_app.checkpoints.published.transformer import SourceBranch  # noqa: E402
 from ideogram_app.errors import AppError, RequestError, choose  # noqa: E402
 from tools.replica_components import write_components  # noqa: E402
@@ -128,12 +128,9 @@ def _given(source: Path) -> Contents:
     readers = (SourceBranch(source / BRANCHES[0]), SourceBranch(source / BRANCHES[1]))
 
     def values_of(reader: SourceBranch) -> Values:
-        names: dict[str, list[str]] = {}
-        for name in reader.dtypes:
-            names.setdefault(fused(name), []).append(name)
-
         def values(name: str, shape: tuple[int, ...]) -> Tensor:
-            return torch.cat([reader.tensor(part).float() for part in names.get(name, [name])])
+            official, part = official_place(name)
+            return reader.tensor(official, slice(part * shape[0], (part + 1) * shape[0])).float()
 
         return values
 
@@ -141,22 +138,13 @@ def _given(source: Path) -> Contents:
     return Contents(branches, (readers[0].config, readers[1].config), (values_of(readers[0]), values_of(readers[1])))
 
 
-def tensors(branch: Branch, is_fused: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as they are stored, without prefix."""
-    for name, shape in branch.shapes().items():
-        stored = fused(name) if is_fused else name
-        if stored != name and ".to_q." in name:
-            yield stored, (3 * shape[0], *shape[1:])
-        elif stored == name or ".to_out." in name:
-            yield stored, shape
-
-
 def packed_parts(replica: Replica, contents: Contents, number: int) -> Iterator[Part]:
     """One transformer in the replica's packing, under its names."""
     branch, prefix = contents.branches[number], replica.prefixes[number]
     linears = {f"{linear.name}.weight" for linear in branch.linears()}
-    packed = {fused(name) if replica.fused else name for name in linears} if replica.pack else set()
-    for name, shape in tensors(branch, replica.fused):
+    packed = {official_place(name)[0] if replica.fused else name for name in linears} if replica.pack else set()
+    shapes = official_shapes(branch.shapes()) if replica.fused else branch.shapes()
+    for name, shape in shapes.items():
         values, module = contents.values[number](name, shape), name.removesuffix(".weight")
         if replica.pack and name in packed and replica.packs(module):
             yield from (part.named(prefix + module) for part in replica.pack(values, shape[0]))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ideogram_app.catalog.models import Branch
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import block_type
-from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
+from ideogram_app.checkpoints.prepared.storage import PackedWeight, held_as, held_packed, held_shapes
 from ideogram_app.quantization import fp8, int8, k_quants, nf4
 from ideogram_app.quantization.rotation import rotate
 
@@ -83,21 +83,23 @@ class RandomBranch:
 
     def __init__(self, branch: Branch, recipe: Recipe, tiles: Tiles) -> None:
         self.recipe, self.tiles = recipe, tiles
-        self.packed = packed_layers(recipe, branch)
-        self._shapes = branch.shapes()
+        self.packed, self._held = held_packed(recipe, branch), held_shapes(recipe, branch)
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows."""
-        height, *rest = self._shapes[name]
+        height, *rest = self._held[name]
         return self.tiles.dense((_count(rows, height), *rest), name)
 
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
-        """The weight of a Linear as it rests, or some of its rows."""
-        if linear not in self.packed:
-            return self.tensor(f"{linear}.weight", rows)
-        height, columns = self._shapes[f"{linear}.weight"]
-        kind = block_type(self.recipe, linear, columns) if self.recipe.storage == "gguf" else ""
-        return self.tiles.packed(self.recipe.storage, _count(rows, height), columns, kind)
+    def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
+        """The weight of a Linear as it rests."""
+        return tuple(map(self._one, held_as(self.recipe, linear)))
+
+    def _one(self, held: str) -> Tensor | PackedWeight:
+        if held not in self.packed:
+            return self.tensor(f"{held}.weight")
+        rows, columns = self._held[f"{held}.weight"]
+        kind = block_type(self.recipe, held, columns) if self.recipe.storage == "gguf" else ""
+        return self.tiles.packed(self.recipe.storage, rows, columns, kind)
 
 
 def _seeded(text: str) -> torch.Generator:

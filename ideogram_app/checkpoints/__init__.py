@@ -3,8 +3,7 @@
 Its modules (this list is made by tools/docs.py):
 
     gguf.py         GGUF files: tensors written one by one, tensors read where they lie.
-    prefetch.py     Weights on their way from disk to where they stay, read ahead in the order in which they will be
-                    asked for.
+    prefetch.py     Prefetch: tensors read from files by threads, ahead of their use, to where they stay.
     safetensors.py  Safetensors files: headers read and checked, tensors read where they lie, headers written before the
                     data exist.
     span.py         Where a tensor lies: a file, a place in it, and what its bytes mean. Every read of weights goes

@@ -51,7 +51,7 @@ def encode_prompt(planned: PlannedRequest, session: Session) -> SharedInputs | O
     request, chosen = planned.request, planned.encoding
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
     parts = find_components(request.model, store=session.store)
-    vae, shift = parts.vae("cpu", dtype), parts.scheduler().config.shift
+    vae, shift = parts.vae("cpu", dtype), parts.shift()
     key = text.FeatureKey(request.model, parts.identity, dtype, request.caption)
     ids = torch.tensor([planned.tokens])  # (1, n)
     shortage: OutOfMemory | None = None

@@ -44,16 +44,24 @@ from ideogram_app.checkpoints.prepared.manifest import Manifest, expect_size, re
 from ideogram_app.checkpoints.prepared.storage import branch_file
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
-from ideogram_app.checkpoints.published.tensor_names import WEIGHT, parse, pieces
+from ideogram_app.checkpoints.published.tensor_names import WEIGHT, diffusers_names, parse
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.model.components import STOCK, load_components
+from ideogram_app.model.components import (
+    SCHEDULER,
+    TOKENIZER,
+    VAE,
+    ComponentsFolder,
+    dense_tensors,
+    find_components,
+    load_offline,
+    stock_tokenizer,
+)
 
 if TYPE_CHECKING:
     from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel
 
 MODEL_CLASS = "Ideogram4Transformer2DModel"
 READ_BY_DIFFUSERS = ("dense", "int8", "gguf")  # storages
-THIRDS = 3  # of fused attention: q, k, v
 
 
 class TextSide(nn.Module):
@@ -114,8 +122,9 @@ def to_diffusers(
     linears = {f"{linear.name}.weight" for linear in shape_of.linears()}
     found: dict[str, Tensor] = {}
     for stored, base, tensor in _of_one_branch(checkpoint, branch):
-        for name, third in pieces(base):
-            part = tensor if third is None else tensor.chunk(THIRDS)[third]
+        names = diffusers_names(base)
+        parts = (tensor,) if len(names) == 1 else tensor.chunk(len(names))
+        for name, part in zip(names, parts, strict=False):  # fewer rows than parts: the last are missing, and said so
             _check(stored, name, part, shapes, found)
             keeps_packing = name in linears and _quant_type(part) != gguf.GGMLQuantizationType.BF16
             found[name] = part if keeps_packing else _decoded(part)
@@ -154,14 +163,24 @@ def load_pipeline(
     store, recorded = Store(folder.absolute().parents[2]), Path(manifest.source)
     if source is None and recorded.is_dir() and not store.components_status(manifest.model).usable:
         source = recorded
-    parts = load_components(manifest.model, "cpu", dtype, Path(source) if source else None, store, STOCK)
-    return Ideogram4Pipeline(
-        scheduler=parts.scheduler,
-        vae=parts.vae,
-        text_encoder=TextSide(parts.text_encoder.language_model),
-        tokenizer=parts.tokenizer,
-        **transformers,
-    )
+    where = find_components(manifest.model, Path(source) if source else None, store)
+    return Ideogram4Pipeline(**stock_parts(where, dtype), **transformers)
+
+
+def stock_parts(where: ComponentsFolder, dtype: torch.dtype) -> dict[str, Any]:
+    """Tokenizer, text encoder, VAE and scheduler as transformers and diffusers have them, by their names in a pipeline.
+
+    Raises:
+        CheckpointError: missing or damaged; the message names file or folder.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return {
+        "tokenizer": stock_tokenizer(where.folder / TOKENIZER),
+        "text_encoder": TextSide(where.text_encoder("cpu", dtype, build=_stock_language_model).language_model),
+        "vae": _stock_vae(where.folder / VAE, dtype),
+        "scheduler": load_offline(FlowMatchEulerDiscreteScheduler.from_pretrained, where.folder / SCHEDULER),
+    }
 
 
 def _transformer(folder: Path, manifest: Manifest, branch: str, dtype: torch.dtype) -> Ideogram4Transformer2DModel:
@@ -184,6 +203,32 @@ def _transformer(folder: Path, manifest: Manifest, branch: str, dtype: torch.dty
         local_files_only=True,
     )
     return cast("Ideogram4Transformer2DModel", module)
+
+
+def _stock_language_model(config: Mapping[str, Any]) -> nn.Module:
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
+
+    text = {key: value for key, value in config.get("text_config", config).items() if key != "dtype"}
+    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
+        model: nn.Module = Qwen3VLTextModel._from_config(Qwen3VLTextConfig(**text))
+    model.norm = nn.Identity()  # the transformer does not see it
+    return model
+
+
+def _stock_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """diffusers' own; libraries fill missing tensors with random numbers and a warning, which is an error here."""
+    from diffusers import AutoencoderKLFlux2
+
+    dense_tensors(folder)
+    settings = {"output_loading_info": True, "use_safetensors": True}
+    module, report = load_offline(AutoencoderKLFlux2.from_pretrained, folder, **settings)
+    missing = sorted(report["missing_keys"])
+    if missing or report["mismatched_keys"]:
+        wrong = missing[0] if missing else str(next(iter(report["mismatched_keys"])))
+        raise CheckpointError(f"The weights in {folder} do not fill an AutoencoderKLFlux2", got=f"nothing for {wrong}")
+    filled: nn.Module = module.to(dtype)
+    return filled.eval().requires_grad_(False)
 
 
 def _of_one_branch(checkpoint: Mapping[str, Tensor], branch: str | None) -> Iterator[tuple[str, str, Tensor]]:

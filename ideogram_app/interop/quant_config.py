@@ -119,11 +119,16 @@ class QuantRecipe:
 
     def __post_init__(self) -> None:
         choose(PRECISIONS, self.precision, "recipe")
-        known = set(_linears(self.num_layers))
-        _check_components(self.components)
-        strange = [name for name in self.protected_layers if name not in known]
-        if strange:
-            raise _unknown_layer(strange[0], self.num_layers)
+        if not self.components or any(self.components.count(name) != (name in COMPONENTS) for name in self.components):
+            raise RequestError(
+                "These components cannot be quantized",
+                expected=f"one or more of {', '.join(COMPONENTS)}, each once",
+                got=", ".join(f"{name!r:.40}" for name in self.components) or "none",
+            )
+        known = _linears(self.num_layers)
+        for name in self.protected_layers:
+            if name not in known:
+                raise _unknown_layer(name, self.num_layers)
 
 
 def available_recipes() -> tuple[str, ...]:
@@ -156,12 +161,15 @@ def ideogram4_protected_layers(
         RequestError: fewer than one block, or an extra name that is none.
     """
     names = _linears(num_layers)
-    kept = set(_inside(names, extra, num_layers))
-    for name in names:
-        final = name.startswith(FINAL_LAYER)
-        one_row = any(fragment in name for fragment in ONE_ROW_LAYERS)
-        if protect_final_layer if final else one_row or (protect_ffn_down and name.endswith(FEED_FORWARD_OUTPUT)):
-            kept.add(name)
+    kept = {name for name in names if any(fragment in name for fragment in ONE_ROW_LAYERS)}
+    for fragment, keeps in ((FEED_FORWARD_OUTPUT, protect_ffn_down), (FINAL_LAYER, protect_final_layer)):
+        found = {name for name in names if fragment in name}
+        kept = kept | found if keeps else kept - found
+    for module in _as_tuple(extra):
+        inside = {name for name in names if f"{name}.".startswith(f"{module}.")}
+        if not inside:
+            raise _unknown_layer(module, num_layers)
+        kept |= inside
     return tuple(name for name in names if name in kept)
 
 
@@ -187,7 +195,7 @@ def ideogram4_quant_recipe(
     """
     row = choose(PRECISIONS, precision, "recipe")
     protected = ideogram4_protected_layers(num_layers, row.protects_ffn_down, extra=extra_protected_layers)
-    return QuantRecipe(precision, num_layers, _check_components(components), protected)
+    return QuantRecipe(precision, num_layers, _as_tuple(components), protected)
 
 
 def build_pipeline_quant_config(recipe: QuantRecipe | str, **overrides: Any) -> PipelineQuantizationConfig:
@@ -204,15 +212,13 @@ def build_pipeline_quant_config(recipe: QuantRecipe | str, **overrides: Any) -> 
         RequestError: an unknown recipe, component, layer or override, or a package that is not installed.
     """
     recipe = ideogram4_quant_recipe(recipe) if isinstance(recipe, str) else recipe
-    own: dict[str, Any] = {name: _as_tuple(overrides[name]) for name in OVERRIDABLE if name in overrides}
+    own: dict[str, Any] = {name: _as_tuple(overrides.pop(name)) for name in OVERRIDABLE if name in overrides}
     recipe = replace(recipe, **own)
-    arguments = {name: value for name, value in overrides.items() if name not in OVERRIDABLE}
     from diffusers import PipelineQuantizationConfig
 
     row = PRECISIONS[recipe.precision]
-    make = _bitsandbytes if row.backend == "bitsandbytes" else _torchao
     try:
-        mapping = {component: make(row, recipe, component, arguments) for component in recipe.components}
+        mapping = {component: _configured(row, recipe, component, overrides) for component in recipe.components}
     except ImportError as problem:  # diffusers looks for a package's version when it is asked for a configuration
         raise RequestError(
             f"{recipe.precision} cannot be configured here", expected=row.needs or row.backend, got=str(problem)
@@ -220,34 +226,34 @@ def build_pipeline_quant_config(recipe: QuantRecipe | str, **overrides: Any) -> 
     return PipelineQuantizationConfig(quant_mapping=mapping)
 
 
-def _torchao(row: Precision, recipe: QuantRecipe, component: str, overrides: Mapping[str, Any]) -> Any:
+def _configured(row: Precision, recipe: QuantRecipe, component: str, overrides: dict[str, Any]) -> Any:
     """One component's configuration, of the library that will load it."""
+    import diffusers
+    import transformers
+
+    encodes, kept = component == TEXT_ENCODER, list(recipe.protected_layers)
+    if row.backend == "bitsandbytes":
+        _check_overrides(diffusers.BitsAndBytesConfig, overrides)
+        arguments = {**row.arguments, **overrides}
+        if encodes:
+            return transformers.BitsAndBytesConfig(**arguments)
+        return diffusers.BitsAndBytesConfig(**arguments, llm_int8_skip_modules=kept)
     from torchao import quantization
 
     method = getattr(quantization, row.method)
     _check_overrides(method, overrides)
-    if component == TEXT_ENCODER:
-        from transformers import TorchAoConfig as EncoderConfig
-
-        return EncoderConfig(getattr(quantization, row.encoder_method)())
-    from diffusers import TorchAoConfig
-
-    arguments = {"granularity": getattr(quantization, row.granularity)()} if row.granularity else {}
-    settings = method(**(arguments | dict(overrides)))
-    return TorchAoConfig(settings, modules_to_not_convert=list(recipe.protected_layers))
+    if encodes:
+        return transformers.TorchAoConfig(getattr(quantization, row.encoder_method)())
+    shared = {"granularity": getattr(quantization, row.granularity)()} if row.granularity else {}
+    return diffusers.TorchAoConfig(method(**{**shared, **overrides}), modules_to_not_convert=kept)
 
 
-def _bitsandbytes(row: Precision, recipe: QuantRecipe, component: str, overrides: Mapping[str, Any]) -> Any:
-    """One component's configuration, of the library that will load it."""
-    from diffusers import BitsAndBytesConfig
-
-    _check_overrides(BitsAndBytesConfig, overrides)
-    arguments = dict(row.arguments) | dict(overrides)
-    if component == TEXT_ENCODER:
-        from transformers import BitsAndBytesConfig as EncoderConfig
-
-        return EncoderConfig(**arguments)
-    return BitsAndBytesConfig(**arguments, llm_int8_skip_modules=list(recipe.protected_layers))
+def _check_overrides(method: Any, overrides: Mapping[str, Any]) -> None:
+    """Refuse what a configuration class would drop in silence or fail on with a TypeError."""
+    known = [name for name in inspect.signature(method).parameters if name not in ("kwargs", "llm_int8_skip_modules")]
+    unknown = sorted(overrides.keys() - set(known))
+    if unknown:
+        raise RequestError(f"Unknown override {unknown[0]!r:.60}", expected=", ".join((*OVERRIDABLE, *known)))
 
 
 def _linears(num_layers: int) -> tuple[str, ...]:
@@ -262,45 +268,14 @@ def _linears(num_layers: int) -> tuple[str, ...]:
     return tuple(linear.name for linear in replace(PUBLISHED_BRANCH, num_layers=num_layers).linears())
 
 
-def _inside(names: tuple[str, ...], asked: Iterable[str], num_layers: int) -> list[str]:
-    """The Linears that are asked for by their own name or by that of a module around them."""
-    found: list[str] = []
-    for module in _as_tuple(asked):
-        matching = [name for name in names if name == module or name.startswith(f"{module}.")]
-        if not matching:
-            raise _unknown_layer(module, num_layers)
-        found += matching
-    return found
-
-
 def _unknown_layer(name: str, num_layers: int) -> RequestError:
-    outside = ", ".join(name for name in _linears(1) if not name.startswith("layers."))
-    inside = ", ".join(name.removeprefix("layers.0.") for name in _linears(1) if name.startswith("layers."))
+    one = _linears(1)
+    outside = ", ".join(linear for linear in one if not linear.startswith("layers."))
+    inside = ", ".join(linear.removeprefix("layers.0.") for linear in one if linear.startswith("layers."))
     return RequestError(
         f"There is no Linear {name!r:.80} in a transformer of {num_layers} layers",
         expected=f"whole names: {outside}, or layers.0 to layers.{num_layers - 1} with {inside}",
     )
-
-
-def _check_components(components: Iterable[str]) -> tuple[str, ...]:
-    """The components as a tuple, if each is one and is named once."""
-    named = _as_tuple(components)
-    wrong = [name for name in named if name not in COMPONENTS or named.count(name) > 1]
-    if wrong or not named:
-        raise RequestError(
-            "These components cannot be quantized",
-            expected=f"one or more of {', '.join(COMPONENTS)}, each once",
-            got=", ".join(f"{name!r:.40}" for name in named) or "none",
-        )
-    return named
-
-
-def _check_overrides(method: Any, overrides: Mapping[str, Any]) -> None:
-    """Refuse what a configuration class would drop in silence or fail on with a TypeError."""
-    known = [name for name in inspect.signature(method).parameters if name not in ("kwargs", "llm_int8_skip_modules")]
-    unknown = sorted(overrides.keys() - set(known))
-    if unknown:
-        raise RequestError(f"Unknown override {unknown[0]!r:.60}", expected=", ".join((*OVERRIDABLE, *known)))
 
 
 def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ Its modules (this list is made by tools/docs.py):
 
     capabilities.py  What a kind of device can and cannot do, each answer with its sentence: computing type, INT8 units,
                      obstacles.
+    copies.py        Copies from host memory to a device: pinned memory, a copy stream beside the compute stream, events
+                     between the two.
     gpu_specs.py     Peaks of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by the name that
                      a driver gives.
     hardware.py      What this machine is: `detect(disk) -> Hardware`, the only file that asks.

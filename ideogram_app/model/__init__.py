@@ -4,8 +4,8 @@ Its modules (this list is made by tools/docs.py):
 
     cache.py            What stays loaded from one picture to the next: both transformers, and the text encoder where
                         there is room for it.
-    components.py       What stands around the transformers: tokenizer, text encoder, decoder of pictures, settings of
-                        the scheduler.
+    components.py       What stands around the transformers: tokenizer, text encoder, decoder of pictures, the
+                        scheduler's shift.
     loader.py           From files to modules: both transformers in a recipe's storage.
     reference_model.py  diffusers' own transformer, filled from our files: the truth behind the backbone, and what is
                         calibrated.

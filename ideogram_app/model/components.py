@@ -1,20 +1,21 @@
-"""What stands around the transformers: tokenizer, text encoder, decoder of pictures, settings of the scheduler.
+"""What stands around the transformers: tokenizer, text encoder, decoder of pictures, the scheduler's shift.
 
     where = find_parts(model, store=store)                  which folder, checked; nothing is loaded yet
     encoder = where.text_encoder(device, dtype)             each when it is asked for
     parts = load_pipeline_parts(model, device, dtype)       all of them at once
 
-They are made of this program's own modules (`OWN`), which import nothing but torch, so that loading takes as long as
-reading; or of transformers' and diffusers' (`STOCK`), for a pipeline of theirs (interop/pipeline.py). Nothing is read
-over the network. What is missing, truncated or packed in a way that cannot be read is an error that names the file.
+They are made of this program's own modules, which import nothing but torch, so that loading takes as long as reading.
+Nothing is read over the network. What is missing, truncated or packed in a way that cannot be read is an error that
+names the file.
 
-Left out: the transformers themselves (loader.py), and on which device what lives when (offload.py).
+Left out: the transformers themselves (loader.py), on which device what lives when (offload.py), and components of
+diffusers and transformers, for a pipeline of theirs (interop/pipeline.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ideogram_app.checkpoints.published.transformer import read_config, weight_f
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import identity
-from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file, encoder_from_source
+from ideogram_app.model.text_encoder.encoder import Builder, CaptionEncoder, encoder_from_file, encoder_from_source
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.text_encoder.tokenizer import VOCABULARY, CaptionTokenizer
 from ideogram_app.model.vae import Autoencoder, autoencoder
@@ -46,42 +47,17 @@ COUNTER = "num_batches_tracked"  # of training; nothing that draws reads it
 
 
 @dataclass(frozen=True)
-class SchedulerConfig:
-    """shift: of the noise levels, `sampler.schedule`."""
-
-    shift: float
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """All that drawing asks a scheduler for; its steps are those of generation/sampler.py."""
-
-    config: SchedulerConfig
-
-
-@dataclass(frozen=True)
 class Components:
-    """What stands around the transformers."""
+    """What stands around the transformers.
+
+    Attributes:
+        shift: of the noise levels (`pipeline.schedule`): all that drawing asks a scheduler for.
+    """
 
     tokenizer: Any
     text_encoder: nn.Module
-    vae: Any
-    scheduler: Any
-
-
-@dataclass(frozen=True)
-class Makers:
-    """What parts are made of.
-
-    Attributes:
-        tokenizer, vae, scheduler: from their folders; the VAE in a computing type.
-        language_model: the text side that a config describes, parameters on the meta device.
-    """
-
-    tokenizer: Callable[[Path], Any]
-    language_model: Callable[[Mapping[str, Any]], nn.Module]
-    vae: Callable[[Path, torch.dtype], nn.Module]
-    scheduler: Callable[[Path], Any]
+    vae: Autoencoder
+    shift: float
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,6 @@ class ComponentsFolder:
 
     folder: Path
     kept: str
-    makers: Makers
 
     @property
     def identity(self) -> str:
@@ -103,44 +78,47 @@ class ComponentsFolder:
 
     def tokenizer(self) -> Any:
         """Raises: CheckpointError: missing or damaged."""
-        return self.makers.tokenizer(self.folder / TOKENIZER)
+        return read_tokenizer(self.folder / TOKENIZER)
 
     def encoder_file(self) -> PackedBranch | None:
         """The file of an encoder that was prepared; None where the folder is that of a pipeline."""
         return open_encoder(self.folder, self.kept)[0] if self.kept else None
 
     def text_encoder(
-        self, device: torch.device | str, dtype: torch.dtype, away: frozenset[str] = frozenset()
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        away: frozenset[str] = frozenset(),
+        build: Builder = text_model,
     ) -> CaptionEncoder:
         """The text side, but for the numbers of matrices that a prepared file holds and somebody else brings.
+
+        Args:
+            build: as for `encoder_from_file`.
 
         Raises:
             CheckpointError: missing or damaged; the message names the file.
         """
-        build = self.makers.language_model
         if self.kept:
             return encoder_from_file(*open_encoder(self.folder, self.kept), device, dtype, build, away)
         source = SourceEncoder(self.folder / ENCODER)
         return encoder_from_source(source, find_encoder_recipe(DENSE), device, dtype, build)
 
-    def vae(self, device: torch.device | str, dtype: torch.dtype) -> Any:
+    def vae(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
         """Raises: CheckpointError: missing or damaged; the message names the file."""
-        return self.makers.vae(self.folder / VAE, dtype).to(device)
+        return read_autoencoder(self.folder / VAE, dtype).to(device)
 
-    def scheduler(self) -> Any:
+    def shift(self) -> float:
         """Raises: CheckpointError: missing or damaged."""
-        return self.makers.scheduler(self.folder / SCHEDULER)
+        return read_shift(self.folder / SCHEDULER)
 
 
-def find_components(
-    model_name: str, source: Path | None = None, store: Store | None = None, makers: Makers | None = None
-) -> ComponentsFolder:
+def find_components(model_name: str, source: Path | None = None, store: Store | None = None) -> ComponentsFolder:
     """Where the parts of a model lie; what ships with the program is compared with its sums.
 
     Args:
         source: a pipeline folder; what ships with the program where None.
         store: whose companions of the model are taken where nothing ships and no folder is named.
-        makers: `OWN` where None.
 
     Raises:
         AccessError: the weights do not ship with the program, no folder was named, and none were prepared.
@@ -148,11 +126,11 @@ def find_components(
     """
     status = store.components_status(model_name) if store and source is None else None
     if status and status.state == "ready":
-        return ComponentsFolder(status.path, status.recipe, makers or OWN)
+        return ComponentsFolder(status.path, status.recipe)
     folder = local_folder(model_name, source)
     if folder == find_source(model_name).included:
         verify_sums(folder, (ENCODER, TOKENIZER, VAE))
-    return ComponentsFolder(folder, "", makers or OWN)
+    return ComponentsFolder(folder, "")
 
 
 def load_components(
@@ -161,26 +139,25 @@ def load_components(
     dtype: torch.dtype,
     source: Path | None = None,
     store: Store | None = None,
-    makers: Makers | None = None,
 ) -> Components:
     """Load all of them; arguments and errors are those of `find_components` and of the parts.
 
     Args:
         dtype: the computing type.
     """
-    where = find_components(model_name, source, store, makers)
-    return Components(where.tokenizer(), where.text_encoder(device, dtype), where.vae(device, dtype), where.scheduler())
+    where = find_components(model_name, source, store)
+    return Components(where.tokenizer(), where.text_encoder(device, dtype), where.vae(device, dtype), where.shift())
 
 
-def read_scheduler(folder: Path) -> Scheduler:
-    """The settings of a scheduler folder.
+def read_shift(folder: Path) -> float:
+    """The shift of a scheduler's folder.
 
     Raises:
         CheckpointError: missing or damaged.
     """
     path = folder / SCHEDULER_CONFIG
     try:
-        return Scheduler(SchedulerConfig(float(json.loads(path.read_text(encoding="utf-8")).get("shift", SHIFT))))
+        return float(json.loads(path.read_text(encoding="utf-8")).get("shift", SHIFT))
     except FileNotFoundError as problem:
         raise CheckpointError(f"There is no file {path}") from problem
     except (ValueError, TypeError, AttributeError) as problem:
@@ -193,7 +170,7 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: missing or damaged.
     """
-    return CaptionTokenizer(folder) if (folder / VOCABULARY).is_file() else _stock_tokenizer(folder)
+    return CaptionTokenizer(folder) if (folder / VOCABULARY).is_file() else stock_tokenizer(folder)
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
@@ -202,7 +179,7 @@ def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
     Raises:
         CheckpointError: a file is missing, truncated or packed, or does not fill the decoder.
     """
-    stored = _dense_tensors(folder)
+    stored = dense_tensors(folder)
     module = autoencoder(read_config(folder))
     for name, place in module.state_dict().items():
         if name.endswith(COUNTER):
@@ -224,8 +201,12 @@ def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
     return module.eval().requires_grad_(False)
 
 
-def _dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, SafetensorsTensor]]:
-    """Every tensor of a folder's weights; refuses files that are truncated, or need more than a change of type."""
+def dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, SafetensorsTensor]]:
+    """Every tensor of a folder's weights, by its name.
+
+    Raises:
+        CheckpointError: a file is truncated, or needs more than a change of type.
+    """
     found = {}
     for path in weight_files(folder):
         file = SafetensorsFile(path)
@@ -240,52 +221,22 @@ def _dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, Safetensors
     return found
 
 
-def _stock_tokenizer(folder: Path) -> Any:
+def stock_tokenizer(folder: Path) -> Any:
+    """transformers' own.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
     from transformers import AutoTokenizer
 
-    return _named(AutoTokenizer.from_pretrained, folder)
+    return load_offline(AutoTokenizer.from_pretrained, folder)
 
 
-def _stock_language_model(config: Mapping[str, Any]) -> nn.Module:
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import Qwen3VLTextConfig, Qwen3VLTextModel
-
-    text = {key: value for key, value in config.get("text_config", config).items() if key != "dtype"}
-    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
-        model: nn.Module = Qwen3VLTextModel._from_config(Qwen3VLTextConfig(**text))
-    model.norm = nn.Identity()  # the transformer does not see it
-    return model
-
-
-def _stock_vae(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """diffusers' own; libraries fill missing tensors with random numbers and a warning, which is an error here."""
-    from diffusers import AutoencoderKLFlux2
-
-    _dense_tensors(folder)
-    module, report = _named(AutoencoderKLFlux2.from_pretrained, folder, output_loading_info=True, use_safetensors=True)
-    missing = sorted(report["missing_keys"])
-    if missing or report["mismatched_keys"]:
-        wrong = missing[0] if missing else str(next(iter(report["mismatched_keys"])))
-        raise CheckpointError(f"The weights in {folder} do not fill an AutoencoderKLFlux2", got=f"nothing for {wrong}")
-    filled: nn.Module = module.to(dtype)
-    return filled.eval().requires_grad_(False)
-
-
-def _stock_scheduler(folder: Path) -> Any:
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    return _named(FlowMatchEulerDiscreteScheduler.from_pretrained, folder)
-
-
-def _named(load: Callable[..., Any], folder: Path, **settings: Any) -> Any:
-    """Call a library's loader offline; its errors come out naming the folder."""
+def load_offline(load: Callable[..., Any], folder: Path, **settings: Any) -> Any:
+    """Call a library's loader without its network; its errors come out naming the folder."""
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}")
     try:
         return load(folder, local_files_only=True, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as problem:
         raise CheckpointError(f"{folder} cannot be loaded", got=f"{type(problem).__name__}: {problem}") from problem
-
-
-OWN = Makers(read_tokenizer, text_model, read_autoencoder, read_scheduler)
-STOCK = Makers(_stock_tokenizer, _stock_language_model, _stock_vae, _stock_scheduler)

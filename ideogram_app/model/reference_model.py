@@ -1,7 +1,8 @@
 """diffusers' own transformer, filled from our files: the truth behind the backbone, and what is calibrated.
 
-A calibration watches what every Linear of the published names reads, and the backbone has merged some of those and runs
-others once a picture. Here they all stand where diffusers has them, packed ones as drop-in layers (layers.py).
+A calibration watches what every Linear of diffusers' names reads, and the backbone has merged some of those and runs
+others once a picture. Here they all stand where diffusers has them, packed ones as drop-in layers (layers.py). This is
+the one place where a q, k and v that were one matrix become three.
 
     stock = load_stock(store, model, recipe, device, dtype)
     velocity = StockVelocity(stock, features, rows, columns, times)        velocity(latents, step, guidance)
@@ -11,7 +12,7 @@ Left out: speed. Text features and adaLN are computed again in every step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch
+from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_shapes
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.loader import open_branches
 from ideogram_app.model.transformer.assemble import BranchWeights
@@ -110,22 +113,30 @@ def _filled(
 ) -> nn.Module:
     """One transformer with every weight in its place."""
     module = _empty(config)
-    packed = {each.name for each in branch.linears() if not isinstance(weights.stored(each.name, slice(0, 1)), Tensor)}
-    for name in branch.shapes():
-        owner, leaf = name.rsplit(".", 1)
-        if leaf != "weight" or owner not in packed:
-            value = weights.tensor(name).to(device=device, dtype=dtype)
-            setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
-    for each in branch.linears():
-        if each.name in packed:
-            bias = module.get_parameter(f"{each.name}.bias").data if each.bias else None
-            layer = linear(weights.stored(each.name), bias, dtype)
-            module.set_submodule(each.name, layer.to(device))
+    linears = {each.name for each in branch.linears()}
+    for official in official_shapes(branch.shapes()):
+        stem, _, leaf = official.rpartition(".")
+        is_matrix = leaf == "weight" and linears.issuperset(diffusers_names(stem))
+        for name, value in _apart(weights, stem) if is_matrix else [(stem, weights.tensor(official))]:
+            if isinstance(value, Tensor):
+                parameter = nn.Parameter(value.to(device=device, dtype=dtype), requires_grad=False)
+                setattr(module.get_submodule(name), leaf, parameter)
+            else:  # its bias is next
+                module.set_submodule(name, linear(value, None, dtype).to(device))
     module.get_submodule("rotary_emb").to(device)  # computed, never stored
     holes = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if holes:
         raise CheckpointError(f"A transformer was left with {len(holes)} holes", got=f"first {holes[0]}")
     return module.eval().requires_grad_(False)
+
+
+def _apart(weights: BranchWeights, official: str) -> Iterator[tuple[str, Tensor | PackedWeight]]:
+    """diffusers' Linears of an official one, with the rows that are theirs."""
+    names, parts = diffusers_names(official), weights.stored(official)
+    if len(parts) < len(names):
+        (whole,) = parts
+        parts = whole.chunk(len(names))
+    return zip(names, parts, strict=True)
 
 
 def _empty(config: Mapping[str, Any]) -> nn.Module:

@@ -28,6 +28,7 @@ from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.journal import MismatchError
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.checkpoints.published.tensor_names import diffusers_names, rows_of_parts
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.choice import search
 from ideogram_app.machine.hardware import compute_capability
@@ -57,8 +58,8 @@ class Tuning:
     """What a calibration says of a model; nothing where there is none.
 
     Attributes:
-        scaling: for each branch, what its tensors are multiplied by before they are packed.
-        importance: for each branch, name of a weight -> (columns,), for GGUF's search.
+        scaling: for each branch, what its tensors are multiplied by before they are packed, by diffusers' names.
+        importance: for each branch, diffusers' name of a weight -> (columns,), for GGUF's search.
         protected: name fragments of all layers that stay unpacked, in place of the recipe's own choice.
         calibration: hash of the statistics, which manifests record; found from the rest where it is left out.
     """
@@ -156,8 +157,9 @@ class Packing:
 
     def __post_init__(self) -> None:
         self.units = formats.units(self.recipe, self.component, self.reader.dtypes)
-        self._shapes = self.component.shapes()
-        dense = next(self.reader.dtypes[name] for name, shape in self._shapes.items() if len(shape) == 1)
+        shapes = self.component.shapes()
+        dense = next(self.reader.dtypes[name] for name, shape in shapes.items() if len(shape) == 1)
+        self._heights = {name: shape[0] for name, shape in shapes.items()}
         self._search = search(self.device, compute_capability(self.device))
         self.blank = formats.plan_file(self.recipe, self.units, dense)
 
@@ -167,11 +169,12 @@ class Packing:
 
     def weights(self, unit: Unit) -> int:
         """How many weights of a unit are packed."""
-        return sum(prod(self._shapes[name]) for name in unit.inputs) if unit.packed else 0
+        return prod(unit.shape) if unit.packed else 0
 
-    def runs(self, unit: Unit) -> list[tuple[str, slice]]:
-        """A unit's inputs and their rows, as many at a time as are worked on at once."""
-        return [(name, rows) for name in unit.inputs for rows in self._runs_of(name)]
+    def runs(self, unit: Unit) -> list[slice]:
+        """Rows of a unit's source, as many at a time as are worked on at once."""
+        most = RUN_ON_CPU if self.device.type == "cpu" else RUN_ELSEWHERE
+        return [slice(unit.first + rows.start, unit.first + rows.stop) for rows in row_runs(unit.shape, most)]
 
     def scaled(self, name: str, rows: slice) -> Tensor:
         """Rows of the source, multiplied as tuned, on the device.
@@ -180,7 +183,8 @@ class Packing:
             CheckpointError: some are NaN or infinite, which would spread over whole rows.
         """
         tensor = self.reader.tensor(name, rows).to(self.device)
-        tensor = self.scaling.get(name, Factors()).applied(tensor, rows)
+        if self.scaling:
+            tensor = self._multiplied(name, rows, tensor)
         # A sum that is finite has finite terms, and takes an eighth of the time of looking at each.
         if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
@@ -188,16 +192,18 @@ class Packing:
             )
         return tensor
 
-    def packed(self, unit: Unit, name: str, tensor: Tensor) -> list[Tensor]:
-        """What these rows of one of a unit's inputs become."""
-        return formats.pack(self.recipe, unit, tensor, self.importance.get(name), self._search)
+    def packed(self, unit: Unit, tensor: Tensor) -> list[Tensor]:
+        """What these rows of a unit become. Importance is that of columns: q, k and v read one input."""
+        importance = self.importance.get(diffusers_names(unit.source)[0])
+        return formats.pack(self.recipe, unit, tensor, importance, self._search)
 
-    def compare(self, written: PackedBranch, unit: Unit, name: str, rows: slice, tensor: Tensor) -> None:
+    def compare(self, written: PackedBranch, unit: Unit, rows: slice, tensor: Tensor) -> None:
         """Read rows back through the code that loads them.
 
         Raises:
             MismatchError: they are not the source's, or not near them where they are packed.
         """
+        name = unit.source
         got = written.values(name, rows, self.device)
         if not unit.packed:
             if not torch.equal(tensor.to(got.dtype), got):
@@ -210,8 +216,12 @@ class Packing:
         if not error <= bound * size + vanishing:  # NaN compares false
             raise self._mismatch(name, f"a relative error up to {bound}", f"{error / max(size, 1e-30):.2g}")
 
-    def _runs_of(self, name: str) -> Iterator[slice]:
-        return row_runs(self._shapes[name], RUN_ON_CPU if self.device.type == "cpu" else RUN_ELSEWHERE)
+    def _multiplied(self, name: str, rows: slice, tensor: Tensor) -> Tensor:
+        """Rows of a tensor times its factors, which are found and named as diffusers has it: apart for q, k and v."""
+        parts = diffusers_names(name)
+        cuts = rows_of_parts(rows, self._heights[parts[0]], len(parts))
+        pieces = zip(cuts, tensor.split([cut.stop - cut.start for _, cut in cuts]), strict=True)
+        return torch.cat([self.scaling.get(parts[i], Factors()).applied(piece, cut) for (i, cut), piece in pieces])
 
     def _mismatch(self, name: str, expected: str, got: str) -> MismatchError:
         return MismatchError(

@@ -204,11 +204,11 @@ class PrepareRun:
     def _fill(self, packing: Packing, unit: Unit, filling: Filling, written: PackedBranch) -> Iterator[None]:
         """Write a unit, stopping for breath after every run of rows; it is in the journal before the last breath."""
         runs = packing.runs(unit)
-        for number, (name, rows) in enumerate(runs, 1):
-            tensor = packing.scaled(name, rows)
-            for part, packed in zip(unit.parts, packing.packed(unit, name, tensor), strict=False):
+        for number, rows in enumerate(runs, 1):
+            tensor = packing.scaled(unit.source, rows)
+            for part, packed in zip(unit.parts, packing.packed(unit, tensor), strict=False):
                 filling.append(part.name, packed)
-            packing.compare(written, unit, name, rows, tensor)
+            packing.compare(written, unit, rows, tensor)
             if number == len(runs):
                 for part_name, constant in formats.constants(unit).items():
                     filling.append(part_name, constant)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch, row_runs
 from ideogram_app.checkpoints.prepared.journal import MismatchError
+from ideogram_app.checkpoints.published.tensor_names import official_place
 
 TOKENS, INPUTS, SEED = 16, 4, 4
 SMOKE_CHUNK = 2**22  # weights read at once
@@ -36,7 +37,7 @@ CANCELLED = 0.01  # of a scaled block before rounding; it is 0 where every facto
 
 
 class Read(Protocol):
-    """Rows of a tensor by its diffusers name."""
+    """Rows of a tensor by its official name."""
 
     def __call__(self, name: str, rows: slice, /) -> Tensor: ...
 
@@ -131,10 +132,12 @@ def _block_inputs(branch: Branch) -> dict[str, Any]:
 
 
 def fill(block: nn.Module, prefix: str, read: Callable[[str, slice], Tensor]) -> None:
-    """Copy every parameter of a block from somewhere, in float32."""
+    """Copy every parameter of a block from somewhere, in float32; diffusers' has q, k and v apart."""
     for name, parameter in block.named_parameters():
+        official, part = official_place(prefix + name)
+        first = part * parameter.shape[0]
         for rows in row_runs(tuple(parameter.shape), SMOKE_CHUNK):
-            parameter[rows].copy_(read(prefix + name, rows))
+            parameter[rows].copy_(read(official, slice(first + rows.start, first + rows.stop)))
 
 
 def _product_error(shape: tuple[int, int], name: str, source: Read, written: Read) -> float:

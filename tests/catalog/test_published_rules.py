@@ -54,7 +54,7 @@ PUBLISHED = MODELS["ideogram-4"].conditional
 
 def planned(recipe: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Stored name -> type and shape of every tensor that a file of the published model will hold."""
-    dtypes = dict.fromkeys(PUBLISHED.shapes(), torch.bfloat16)
+    dtypes = dict.fromkeys(OFFICIAL, torch.bfloat16)
     parts = [part for unit in units(find_recipe(recipe), PUBLISHED, dtypes) for part in unit.parts]
     assert len({part.name for part in parts}) == len(parts)
     return {part.name: (part.dtype, part.shape) for part in parts}

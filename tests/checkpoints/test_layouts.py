@@ -17,6 +17,7 @@ from ideogram_app.checkpoints.gguf import OTHER_BLOCKS, READABLE_TYPES, GgufFile
 from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor
 from ideogram_app.checkpoints.published.layouts import LAYOUTS, find_layout
 from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES
+from ideogram_app.checkpoints.published.tensor_names import official_place, official_shapes
 from ideogram_app.checkpoints.published.transformer import SourceBranch, open_source
 from ideogram_app.errors import RequestError
 from ideogram_app.quantization import k_quants
@@ -92,15 +93,15 @@ def numpy_unrotated(weight: np.ndarray) -> np.ndarray:
     return (blocks @ ROTATION).reshape(weight.shape).astype(np.float32)
 
 
-def split(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Official names to diffusers'."""
+def joined(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """diffusers' names to the official ones."""
     result = {}
     for name, tensor in tensors.items():
-        if ".qkv." in name:
-            for part, rows in zip(("to_q", "to_k", "to_v"), np.split(tensor, 3), strict=True):
-                result[name.replace("qkv", part)] = rows
-        else:
-            result[name.replace(".attention.o.", ".attention.to_out.0.")] = tensor
+        if ".to_q." in name:
+            parts = [tensors[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
+            result[name.replace("to_q", "qkv")] = np.concatenate(parts)
+        elif ".to_k." not in name and ".to_v." not in name:
+            result[name.replace(".attention.to_out.0.", ".attention.o.")] = tensor
     return result
 
 
@@ -109,8 +110,8 @@ def test_it_is_recognised_and_reads_as_an_independent_decoder_does(replica) -> N
     source = open_source(folder)
     assert source.layout == REPLICAS[name].layout
     for number, branch in enumerate(source.branches):
-        expected, read = split(raw_tensors(folder, name, number)), dict(branch)
-        assert branch.branch == TINY[number] and list(read) == list(TINY[number].shapes())
+        expected, read = joined(raw_tensors(folder, name, number)), dict(branch)
+        assert branch.branch == TINY[number] and list(read) == list(official_shapes(TINY[number].shapes()))
         assert set(read) == set(expected)
         for key, tensor in read.items():
             if name == "comfy-int8":  # the order of 256 sums is nobody's
@@ -124,7 +125,7 @@ def test_it_stays_close_to_the_dense_weights_it_was_made_from(replica, dense) ->
     kind = next((kind for kind in GGUF_BOUNDS if kind.lower() in "".join(REPLICAS[name].files).lower()), "")
     bound = GGUF_BOUNDS[kind] if REPLICAS[name].is_gguf else BOUNDS[REPLICAS[name].layout]
     for truth, branch in zip(open_source(dense).branches, open_source(folder).branches, strict=True):
-        linears = {f"{linear.name}.weight" for linear in truth.branch.linears()}
+        linears = {f"{official_place(linear.name)[0]}.weight" for linear in truth.branch.linears()}
         for key, tensor in branch:
             expected = truth.tensor(key)
             assert relative_error(tensor, expected) <= (bound if key in linears else 0.001), key
@@ -136,7 +137,9 @@ def test_rows_are_read_as_the_whole_has_them(replica) -> None:
     for branch in open_source(replica[1]).branches:
         for key, whole in branch:
             rows = whole.shape[0]
-            for part in (slice(0, 1), slice(rows // 3, rows // 3 + 7), slice(rows - 1, rows), slice(2, 2), slice(5)):
+            third, last = slice(rows // 3, rows // 3 + 7), slice(rows - 1, rows)
+            across = slice(rows // 3 - 1, rows - rows // 4)  # of q, k and v, where they lie apart
+            for part in (slice(0, 1), third, across, last, slice(2, 2), slice(5)):
                 assert torch.equal(branch.tensor(key, part), whole[part]), (key, part)
 
 

@@ -232,7 +232,7 @@ def test_a_config_of_another_model_is_refused(tmp_path, tensors) -> None:
 
 def test_a_published_encoder_needs_no_config(monkeypatch, tmp_path) -> None:
     from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER
-    from ideogram_app.checkpoints.published.encoder_config import from_shapes
+    from ideogram_app.checkpoints.published.text_encoder import from_shapes
 
     config = from_shapes(tmp_path, PUBLISHED_ENCODER.shapes())
     assert TextEncoder.from_config(config) == PUBLISHED_ENCODER

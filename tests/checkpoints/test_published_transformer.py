@@ -12,6 +12,12 @@ from small_model import SMALL, Tensors, fused, packed_fp8, random_tensors, relat
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.checkpoints.published.local import SOURCES, find_source, local_folder
+from ideogram_app.checkpoints.published.tensor_names import (
+    diffusers_names,
+    official_place,
+    official_shapes,
+    rows_of_parts,
+)
 from ideogram_app.checkpoints.published.transformer import SourceBranch
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout
 from ideogram_app.errors import AccessError, CheckpointError
@@ -36,6 +42,27 @@ def test_the_expected_tensors_are_those_of_the_diffusers_class(branch) -> None:
     assert {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()} == branch.shapes()
 
 
+def test_official_names_are_those_of_the_fused_tensors_and_lead_back_to_diffusers_ones() -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in fused(random_tensors(BRANCH, 0)).items()}
+    assert official_shapes(BRANCH.shapes()) == expected
+    for name in (*BRANCH.shapes(), *(linear.name for linear in BRANCH.linears())):
+        official, part = official_place(name)
+        assert diffusers_names(official)[part] == name
+    back = [name for official in expected for name in diffusers_names(official)]
+    assert sorted(back) == sorted(BRANCH.shapes())
+    assert diffusers_names("language_model.layers.0.self_attn.o_proj") == ("language_model.layers.0.self_attn.o_proj",)
+
+
+def test_rows_of_a_matrix_are_found_in_the_parts_that_hold_it() -> None:
+    matrix = torch.arange(21).view(21, 1)
+    parts = matrix.split(7)
+    for start in range(22):
+        for stop in range(start, 22):
+            cuts = rows_of_parts(slice(start, stop), 7, 3)
+            assert torch.equal(torch.cat([parts[index][rows] for index, rows in cuts]), matrix[start:stop])
+            assert len(cuts) == 1 or all(rows.start < rows.stop for _, rows in cuts)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("is_fused", [False, True], ids=["split", "fused"])
 @pytest.mark.parametrize("shards", [1, 3])
@@ -43,9 +70,9 @@ def test_a_dense_branch_is_read_bit_for_bit(tmp_path, dtype, is_fused, shards) -
     tensors = random_tensors(BRANCH, 0, dtype)
     reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(tensors) if is_fused else tensors, shards), BRANCH)
     assert reader.layout == "dense"
-    read = dict(reader)
-    assert list(read) == list(BRANCH.shapes())
-    assert all(torch.equal(read[name], tensor) and read[name].dtype == dtype for name, tensor in tensors.items())
+    read, expected = dict(reader), fused(tensors)
+    assert list(read) == list(expected)
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == dtype for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("is_fused", [False, True], ids=["split", "fused"])
@@ -53,18 +80,19 @@ def test_an_fp8_branch_is_widened_with_its_own_scales(tmp_path, tensors, is_fuse
     packed = packed_fp8(tensors, BRANCH)
     reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(packed) if is_fused else packed), BRANCH)
     assert reader.layout == "fp8"
+    whole, dense = fused(packed), fused(tensors)
     for name, tensor in reader:
-        scale = packed.get(f"{name}_scale")
-        expected = tensors[name] if scale is None else packed[name].float() * scale[:, None]
+        scale = whole.get(f"{name}_scale")
+        expected = dense[name] if scale is None else whole[name].float() * scale[:, None]
         assert torch.equal(tensor, expected), name
-        assert relative_error(tensor, tensors[name]) < 0.04
+        assert relative_error(tensor, dense[name]) < 0.04
     assert set(reader.dtypes.values()) == {torch.bfloat16}
 
 
 def test_a_branch_may_be_read_tensor_by_tensor_in_any_order(tmp_path, tensors) -> None:
     reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(tensors)), BRANCH)
-    for name in reversed(list(tensors)):
-        assert torch.equal(reader.tensor(name), tensors[name])
+    for name, tensor in reversed(fused(tensors).items()):
+        assert torch.equal(reader.tensor(name), tensor)
     with pytest.raises(CheckpointError, match="holds no tensor nothing"):
         reader.tensor("nothing")
 

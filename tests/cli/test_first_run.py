@@ -73,7 +73,7 @@ def picture(store: Store, model: str, recipe: str, parts: Components, folder: Pa
 
     features = read(parts, request)
     noise = make_noise(request.seed, request.width, request.height)
-    start = SharedInputs(features, noise, 0.1, parts.vae, parts.scheduler.config.shift)
+    start = SharedInputs(features, noise, 0.1, parts.vae, parts.shift)
     *_, last = draw(request, recipe, load, start, folder)
     assert last.result and last.result.image
     with Image.open(last.result.image) as image:

@@ -50,7 +50,7 @@ def ours(
     parts: Components, loaded: Loaded, prompt: str, noise: torch.Tensor, preset: Preset, size: tuple[int, int]
 ) -> torch.Tensor:
     features = encode(parts.tokenizer, parts.text_encoder, prompt)
-    sigmas = schedule(preset, *size, float(parts.scheduler.config.shift))
+    sigmas = schedule(preset, *size, parts.shift)
     velocity = GuidedModel(loaded, features, size[1] // 16, size[0] // 16, times(sigmas))
     steps = list(denoise(velocity, noise, sigmas, preset.guidance))
     assert len(steps) == preset.steps
@@ -112,7 +112,7 @@ def run(request: Request, parts: Components, loaded: Loaded, folder: Path) -> li
 def shared(parts: Components, request: Request) -> SharedInputs:
     features = encode(parts.tokenizer, parts.text_encoder, request.caption)
     noise = make_noise(request.seed, request.width, request.height)
-    return SharedInputs(features, noise, 0.1, parts.vae, parts.scheduler.config.shift)
+    return SharedInputs(features, noise, 0.1, parts.vae, parts.shift)
 
 
 def test_a_seed_gives_the_same_picture_to_the_bit(parts: Components, loaded: Loaded, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def ours(store: Store, recipe: str, noise: Tensor) -> Tensor:
     """Latents by this program's loader and loop."""
     parts = load_components("miniature", "cpu", torch.float32)
     loaded = load_transformers(store, "miniature", recipe, "cpu", torch.float32)
-    sigmas = schedule(PRESET, 128, 128, float(parts.scheduler.config.shift))
+    sigmas = schedule(PRESET, 128, 128, parts.shift)
     steps = GuidedModel(loaded, encode(parts.tokenizer, parts.text_encoder, PROMPT), 8, 8, times(sigmas))
     return list(denoise(steps, noise, sigmas, (GUIDANCE,) * PRESET.steps))[-1].latents
 
@@ -105,7 +105,7 @@ def test_stock_diffusers_draws_the_same_picture(store: Store, recipe: str) -> No
 def test_stock_diffusers_multiplies_int8_to_the_same_last_bit(store: Store) -> None:
     noise, sigmas = make_noise(3, 128, 128), schedule(PRESET, 128, 128, 18.0)
     parts = load_components("miniature", "cpu", torch.float32)
-    assert float(parts.scheduler.config.shift) == 18.0
+    assert parts.shift == 18.0
     features = encode(parts.tokenizer, parts.text_encoder, PROMPT)
     loaded = load_reference_model(store, "miniature", "int8-w8a8", "cpu", torch.float32)
     mine = ReferenceGuidance(loaded, features, 8, 8, times(sigmas))

@@ -16,8 +16,9 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.kernels import plain, row_scales
+from ideogram_app.kernels import plain
 from ideogram_app.kernels.fused import q4_k
+from ideogram_app.model.transformer import layers
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import hadamard
 
@@ -85,7 +86,7 @@ def test_narrow_weights_are_rounded_once(dtype: torch.dtype, device: str) -> Non
 @pytest.mark.parametrize("draw", [random_bytes, encoded])
 def test_int8_weights_without_rotation_equal_the_twins(draw: object, shape: tuple[int, int], device: str) -> None:
     packed = draw(*shape).to(device)  # type: ignore[operator]
-    scale = row_scales.row_scales(packed, rotated=False)
+    scale = layers.row_scales(packed, rotated=False)
     assert torch.equal(q4_k.Scratch().decode_int8(packed, scale, False), plain.decode_int8(packed, scale, False))
 
 
@@ -95,7 +96,7 @@ def test_rotated_weights_differ_from_the_twins_only_next_to_ties(
     draw: object, shape: tuple[int, int], device: str
 ) -> None:
     packed = draw(*shape).to(device)  # type: ignore[operator]
-    scale = row_scales.row_scales(packed, rotated=True)
+    scale = layers.row_scales(packed, rotated=True)
     made = q4_k.Scratch().decode_int8(packed, scale, True).cpu().numpy().astype(int)
     exact, twin = exactly(packed, scale, rotated=True), plain.decode_int8(packed, scale, True).cpu().numpy().astype(int)
     assert np.abs(made - exact).max() <= 0.5 + CLOSE
@@ -108,7 +109,7 @@ def test_rotated_weights_differ_from_the_twins_only_next_to_ties(
 @both
 def test_every_row_reaches_its_last_level(rotated: bool, device: str) -> None:
     packed = encoded(5, 1024).to(device)
-    scale = row_scales.row_scales(packed, rotated)
+    scale = layers.row_scales(packed, rotated)
     made = q4_k.Scratch().decode_int8(packed, scale, rotated)
     assert made.abs().amax(-1).tolist() == [127] * 5
 
@@ -116,7 +117,7 @@ def test_every_row_reaches_its_last_level(rotated: bool, device: str) -> None:
 @both
 def test_half_the_scale_cuts_at_the_last_level(rotated: bool, device: str) -> None:
     packed = encoded(2, 512).to(device)
-    scale = row_scales.row_scales(packed, rotated) / 2
+    scale = layers.row_scales(packed, rotated) / 2
     made = q4_k.Scratch().decode_int8(packed, scale, rotated).cpu().numpy()
     exact = exactly(packed, scale, rotated)
     assert (np.abs(exact) > 127.5).any()
@@ -129,7 +130,7 @@ def test_rows_and_blocks_of_zeros_stay_zeros(rotated: bool, device: str) -> None
     packed[1] = 0
     packed[2, 144:] = 0
     packed = packed.to(device)
-    scale = row_scales.row_scales(packed, rotated)
+    scale = layers.row_scales(packed, rotated)
     made = q4_k.Scratch().decode_int8(packed, scale, rotated)
     assert scale[1] == int8.SMALLEST_WEIGHT_SCALE
     assert not made[1].any() and not made[2, 256:].any()
@@ -139,7 +140,7 @@ def test_rows_and_blocks_of_zeros_stay_zeros(rotated: bool, device: str) -> None
 @both
 def test_rows_decode_alike_alone_and_together(rotated: bool, device: str) -> None:
     packed = encoded(7, 768).to(device)
-    scale = row_scales.row_scales(packed, rotated)
+    scale = layers.row_scales(packed, rotated)
     whole = q4_k.Scratch().decode_int8(packed, scale, rotated)
     for row in range(7):
         alone = q4_k.Scratch().decode_int8(packed[row : row + 1], scale[row : row + 1], rotated)
@@ -151,24 +152,24 @@ def test_rows_decode_alike_alone_and_together(rotated: bool, device: str) -> Non
 def test_scales_are_the_largest_of_each_row(draw: object, rotated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = draw(7, 512)  # type: ignore[operator]
     exact = np.abs(exactly(packed, torch.ones(7), rotated)).max(-1) / 127
-    whole = row_scales.row_scales(packed, rotated)
+    whole = layers.row_scales(packed, rotated)
     # A rotated weight is two sums of 16 products, so off by 32 * 2^-24 of a norm, itself at most 16 largest weights.
     assert np.allclose(whole, exact, rtol=2.0**-15 if rotated else 2.0**-22)
-    monkeypatch.setattr(row_scales, "RUN", 2 * 512)  # runs of 2, 2, 2 and 1 rows
-    assert torch.equal(row_scales.row_scales(packed, rotated), whole)
+    monkeypatch.setattr(layers, "SCALED_AT_ONCE", 2 * 512)  # runs of 2, 2, 2 and 1 rows
+    assert torch.equal(layers.row_scales(packed, rotated), whole)
 
 
 def test_unrotated_scales_are_those_of_int8() -> None:
     packed = encoded(4, 768)
     _, scale = int8.quantize_rows(k_quants.decode(packed, "Q4_K"))
-    assert torch.equal(row_scales.row_scales(packed, False), scale)
+    assert torch.equal(layers.row_scales(packed, False), scale)
 
 
 def test_scratch_is_one_room_that_grows(device: str) -> None:
     scratch = q4_k.Scratch()
     small, large = encoded(2, 256).to(device), encoded(4, 512).to(device)
     first = scratch.decode(small, torch.float32)
-    scale = row_scales.row_scales(small, True)
+    scale = layers.row_scales(small, True)
     again = scratch.decode_int8(small, scale, True)
     assert again.data_ptr() == first.data_ptr() and again.shape == first.shape == (2, 256)
     wide = scratch.decode(large, torch.float32)

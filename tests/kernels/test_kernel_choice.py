@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_model import random_tensors, relative_error
+from small_model import fused, random_tensors, relative_error
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch
@@ -57,13 +57,16 @@ class Weights:
     """One random block in a storage."""
 
     def __init__(self, storage: str) -> None:
-        self.tensors, self.storage = random_tensors(BRANCH, seed=9, dtype=torch.float32), storage
+        self.tensors, self.storage = fused(random_tensors(BRANCH, seed=9, dtype=torch.float32)), storage
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         return self.tensors[name][rows or slice(None)]
 
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
-        weight = self.tensor(f"{linear}.weight", rows)
+    def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
+        return (self.packed(linear),)
+
+    def packed(self, linear: str) -> Tensor | PackedWeight:
+        weight = self.tensor(f"{linear}.weight")
         if "attention." not in linear and "feed_forward." not in linear:
             return weight
         if self.storage == "int8":

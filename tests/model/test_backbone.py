@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
-from small_model import random_tensors, relative_error
+from small_model import fused, random_tensors, relative_error
 from torch import Tensor
 
 from ideogram_app.catalog.models import MODELS, Branch, held_bytes
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.kernels.attention import CUDNN, EFFICIENT, FLASH, MATH, attend, backends
 from ideogram_app.kernels.plain import PLAIN
@@ -46,8 +45,8 @@ class DenseWeights:
         self.asked.add(name)
         return self.tensors[name][rows or slice(None)]
 
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
-        return self.tensor(f"{linear}.weight", rows)
+    def stored(self, linear: str) -> tuple[Tensor, ...]:
+        return (self.tensor(f"{linear}.weight"),)
 
 
 def pair(
@@ -58,7 +57,7 @@ def pair(
     settings: dict[str, Any] = {**vars(branch), "rope_theta": theta, "mrope_section": sections, "in_channels": 128}
     stock = Ideogram4Transformer2DModel(**settings)
     stock.load_state_dict(tensors)
-    mine = assemble(DenseWeights(tensors), branch, settings, Placement(dtype), sees_text)
+    mine = assemble(DenseWeights(fused(tensors)), branch, settings, Placement(dtype), sees_text)
     return mine, stock.to(dtype).eval()
 
 
@@ -116,7 +115,7 @@ def test_bfloat16_is_no_further_from_float32_than_diffusers_own() -> None:
 
 def test_the_branch_without_text_never_reads_its_projection() -> None:
     branch, theta, sections = SHAPES[1]
-    weights = DenseWeights(random_tensors(branch, seed=5))
+    weights = DenseWeights(fused(random_tensors(branch, seed=5)))
     settings = {"rope_theta": theta, "mrope_section": sections}
     blind = assemble(weights, branch, settings, Placement(torch.float32), sees_text=False)
     unread = set(weights.tensors) - weights.asked

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.errors import AccessError, CheckpointError
 from ideogram_app.generation.captions import wrap_plain
+from ideogram_app.interop.pipeline import stock_parts
 from ideogram_app.model import components as parts_module
-from ideogram_app.model.components import SCHEDULER_CONFIG, STOCK, find_components, load_components, read_scheduler
+from ideogram_app.model.components import SCHEDULER_CONFIG, find_components, load_components, read_shift
 from ideogram_app.model.text_encoder.features import encode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def test_what_draws_is_imported_loaded_and_run_without_what_takes_seconds_to_imp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parts_of_the_libraries_give_the_same(dtype: torch.dtype) -> None:
     ours = load_components("miniature", "cpu", dtype)
-    stock = load_components("miniature", "cpu", dtype, makers=STOCK)
+    stock = SimpleNamespace(**stock_parts(find_components("miniature"), dtype))
     assert {type(part).__module__.split(".")[0] for part in vars(stock).values()} == {
         "transformers",
         "diffusers",
@@ -73,7 +74,7 @@ def test_parts_of_the_libraries_give_the_same(dtype: torch.dtype) -> None:
     latents = torch.randn(1, 32, 5, 7).to(dtype)
     with torch.no_grad():
         assert torch.equal(ours.vae.decode(latents)[0], stock.vae.decode(latents, return_dict=False)[0])
-    assert ours.scheduler.config.shift == stock.scheduler.config.shift
+    assert ours.shift == stock.scheduler.config.shift
 
 
 def test_each_part_is_loaded_only_when_it_is_asked_for(folder: Path) -> None:
@@ -85,7 +86,7 @@ def test_each_part_is_loaded_only_when_it_is_asked_for(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="text_encoder"):
         where.text_encoder("cpu", torch.float32)
     with pytest.raises(CheckpointError, match="scheduler"):
-        where.scheduler()
+        where.shift()
 
 
 def test_the_identity_is_that_of_the_text_encoder(folder: Path) -> None:
@@ -98,11 +99,14 @@ def test_the_identity_is_that_of_the_text_encoder(folder: Path) -> None:
     assert where.identity != before
 
 
-@pytest.mark.parametrize("makers", [None, STOCK], ids=["own", "stock"])
+@pytest.mark.parametrize("made_of", ["own", "stock"])
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
-def test_damaged_weights_are_named(folder: Path, part: str, makers: parts_module.Makers | None) -> None:
+def test_damaged_weights_are_named(folder: Path, part: str, made_of: str) -> None:
     def load() -> None:
-        load_components("miniature", "cpu", torch.float32, folder, makers=makers)
+        if made_of == "own":
+            load_components("miniature", "cpu", torch.float32, folder)
+        else:
+            stock_parts(find_components("miniature", folder), torch.float32)
 
     (path,) = (folder / part).glob("*.safetensors")
     whole, tensors = path.read_bytes(), load_file(path)
@@ -138,7 +142,7 @@ def test_what_ships_with_the_program_is_compared_with_its_sums(folder: Path, mon
 def test_a_tokenizer_without_a_tokenizer_json_is_left_to_transformers(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts_module, "_stock_tokenizer", lambda path: f"transformers reads {path.name}")
+    monkeypatch.setattr(parts_module, "stock_tokenizer", lambda path: f"transformers reads {path.name}")
     where = find_components("miniature", folder)
     (folder / "tokenizer" / "tokenizer.json").unlink()
     assert where.tokenizer() == "transformers reads tokenizer"
@@ -147,15 +151,15 @@ def test_a_tokenizer_without_a_tokenizer_json_is_left_to_transformers(
 @pytest.mark.parametrize("text", ["{", "[]", '{"shift": "much"}', '{"shift": null}'])
 def test_a_damaged_scheduler_is_named(text: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=SCHEDULER_CONFIG):
-        read_scheduler(tmp_path)
+        read_shift(tmp_path)
     (tmp_path / SCHEDULER_CONFIG).write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match=f"{SCHEDULER_CONFIG} is damaged"):
-        read_scheduler(tmp_path)
+        read_shift(tmp_path)
 
 
 def test_a_scheduler_that_does_not_shift_leaves_levels_as_they_are(tmp_path: Path) -> None:
     (tmp_path / SCHEDULER_CONFIG).write_text("{}", encoding="utf-8")
-    assert read_scheduler(tmp_path).config.shift == 1.0
+    assert read_shift(tmp_path) == 1.0
 
 
 def test_the_parts_of_the_published_model_need_a_folder() -> None:

@@ -216,7 +216,7 @@ def test_a_prepared_file_runs_as_the_source_packed_while_it_is_read(source, tmp_
         file.write(blank.header)
         file.truncate(blank.size)
         for unit in made:
-            for part, packed in zip(unit.parts, formats.pack(recipe, unit, source.tensor(*unit.inputs)), strict=True):
+            for part, packed in zip(unit.parts, formats.pack(recipe, unit, source.tensor(unit.source)), strict=True):
                 file.seek(blank.spans[part.name][0])
                 file.write(packed.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     prepared = PackedBranch(path, recipe, component)

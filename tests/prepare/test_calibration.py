@@ -107,7 +107,7 @@ def inputs_seen(loaded: ReferenceModel, number: int, linear: str, machine: tuple
     parts = load_components("miniature", "cpu", torch.float32)
     features = encode(parts.tokenizer, parts.text_encoder, CAPTIONS[number])
     preset = shortened(find_preset(REQUEST.preset), STEPS)
-    shift = float(parts.scheduler.config.shift)
+    shift = parts.shift
     seen: list[np.ndarray] = []
     layer = loaded.conditional.get_submodule(linear)
     handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(0, -2).numpy()))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
+from small_model import fused
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
@@ -38,8 +39,8 @@ def full_size(name: str) -> tuple[int, int]:
 
 def test_the_names_are_as_many_as_published() -> None:
     """model-and-checkpoints: 458 fused, 526 split, 669 with the scales of FP8."""
-    assert len(list(make_replica.tensors(PUBLISHED[0], True))) == 458
-    assert len(list(make_replica.tensors(PUBLISHED[0], False))) == 526
+    assert full_size("dense-fused")[0] == 458
+    assert full_size("dense-split")[0] == 526
     assert full_size("fp8-fused")[0] == 669
 
 
@@ -75,13 +76,12 @@ def test_random_weights_are_finite_and_repeat_only_after_61_rows(tmp_path) -> No
     branch = open_source(make("fp8-fused", tmp_path / "it", parts="transformers")).branches[0]
     for name, tensor in branch:
         assert torch.isfinite(tensor).all() and 0.005 < float(tensor.float().std()) < 2, name
-    for name in ("layers.0.attention.to_k.weight", "layers.1.feed_forward.w2.weight"):
+    for name in ("layers.0.attention.qkv.weight", "layers.1.feed_forward.w2.weight"):
         weight = branch.tensor(name)
         assert torch.equal(weight[61:122], weight[:61])
         assert len(weight[:61].unique(dim=0)) == 61
-    assert not torch.equal(
-        branch.tensor("layers.0.attention.to_q.weight"), branch.tensor("layers.0.attention.to_k.weight")
-    )
+    queries, keys, _ = branch.tensor("layers.0.attention.qkv.weight").chunk(3)
+    assert not torch.equal(queries, keys)
     assert not (tmp_path / "it" / "vae").exists()
 
 
@@ -112,7 +112,9 @@ def test_stock_diffusers_reads_the_dense_replica_from_its_shards(tmp_path) -> No
         module = Ideogram4Transformer2DModel.from_pretrained(
             folder / name, torch_dtype=torch.bfloat16, local_files_only=True
         )
-        assert all(torch.equal(tensor, branch.tensor(key)) for key, tensor in module.state_dict().items())
+        held = fused(module.state_dict())
+        assert held.keys() == branch.dtypes.keys()
+        assert all(torch.equal(tensor, branch.tensor(key)) for key, tensor in held.items())
 
 
 def test_a_short_period_fills_its_shape_in_both_kinds_of_file(tmp_path) -> None:

@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,8 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import hash_file, project_folder
+from ideogram_app.model.loader import load_transformers
+from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.prepare import packing
 from ideogram_app.prepare.calibration import smoothing
 from ideogram_app.prepare.packing import Tuning
@@ -139,12 +142,15 @@ def powers(branch, seed: int) -> dict[str, torch.Tensor]:
 def test_scaled_tensors_are_the_source_s_times_the_factors(store, source, recipe) -> None:
     scaling = tuple(smoothing.fold(branch, powers(branch, 1)) for branch in SMALL)
     list(prepare(store, NAME, recipe, source, tuning=Tuning(scaling=scaling)))
-    dense, packed = random_tensors(SMALL[0], 0), prepared(store, recipe)
+    packed = prepared(store, recipe)
     assert len(scaling[0]) > 15
-    for name, tensor in dense.items():
-        expected = scaling[0].get(name, smoothing.Factors()).applied(tensor.float())
+    scaled = {
+        name: scaling[0].get(name, smoothing.Factors()).applied(tensor.float())
+        for name, tensor in random_tensors(SMALL[0], 0).items()
+    }
+    for name, expected in fused(scaled).items():
         got = packed.values(name).float()
-        if name.removesuffix(".weight") in packed.packed:
+        if recipe != "reference" and RECIPES[recipe].packs(name) and len(expected.shape) == 2:
             assert relative_error(got, expected) < 0.02
         else:
             assert torch.equal(got, expected), name
@@ -159,13 +165,14 @@ def test_the_smoke_test_catches_a_scale_that_nothing_takes_back(store, source) -
 
 
 def test_the_smoke_test_catches_a_file_that_is_read_in_another_order(store, source, monkeypatch) -> None:
-    """q where a block looks for k: sizes and types are right, and so is every tensor where it was put."""
+    """v where a block looks for q: sizes and types are right, and so is every tensor where it was put."""
     dense = formats.PackedBranch.values
 
     def swapped(self, name, rows=None, device="cpu"):
-        swap = {".to_q.": ".to_v.", ".to_v.": ".to_q."}
-        other = next((name.replace(old, new) for old, new in swap.items() if old in name), name)
-        return dense(self, other, rows, device)
+        if ".qkv." not in name:
+            return dense(self, name, rows, device)
+        queries, keys, values = dense(self, name, None, device).chunk(3)
+        return torch.cat([values, keys, queries])[rows or slice(None)]
 
     with monkeypatch.context() as patch:
         patch.setattr(formats.PackedBranch, "values", swapped)
@@ -241,11 +248,31 @@ def test_what_a_calibration_protects_is_recorded_and_read_back(store, source) ->
 def test_one_protected_part_of_a_fused_tensor_protects_all_three(store, source, recipe) -> None:
     tuning = Tuning(protected=(*RECIPES[recipe].protected, "layers.1.attention.to_k"), calibration="c")
     list(prepare(store, NAME, recipe, source, tuning=tuning))
+    packed, dense = prepared(store, recipe), fused(random_tensors(SMALL[0], 0))
+    name = "layers.1.attention.qkv"
+    assert name not in packed.packed and "layers.0.attention.qkv" in packed.packed
+    assert torch.equal(packed.tensor(f"{name}.weight").float(), dense[f"{name}.weight"].float())
+
+
+def test_one_protected_part_of_three_that_lie_apart_stands_beside_the_others(store, source) -> None:
+    recipe = "int8-w8a8-naive"
+    row, part = RECIPES[recipe], "layers.1.attention.to_k"
+    list(prepare(store, NAME, recipe, source, tuning=Tuning(protected=(*row.protected, part), calibration="c")))
     packed, dense = prepared(store, recipe), random_tensors(SMALL[0], 0)
-    for part in ("to_q", "to_k", "to_v"):
-        name = f"layers.1.attention.{part}"
-        assert name not in packed.packed and f"layers.0.attention.{part}" in packed.packed
-        assert torch.equal(packed.tensor(f"{name}.weight").float(), dense[f"{name}.weight"].float())
+    queries, keys, values = packed.stored("layers.1.attention.qkv")
+    assert isinstance(queries, formats.PackedWeight) and isinstance(values, formats.PackedWeight)
+    assert torch.equal(keys, dense[f"{part}.weight"])
+    assert torch.equal(packed.values("layers.1.attention.qkv.weight", slice(256, 512)), dense[f"{part}.weight"])
+    across = packed.values("layers.1.attention.qkv.weight", slice(250, 520))
+    assert torch.equal(across, torch.cat([queries.decoded()[250:], keys.float(), values.decoded()[:8]]))
+    backbone = load_transformers(store, NAME, recipe, "cpu", torch.float32, kernels="plain").conditional
+    layer: Any = backbone.trunk.blocks[1].qkv
+    assert [type(part).__name__ for part in layer.layers] == ["Int8Linear", "DenseLinear", "Int8Linear"]
+    apart: Any = load_reference_model(store, NAME, recipe, "cpu", torch.float32).conditional.get_submodule(
+        "layers.1.attention"
+    )
+    x = torch.randn(5, 256)
+    assert torch.equal(layer(x), torch.cat([apart.to_q(x), apart.to_k(x), apart.to_v(x)], -1))
 
 
 def test_importance_reaches_the_encoder_of_the_weight_it_names(store, source) -> None:

@@ -34,7 +34,7 @@ from ideogram_app.benchmark.shapes import Question
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
-from ideogram_app.checkpoints.prepared.storage import PackedWeight, packed_layers
+from ideogram_app.checkpoints.prepared.storage import PackedWeight, held_as, held_packed, held_shapes, packed_layers
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
@@ -147,7 +147,7 @@ def _become(old: Any, new: Any) -> None:
 
 
 def _no_scales(packed: Tensor, rotated: bool) -> Tensor:
-    """Room for what row_scales.py finds, without its thousands of small operations, 40 MB at most, while it loads."""
+    """Room for what `layers.row_scales` finds, without its thousands of small operations: 40 MB at most, in loading."""
     return torch.empty(packed.shape[0], dtype=torch.float32, device=packed.device)
 
 
@@ -156,19 +156,21 @@ class FakeBranch:
 
     def __init__(self, branch: Branch, recipe: Recipe, dtype: torch.dtype) -> None:
         self._recipe, self._dtype = recipe, dtype
-        self._shapes, self._packed = branch.shapes(), packed_layers(recipe, branch)
+        self._held, self._packed = held_shapes(recipe, branch), held_packed(recipe, branch)
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed; `rows` is never asked for."""
         assert rows is None
-        return torch.empty(self._shapes[name], dtype=self._dtype)
+        return torch.empty(self._held[name], dtype=self._dtype)
 
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
+    def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
         """The weight of a Linear as it rests."""
-        if linear not in self._packed:
-            return self.tensor(f"{linear}.weight", rows)
-        height, columns = self._shapes[f"{linear}.weight"]
-        return fake_packed(self._recipe, linear, height, columns)
+        return tuple(map(self._one, held_as(self._recipe, linear)))
+
+    def _one(self, held: str) -> Tensor | PackedWeight:
+        if held not in self._packed:
+            return self.tensor(f"{held}.weight")
+        return fake_packed(self._recipe, held, *self._held[f"{held}.weight"])
 
 
 def fake_packed(recipe: Recipe, name: str, rows: int, columns: int) -> PackedWeight:

@@ -29,16 +29,19 @@ GGUF_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class Unit:
-    """What is made and written as one.
+    """What is made and written as one: a matrix or vector of the file, before and after it is packed.
 
     Attributes:
-        inputs: names of the source's tensors it is made of, whose rows follow one another.
-        parts: the tensors in the file, of which the first names the unit. The first `by_rows` have as many rows as
-            the inputs together; what follows does not depend on weights.
+        tensor: what its readers call it.
+        source: the official name of the tensor it is made of; `first`: of its rows, where a file holds it in several.
+        parts: the tensors in the file, of which the first names the unit. The first `by_rows` have its rows; what
+            follows does not depend on weights.
         packed: whether the recipe packs it.
     """
 
-    inputs: tuple[str, ...]
+    tensor: str
+    source: str
+    first: int
     parts: tuple[SafetensorsTensor | GgufInfo, ...]
     packed: bool
     by_rows: int = 1
@@ -46,6 +49,11 @@ class Unit:
     @property
     def name(self) -> str:
         return self.parts[0].name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weights: rows first."""
+        return self.parts[0].shape
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def torchao_metadata(made: Sequence[Unit], dtype: torch.dtype) -> dict[str, str]
     from torchao.quantization import Int8Tensor, PerRow
     from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
 
-    metadata = {"format": "pt", "tensor_names": json.dumps([unit.inputs[0] for unit in made])}
+    metadata = {"format": "pt", "tensor_names": json.dumps([unit.tensor for unit in made])}
     for unit in made:
         row: Any = {"_type": "Tensor"}
         if unit.packed:
@@ -99,7 +107,7 @@ def torchao_metadata(made: Sequence[Unit], dtype: torch.dtype) -> dict[str, str]
             values, scale = torch.zeros(1, columns, dtype=torch.int8), torch.ones(1, 1)
             per_token = QuantizeTensorToInt8Kwargs(granularity=PerRow())
             row = Int8Tensor(values, scale, [1, columns], dtype, act_quant_kwargs=per_token)
-        metadata[unit.inputs[0]] = json.dumps(row, cls=TensorSubclassAttributeJSONEncoder)
+        metadata[unit.tensor] = json.dumps(row, cls=TensorSubclassAttributeJSONEncoder)
     return metadata
 
 

@@ -8,8 +8,9 @@
                                                                      x.comfy_quant (JSON), as ComfyUI reads it
     gguf     <model>[_uncond]-<type>.gguf                            x.weight
 
-The last two have the official names, in which q, k and v are one tensor `attention.qkv`. Everything that is not packed
-keeps the source's type; GGUF holds it as F32, where bfloat16 loses nothing. Beside every branch's weights stands its
+The last two have the official names, in which q, k and v are one matrix `attention.qkv`; the others have diffusers', in
+which they are three. Either is asked for by the official names (tensor_names.py). Everything that is not packed keeps
+the source's type; GGUF holds it as F32, where bfloat16 loses nothing. Beside every branch's weights stands its
 config.json; the one of int8 lets an unmodified `from_pretrained` load the folder.
 
 Every packing here works row by row, so a matrix may be packed, written and read back in runs of rows: the bytes are
@@ -22,7 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ from ideogram_app.checkpoints.gguf import GgufFile
 from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit, plan_gguf, plan_safetensors, torchao_metadata
 from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.checkpoints.published.tensor_names import (
+    diffusers_names,
+    official_place,
+    official_shapes,
+    rows_of_parts,
+)
 from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, SafetensorsFile, SafetensorsTensor
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.errors import CheckpointError
@@ -43,7 +50,6 @@ from ideogram_app.quantization import fp8, int8, k_quants, rotation
 from ideogram_app.quantization.k_search import Search
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
-SPLIT, FUSED = ("to_q", "to_k", "to_v"), "qkv"
 FUSING = ("gguf", "convrot")  # storages with the official names
 # How ComfyUI and stable-diffusion.cpp recognise such a Linear.
 COMFY_QUANT = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": rotation.GROUP}
@@ -79,6 +85,12 @@ class PackedWeight:
         scale = None if self.scale is None else self.scale.to(device)
         return PackedWeight(self.storage, self.values.to(device), scale, self.gguf_type, self.rotated)
 
+    def chunk(self, count: int) -> tuple[PackedWeight, ...]:
+        """Equal parts of its rows, the first on top: views, as of `Tensor.chunk`."""
+        values = self.values.chunk(count)
+        scales = [None] * count if self.scale is None else self.scale.chunk(count)
+        return tuple(replace(self, values=value, scale=scale) for value, scale in zip(values, scales, strict=True))
+
 
 def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
     """Where a branch's weights lie inside a prepared folder."""
@@ -89,35 +101,45 @@ def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
 
 
 def packed_layers(recipe: Recipe, component: Component) -> set[str]:
-    """The Linears whose weights are packed; where q, k and v are one tensor, one protected part protects all three."""
+    """The Linears whose weights are packed, by diffusers' names: where q, k and v are one matrix, all three or none."""
     packed = {linear.name for linear in component.linears() if recipe.packs(linear.name)}
     if recipe.storage in FUSING:
-        packed = {name for name in packed if all(part in packed for part in _siblings(name))}
+        packed = {name for name in packed if packed.issuperset(diffusers_names(official_place(name)[0]))}
     return packed
+
+
+def held_as(recipe: Recipe, official: str) -> tuple[str, ...]:
+    """Under which names a recipe's files hold a tensor or Linear: one, or those of its rows, the first on top."""
+    return (official,) if recipe.storage in FUSING else diffusers_names(official)
+
+
+def held_shapes(recipe: Recipe, component: Component) -> dict[str, tuple[int, ...]]:
+    """Every tensor by the name under which a recipe's files hold it, in their order."""
+    return official_shapes(component.shapes()) if recipe.storage in FUSING else component.shapes()
+
+
+def held_packed(recipe: Recipe, component: Component) -> set[str]:
+    """The Linears whose weights are packed, by the names under which a recipe's files hold them."""
+    packed = packed_layers(recipe, component)
+    return {official_place(name)[0] for name in packed} if recipe.storage in FUSING else packed
 
 
 def units(recipe: Recipe, component: Component, dtypes: Mapping[str, torch.dtype]) -> list[Unit]:
     """Everything a file will hold; `dtypes` are those of tensors that are not packed."""
-    packed = packed_layers(recipe, component)
+    packed = held_packed(recipe, component)
     made = []
-    for name, shape in component.shapes().items():
-        inputs = (name,) if recipe.storage not in FUSING else tuple(_siblings(name))
-        if inputs[0] != name:
-            continue  # comes with its first sibling
-        whole = (len(inputs) * shape[0], *shape[1:])
-        if name.removesuffix(".weight") in packed:
-            parts = _packed_parts(recipe, name, whole)
-            by_rows = min(2, len(parts))
-        else:
-            parts, by_rows = (_dense_part(recipe, name, whole, dtypes),), 1
-        made.append(Unit(inputs, parts, name.removesuffix(".weight") in packed, by_rows))
+    for name, shape in held_shapes(recipe, component).items():
+        source, part = official_place(name)
+        is_packed = name.removesuffix(".weight") in packed
+        parts = _packed_parts(recipe, name, shape) if is_packed else (_dense_part(recipe, name, shape, dtypes[source]),)
+        made.append(Unit(name, source, part * shape[0], parts, is_packed, by_rows=min(2, len(parts))))
     return made
 
 
 def pack(
     recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None, search: Search | None = None
 ) -> list[Tensor]:
-    """What rows of one of a unit's inputs become: rows of each of its first `by_rows` parts.
+    """What rows of a unit become: rows of each of its first `by_rows` parts.
 
     Args:
         weight: (rows, columns), or (rows,) for what is not packed.
@@ -166,9 +188,10 @@ def branch_config(recipe: Recipe, component: Component, config: Mapping[str, Any
 
 
 class PackedBranch:
-    """One prepared file: dense tensors and packed weights by their own names, read on demand and by rows.
+    """One prepared file: dense tensors and packed weights by their official names, read on demand and by rows.
 
     Attributes:
+        packed: the Linears whose weights are packed, by the names under which the file holds them.
         reader: how a span of the file becomes a tensor.
 
     Raises:
@@ -177,35 +200,52 @@ class PackedBranch:
 
     def __init__(self, path: Path, recipe: Recipe, component: Component) -> None:
         self.path, self.recipe = path, recipe
-        self.packed = packed_layers(recipe, component)
-        self._shapes = component.shapes()
+        self.packed = held_packed(recipe, component)
+        self._shapes, self._held = official_shapes(component.shapes()), held_shapes(recipe, component)
         self._file = GgufFile(path) if recipe.storage == "gguf" else SafetensorsFile(path)
         self.reader: Reader = Span.read
         self._check(component)
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows."""
-        return self.reader(self._rows(self._stored(name), name, rows))
+        return _stacked([self._rows(part, part, cut) for part, cut in self._cut(name, rows)])
 
     def values(self, name: str, rows: slice | None = None, device: torch.device | str = "cpu") -> Tensor:
         """A tensor as it counts, on a device: float32 and rotated back where it is packed, else as it is stored."""
-        linear = name.removesuffix(".weight")
-        if linear in self.packed and linear != name:
-            return self.weight(linear, rows).to(device).decoded()
-        return self.tensor(name, rows).to(device)
+        found = []
+        for part, cut in self._cut(name, rows):
+            linear = part.removesuffix(".weight")
+            if linear in self.packed and linear != part:
+                found.append(self.weight(linear, cut).to(device).decoded())
+            else:
+                found.append(self._rows(part, part, cut).to(device))
+        return _stacked(found)
 
     def weight(self, linear: str, rows: slice | None = None) -> PackedWeight:
-        """The packed weight of a Linear, or some of its rows."""
+        """A packed weight by the name under which the file holds it, or some of its rows."""
         name, recipe = f"{linear}.weight", self.recipe
-        values, *scales = (self.reader(span) for span in self.spans(linear, rows))
+        stored = _packed_parts(recipe, name, self._held[name])
+        values = self._rows(stored[0].name, name, rows)
         if recipe.storage == "gguf":
-            kind = _kind(_packed_parts(recipe, name, self._shapes[name])[0])
-            return PackedWeight("gguf", values, gguf_type=kind, rotated=recipe.rotated)
-        return PackedWeight(recipe.storage, values, scales[0].reshape(-1), rotated=recipe.rotated)
+            return PackedWeight("gguf", values, gguf_type=_kind(stored[0]), rotated=recipe.rotated)
+        scale = self._rows(stored[1].name, name, rows).reshape(-1)
+        return PackedWeight(recipe.storage, values, scale, rotated=recipe.rotated)
 
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
-        """The weight of a Linear as it rests, or some of its rows."""
-        return self.weight(linear, rows) if linear in self.packed else self.tensor(f"{linear}.weight", rows)
+    def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
+        """The weight of a Linear as it rests: one, or its rows from top to bottom where the file holds them apart."""
+        return tuple(
+            self.weight(part) if part in self.packed else self._rows(f"{part}.weight", f"{part}.weight", None)
+            for part in held_as(self.recipe, linear)
+        )
+
+    def weight_spans(self, linear: str) -> list[Span]:
+        """Where the numbers of a Linear's weight lie, without their scales: one run, or one for each part of it."""
+        found = []
+        for part in held_as(self.recipe, linear):
+            name = f"{part}.weight"
+            stored = _packed_parts(self.recipe, name, self._held[name])[0].name if part in self.packed else name
+            found.append(self._span(stored, name))
+        return found
 
     def linears_within(self, start: str) -> list[str]:
         """Names of the Linears whose name starts like this, packed or not."""
@@ -218,24 +258,30 @@ class PackedBranch:
         other.reader = reader
         return other
 
-    def spans(self, name: str, rows: slice | None = None) -> list[Span]:
-        """What `tensor` reads of a tensor of this name, or `stored` of a Linear: its values, then its scales."""
-        whole = f"{name}.weight"
-        if name in self.packed:
-            parts = _packed_parts(self.recipe, whole, self._shapes[whole])
-            return [self._rows(part.name, whole, rows) for part in parts[:2]]
-        tensor = whole if whole in self._shapes else name
-        return [self._rows(self._stored(tensor), tensor, rows)]
+    def spans(self, name: str) -> list[Span]:
+        """What `tensor` reads of a tensor of this name, or `stored` of a Linear: each part's values, then its scales."""
+        if f"{name}.weight" not in self._shapes:
+            return [self._span(part, part) for part in held_as(self.recipe, name)]
+        found = []
+        for part in held_as(self.recipe, name):
+            weight = f"{part}.weight"
+            stored = _packed_parts(self.recipe, weight, self._held[weight])[:2] if part in self.packed else ()
+            found += [self._span(each.name, weight) for each in stored] or [self._span(weight, weight)]
+        return found
 
-    def _rows(self, stored: str, name: str, rows: slice | None) -> Span:
-        """Rows of a stored tensor, counted from where those of `name` begin in it."""
-        height = self._shapes[name][0]
-        first, last = (0, height) if rows is None else (rows.start, rows.stop)
-        start = _siblings(name).index(name) * height if self.recipe.storage in FUSING else 0
-        return self._file.span(stored, slice(start + first, start + last))
+    def _span(self, stored: str, name: str, rows: slice | None = None) -> Span:
+        """Rows of a tensor in the file that belongs to the held one of this name."""
+        return self._file.span(stored, rows or slice(0, self._held[name][0]))
 
-    def _stored(self, name: str) -> str:
-        return official(name) if self.recipe.storage in FUSING else name
+    def _cut(self, name: str, rows: slice | None) -> list[tuple[str, slice]]:
+        """Which rows of which held tensors are these rows of an official one."""
+        parts, height = held_as(self.recipe, name), self._shapes[name][0]
+        asked = rows or slice(0, height)
+        return [(parts[index], cut) for index, cut in rows_of_parts(asked, height // len(parts), len(parts))]
+
+    def _rows(self, stored: str, name: str, rows: slice | None) -> Tensor:
+        """Those rows, in memory of their own."""
+        return self.reader(self._span(stored, name, rows))
 
     def _check(self, component: Component) -> None:
         infos: Mapping[str, SafetensorsTensor | GgufInfo] = self._file.infos
@@ -256,44 +302,29 @@ class PackedBranch:
                 )
 
 
-def official(name: str) -> str:
-    """The official name of a diffusers tensor."""
-    for part in SPLIT:
-        name = name.replace(f"attention.{part}.", f"attention.{FUSED}.")
-    return name.replace("attention.to_out.0.", "attention.o.")
-
-
-def _siblings(name: str) -> list[str]:
-    """The layers, or tensors, whose rows follow one another in the official one: three for q, k and v, else itself."""
-    for part in SPLIT:
-        head, found, tail = name.partition(f"attention.{part}")
-        if found:
-            return [f"{head}attention.{other}{tail}" for other in SPLIT]
-    return [name]
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _kind(info: SafetensorsTensor | GgufInfo) -> str:
     return info.gguf_type if isinstance(info, GgufInfo) else info.dtype
 
 
-def _dense_part(
-    recipe: Recipe, name: str, shape: tuple[int, ...], dtypes: Mapping[str, torch.dtype]
-) -> SafetensorsTensor | GgufInfo:
-    if recipe.storage == "gguf":
-        return GgufInfo(official(name), shape, "F32")
-    return SafetensorsTensor(official(name) if recipe.storage == "convrot" else name, DTYPE_NAMES[dtypes[name]], shape)
+def _dense_part(recipe: Recipe, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> SafetensorsTensor | GgufInfo:
+    return (
+        GgufInfo(name, shape, "F32") if recipe.storage == "gguf" else SafetensorsTensor(name, DTYPE_NAMES[dtype], shape)
+    )
 
 
 def _packed_parts(recipe: Recipe, name: str, shape: tuple[int, ...]) -> tuple[SafetensorsTensor | GgufInfo, ...]:
     """Values, then scales where they lie apart, then what says how to read them."""
     column = (shape[0], 1)
     if recipe.storage == "gguf":
-        return (GgufInfo(official(name), shape, block_type(recipe, name.removesuffix(".weight"), shape[1])),)
+        return (GgufInfo(name, shape, block_type(recipe, name.removesuffix(".weight"), shape[1])),)
     if recipe.storage == "fp8":
         return SafetensorsTensor(name, "F8_E4M3", shape), SafetensorsTensor(f"{name}_scale", "F32", shape[:1])
     if recipe.storage == "convrot":
-        stored = official(name)
-        mark = SafetensorsTensor(f"{stored.removesuffix('weight')}comfy_quant", "U8", (len(COMFY_BYTES),))
-        return SafetensorsTensor(stored, "I8", shape), SafetensorsTensor(f"{stored}_scale", "F32", column), mark
+        mark = SafetensorsTensor(f"{name.removesuffix('weight')}comfy_quant", "U8", (len(COMFY_BYTES),))
+        return SafetensorsTensor(name, "I8", shape), SafetensorsTensor(f"{name}_scale", "F32", column), mark
     stem = name.removesuffix("weight") + "_weight"
     return SafetensorsTensor(f"{stem}_qdata", "I8", shape), SafetensorsTensor(f"{stem}_scale", "F32", column)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.checkpoints.gguf import FLOATS, OTHER_BLOCKS, GgufFile
-from ideogram_app.checkpoints.published.tensor_names import ROLES, WEIGHT, parse
+from ideogram_app.checkpoints.published.tensor_names import ROLES, WEIGHT
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import k_quants, nf4
@@ -148,27 +148,6 @@ class StoredTensor:
         layers = _json_object(self.weight, noted.encode()).get("layers", {})
         found = layers.get(self.weight.name.removesuffix(".weight"), {}) if isinstance(layers, dict) else {}
         return found if isinstance(found, dict) else {}
-
-
-def gather(files: list[SafetensorsFile | GgufFile], branch: int | None) -> dict[str, dict[str, StoredEntry]]:
-    """Every stored tensor of one transformer, by the tensor it belongs to and its role there.
-
-    Raises:
-        CheckpointError: one that is there twice.
-    """
-    found: dict[str, dict[str, StoredEntry]] = {}
-    for file in files:
-        for stored in file.infos:
-            name, entry = parse(stored), StoredEntry(file, stored)
-            if branch is not None and name.branch != branch:
-                continue
-            other = found.setdefault(name.base, {}).setdefault(name.role, entry)
-            if other is not entry:
-                raise CheckpointError(
-                    f"Tensor {name.base} is there twice",
-                    got=f"{other.name} in {other.file.path} and {stored} in {file.path}",
-                )
-    return found
 
 
 def _json_object(entry: StoredEntry, text: bytes) -> dict[str, Any]:

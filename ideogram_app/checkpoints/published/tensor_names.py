@@ -4,14 +4,18 @@
     [branch      ][weight layers.3.attention.qkv.weight][role: scale]
 
 Published files differ in three ways that these tables undo: a prefix for both transformers in one file or for ComfyUI,
-a suffix for every tensor that a packed weight needs beside it, and attention fused as Ideogram has it (`qkv`, rows in
-thirds, and `o`) where diffusers splits it (`to_q`, `to_k`, `to_v`, `to_out.0`). Inside the program every name is
-diffusers'. Left out: names of the text encoder and the VAE.
+a suffix for every tensor that a packed weight needs beside it, and attention as one matrix, as Ideogram has it (`qkv`,
+rows in thirds, and `o`), or in three, as diffusers has it (`to_q`, `to_k`, `to_v`, `to_out.0`).
+
+Between a file and a layer q, k and v are one matrix, and weights are asked for by the official names. Diffusers' names
+are those of its reference model, and so of everything that is measured on it or decided for it: the Linears of
+`architecture.Branch`, protected lists, statistics of a calibration. Left out: names of the text encoder and the VAE,
+which are the same on both sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # prefix -> which transformer it says: 0 conditional, 1 unconditional, None neither (ComfyUI's, for the whole model)
@@ -38,8 +42,11 @@ ROLES: dict[str, str] = {
     ".ws": "scale",
     ".smooth": "smooth",
 }
-FUSED = (".attention.qkv.", (".attention.to_q.", ".attention.to_k.", ".attention.to_v."))
-RENAMED = (".attention.o.", ".attention.to_out.0.")
+# Ideogram's name of a matrix -> diffusers' of those that its rows are, the first on top. All else is called alike.
+FUSED: dict[str, tuple[str, ...]] = {
+    "attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v"),
+    "attention.o": ("attention.to_out.0",),
+}
 
 
 @dataclass(frozen=True)
@@ -70,19 +77,44 @@ def parse(stored: str) -> Name:
     return Name(branch, stored, WEIGHT)
 
 
-def pieces(base: str) -> Iterator[tuple[str, int | None]]:
-    """diffusers' name of a tensor, or its three with the third of the rows that each is."""
-    fused, parts = FUSED
-    if fused not in base:
-        yield base.replace(*RENAMED), None
-        return
-    for third, part in enumerate(parts):
-        yield base.replace(fused, part), third
+def diffusers_names(official: str) -> tuple[str, ...]:
+    """What diffusers calls a tensor or Linear: three names, the first on top, where it holds the rows apart."""
+    for whole, parts in FUSED.items():
+        if f".{whole}." in f"{official}.":
+            return tuple(_renamed(official, whole, part) for part in parts)
+    return (official,)
 
 
-def fused(name: str) -> str:
-    """Ideogram's name for one of diffusers': the inverse of `pieces`."""
-    whole, parts = FUSED
-    for part in parts:
-        name = name.replace(part, whole)
-    return name.replace(RENAMED[1], RENAMED[0])
+def official_place(name: str) -> tuple[str, int]:
+    """Where diffusers' tensor or Linear of this name is: the official one, and which of its equal parts, from 0."""
+    for whole, parts in FUSED.items():
+        for index, part in enumerate(parts):
+            if f".{part}." in f"{name}.":
+                return _renamed(name, part, whole), index
+    return name, 0
+
+
+def official_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes by official names, from those by diffusers' (`Component.shapes`); in the same order."""
+    found = {}
+    for name, (rows, *columns) in shapes.items():
+        official, part = official_place(name)
+        if part == 0:
+            found[official] = (len(diffusers_names(official)) * rows, *columns)
+    return found
+
+
+def _renamed(name: str, old: str, new: str) -> str:
+    """A module's path with another ending, or another part before `.weight`."""
+    return f"{name}.".replace(f".{old}.", f".{new}.").removesuffix(".")
+
+
+def rows_of_parts(rows: slice, height: int, count: int) -> list[tuple[int, slice]]:
+    """Rows of a matrix, where it lies in `count` parts of `height` rows: number of a part, and which of its rows."""
+    if rows.start >= rows.stop:
+        return [(0, slice(0, 0))]
+    found = []
+    for part in range(rows.start // height, min(count, -(-rows.stop // height))):
+        above = part * height
+        found.append((part, slice(max(0, rows.start - above), min(height, rows.stop - above))))
+    return found

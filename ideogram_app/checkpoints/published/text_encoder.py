@@ -4,10 +4,15 @@
                  `ideogram_fp8_weight_only`), ComfyUI's single files with scales of rows or of whole matrices
     GGUF         llama.cpp's conversion of Qwen3-VL, any types that gguf-py decodes: Q4_K_M mixes Q4_K and Q6_K
 
-Files are recognised by their first bytes and headers, never by their names; how a tensor decodes is found for each by
-itself (codecs.py). Every one is accounted for before the first is read: vision tower, final norm and head are known by
-their names and never read. llama.cpp permutes the rows of q and k only of models whose rotary positions it runs in
-neighbouring pairs (Llama); Qwen's, rotated by halves, lie in it as they do in transformers.
+Files are recognised by their first bytes and headers, never by their names; tensors are accounted for and read in
+component.py. Vision tower, final norm and head are known by their names and never read. llama.cpp permutes the rows of
+q and k only of models whose rotary positions it runs in neighbouring pairs (Llama); Qwen's, rotated by halves, lie in
+it as they do in transformers.
+
+Where no config lies beside the weights, it is made of a GGUF's metadata, or of shapes alone. Shapes tell every size.
+They do not tell how positions are encoded nor the norms' epsilon: a GGUF says both, and for a single safetensors file
+they are those of the only encoder of this kind that exists, Qwen3-VL with heads of 128. All else keeps transformers'
+defaults.
 
 transformers' own loaders drop scales with a warning, and make a whole dense model of a GGUF. Left out: the VAE, which
 AutoencoderKLFlux2 reads by itself from bfloat16 or float32 safetensors and which is never packed.
@@ -15,18 +20,15 @@ AutoencoderKLFlux2 reads by itself from bfloat16 or float32 safetensors and whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, LAYER, TextEncoder
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor
-from ideogram_app.checkpoints.published.encoder_config import from_metadata, from_shapes
-from ideogram_app.checkpoints.published.layouts import recognise
-from ideogram_app.checkpoints.published.tensor_names import WEIGHT, parse
+from ideogram_app.checkpoints.published.codecs import StoredTensor
+from ideogram_app.checkpoints.published.component import Groups, PublishedComponent, WeightFile, gather
+from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, parse
 from ideogram_app.checkpoints.published.transformer import open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError
 
@@ -52,10 +54,15 @@ GGUF_PARTS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+ARCHITECTURE = "qwen3vl"  # `general.architecture` of llama.cpp's conversion; "qwen3" has the same shapes, other weights
 PROJECTOR = "clip"  # `general.architecture` of the file in which llama.cpp keeps the vision tower
+# Of Qwen/Qwen3-VL-8B-Instruct: head size, rope_theta, frequencies for time, height and width, epsilon.
+HEAD, THETA, SECTION, EPSILON = 128, 5_000_000.0, (24, 20, 20), 1e-6
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-class SourceEncoder:
+class SourceEncoder(PublishedComponent):
     """The text side of a text encoder, whatever its layout.
 
     Args:
@@ -63,100 +70,75 @@ class SourceEncoder:
         config: its config.json, where it is known; else the one in the folder, or one made from what the file says.
 
     Attributes:
-        folder: where it comes from, for messages.
-        files: what is read; each has a `path`.
-        layout: a name of `layouts.LAYOUTS`.
         config: as transformers' config.json.
         encoder: its shape.
-        dtypes: name to the type a tensor has when it is not packed; what was packed is held in bfloat16.
 
     Raises:
         CheckpointError: not the text side of a Qwen3-VL; the message names file, tensor, expected and got.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
-        self.folder = path
         opened = [open_weights(file) for file in weight_files(path)]
-        self.files = [file for file in opened if file.metadata.get("general.architecture") != PROJECTOR]
-        self._stored = {name: StoredTensor(parts) for name, parts in self._gathered().items()}
-        shapes = {name: stored.shape for name, stored in self._stored.items()}
-        self.config = dict(config) if config else self._said(shapes)
+        files = [file for file in opened if file.metadata.get("general.architecture") != PROJECTOR]
+        groups = gather(files, _translate)
+        self.config = dict(config) if config else _described(path, files, groups)
         self.encoder = TextEncoder.from_config(self.config)
-        self._expect(self.encoder.shapes())
-        self.layout = recognise(self._stored.values(), paired=False).name
-        self.dtypes = {name: stored.dtype for name, stored in self._stored.items()}
+        what = f"the text side of a Qwen3-VL of {self.encoder.num_hidden_layers} layers"
+        super().__init__(path, files, groups, self.encoder.shapes(), what)
 
-    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
-        """One tensor, or some of its rows: float32 for anything that was packed, else as it is stored.
 
-        Raises:
-            CheckpointError: no such tensor.
-        """
-        if name not in self._stored:
-            raise CheckpointError(f"{self.folder} holds no tensor {name}")
-        stored = self._stored[name]
-        first, stop, _ = (rows or slice(None)).indices(stored.shape[0])
-        return stored.read(slice(first, max(first, stop)))
+def from_shapes(path: Path, shapes: Shapes) -> dict[str, Any]:
+    """The config of a published encoder from its tensors' shapes.
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.encoder.shapes():
-            yield name, self.tensor(name)
+    Raises:
+        CheckpointError: a tensor is missing that tells a size, or heads of another size.
+    """
+    sizes = _sizes(path, shapes)
+    if sizes["head_dim"] != HEAD:
+        raise CheckpointError(
+            f"How {path} encodes positions is not known",
+            expected=f"heads of {HEAD}",
+            got=str(sizes["head_dim"]),
+            do="Put it into a folder with its config.json",
+        )
+    return _config(sizes, THETA, SECTION, EPSILON)
 
-    def _gathered(self) -> dict[str, dict[str, StoredEntry]]:
-        """What is stored of every tensor in use, by its name here and by its role there."""
-        found: dict[str, dict[str, StoredEntry]] = {}
-        for file in self.files:
-            translate = _from_gguf if isinstance(file, GgufFile) else _from_safetensors
-            for stored in file.infos:
-                name = translate(stored)
-                if name is None:
-                    continue
-                part, entry = parse(name), StoredEntry(file, stored)
-                other = found.setdefault(part.base, {}).setdefault(part.role, entry)
-                if other is not entry:
-                    raise CheckpointError(
-                        f"Tensor {part.base} is there twice",
-                        got=f"{other.name} in {other.file.path} and {stored} in {file.path}",
-                    )
-        for name, parts in found.items():
-            if WEIGHT not in parts:
-                entry = next(iter(parts.values()))
-                raise CheckpointError(f"{entry.file.path} holds {entry.name} without its weight", expected=name)
-        return found
 
-    def _said(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The config that comes with the weights: a GGUF's metadata, a folder's config.json, else what shapes tell."""
-        if not self.files:
-            raise CheckpointError(f"{self.folder} holds a vision tower alone", expected="the text side of a Qwen3-VL")
-        first = self.files[0]
-        if isinstance(first, GgufFile):
-            return from_metadata(self.folder, first.metadata, shapes)
-        return read_config(self.folder) if self.folder.is_dir() else from_shapes(self.folder, shapes)
+def from_metadata(path: Path, metadata: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
+    """The config of a GGUF file from its own metadata.
 
-    def _expect(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Exactly these tensors, of these shapes."""
-        unknown = [stored.weight for name, stored in self._stored.items() if name not in shapes]
-        if unknown:
-            raise CheckpointError(
-                f"{unknown[0].file.path} holds tensors that no text encoder of this shape has",
-                expected=f"the text side of a Qwen3-VL of {self.encoder.num_hidden_layers} layers",
-                got=f"{len(unknown)} others, first {unknown[0]}",
-            )
-        missing = [name for name in shapes if name not in self._stored]
-        if missing:
-            raise CheckpointError(
-                f"{self.folder} lacks {len(missing)} tensors",
-                expected=f"{missing[0]} {shapes[missing[0]]}",
-                got="nothing of that name",
-            )
-        for name, shape in shapes.items():
-            stored = self._stored[name]
-            if stored.shape != shape:
-                raise CheckpointError(
-                    f"Tensor {stored.weight.name} of {stored.weight.file.path} (here {name}) has the wrong shape",
-                    expected=str(shape),
-                    got=str(stored.shape),
-                )
+    Raises:
+        CheckpointError: another architecture, or a key is missing; names it.
+    """
+    architecture = metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        raise CheckpointError(
+            f"{path} holds another model", expected=f"general.architecture {ARCHITECTURE}", got=str(architecture)
+        )
+    keys = ("rope.freq_base", "rope.dimension_sections", "attention.layer_norm_rms_epsilon")
+    missing = [key for key in keys if f"{ARCHITECTURE}.{key}" not in metadata]
+    if missing:
+        raise CheckpointError(
+            f"{path} does not say {ARCHITECTURE}.{missing[0]}", do="Convert it again with a newer llama.cpp"
+        )
+    theta, section, epsilon = (metadata[f"{ARCHITECTURE}.{key}"] for key in keys)
+    return _config(_sizes(path, shapes), float(theta), tuple(int(part) for part in section[:3]), _round(epsilon))
+
+
+def _described(path: Path, files: list[WeightFile], groups: Groups) -> dict[str, Any]:
+    """The config that comes with the weights: a GGUF's metadata, a folder's config.json, else what shapes tell."""
+    if not files:
+        raise CheckpointError(f"{path} holds a vision tower alone", expected="the text side of a Qwen3-VL")
+    shapes = {name: StoredTensor(parts).shape for name, parts in groups.items() if WEIGHT in parts}
+    if isinstance(files[0], GgufFile):
+        return from_metadata(path, files[0].metadata, shapes)
+    return read_config(path) if path.is_dir() else from_shapes(path, shapes)
+
+
+def _translate(file: WeightFile, stored: str) -> Name | None:
+    """What a stored name says; None for what is never used."""
+    name = _from_gguf(stored) if isinstance(file, GgufFile) else _from_safetensors(stored)
+    return None if name is None else parse(name)
 
 
 def _from_safetensors(stored: str) -> str | None:
@@ -178,3 +160,35 @@ def _from_gguf(stored: str) -> str | None:
     stem, _, leaf = part.rpartition(".")
     known = stored.startswith(GGUF_LAYER) and stem in GGUF_PARTS
     return f"{LAYER}{number}.{GGUF_PARTS[stem]}.{leaf}" if known else stored
+
+
+def _round(value: float) -> float:
+    """GGUF holds float32: 1e-6 comes back as 9.99999997e-07, which would not be the number of the config."""
+    return float(f"{value:.6g}")
+
+
+def _sizes(path: Path, shapes: Shapes) -> dict[str, int]:
+    """The fields of `TextEncoder`, by their names in a config."""
+    first = f"{LAYER}0."
+    asked = (f"{EMBEDDING_TABLE}.weight", *(f"{first}{part}.weight" for part in ("mlp.gate_proj", "self_attn.q_norm")))
+    asked += tuple(f"{first}self_attn.{part}_proj.weight" for part in "qk")
+    missing = [name for name in asked if not shapes.get(name)]
+    if missing:
+        raise CheckpointError(f"{path} is no text encoder of a Qwen3-VL", expected=missing[0], got="not there")
+    table, gate, norm, queries, keys = (shapes[name] for name in asked)
+    numbers = [name[len(LAYER) :].split(".")[0] for name in shapes if name.startswith(LAYER)]
+    return {
+        "num_hidden_layers": max(int(number) for number in numbers if number.isdecimal()) + 1,
+        "hidden_size": table[-1],
+        "intermediate_size": gate[0],
+        "num_attention_heads": queries[0] // norm[0],
+        "num_key_value_heads": keys[0] // norm[0],
+        "head_dim": norm[0],
+        "vocab_size": table[0],
+    }
+
+
+def _config(sizes: dict[str, int], theta: float, section: tuple[int, ...], epsilon: float) -> dict[str, Any]:
+    rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": list(section), "mrope_interleaved": True}
+    text = {"model_type": "qwen3_vl_text", **sizes, "rms_norm_eps": epsilon, "rope_parameters": rope}
+    return {"model_type": "qwen3_vl", "text_config": text}

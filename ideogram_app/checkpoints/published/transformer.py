@@ -1,10 +1,9 @@
-"""A transformer's weights from any published layout, as a lazy stream of (diffusers name, tensor).
+"""A transformer's weights from any published layout, by their official names.
 
 `open_source` takes what a user has: a pipeline folder, a file that holds both transformers, two files, a folder with
 the files of one row of local.py. `SourceBranch` is one of the two: names are translated (tensor_names.py), tensors
-widened (codecs.py), the layout recognised (layouts.py). Everything is found in the headers, never in the names of
-files, and every tensor is accounted for before the first is read: unknown, missing, doubled or wrongly shaped ones are
-an error that names file and tensor. Tensors are read whole or some rows at a time; nothing is kept.
+accounted for and read (component.py), widened (codecs.py), the layout recognised (layouts.py). Everything is found in
+the headers, never in the names of files.
 
 diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Pickles are refused,
 because opening one runs whatever it says. Left out: the text encoder, the VAE, LoRA files.
@@ -13,20 +12,18 @@ because opening one runs whatever it says. Left out: the text encoder, the VAE, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor, gather
-from ideogram_app.checkpoints.published.layouts import recognise
+from ideogram_app.checkpoints.published.codecs import StoredTensor
+from ideogram_app.checkpoints.published.component import Groups, PublishedComponent, WeightFile, gather
 from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, Source
-from ideogram_app.checkpoints.published.tensor_names import WEIGHT, parse, pieces
+from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, official_shapes, parse
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError, RequestError
 
@@ -37,15 +34,7 @@ TELLS = {"ideogram4_cond": 0, "ideogram4_uncond": 1}
 CONFIGURED = tuple(field.name for field in fields(Branch))
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A tensor by its diffusers name: a stored one, or one third of its rows."""
-
-    base: str
-    third: int | None
-
-
-class SourceBranch:
+class SourceBranch(PublishedComponent):
     """One transformer of a source, whatever its layout.
 
     Args:
@@ -54,80 +43,31 @@ class SourceBranch:
         which: 0 or 1, the transformer to take of a file that holds both.
 
     Attributes:
-        folder: where it comes from, for messages.
-        files: what is read, in the order of their names.
-        layout: a name of `layouts.LAYOUTS`.
         config: its config.json; one made from the shapes where the weights come without.
         branch: its shape.
-        dtypes: name to the type a tensor has when it is not packed; what was packed is held in bfloat16.
 
     Raises:
         CheckpointError: no transformer, or not what `branch` asks for; it names file, tensor, expected and got.
     """
 
     def __init__(self, folder: Path, branch: Branch | None = None, which: int | None = None) -> None:
-        self.folder = folder
-        self.files = [open_weights(path) for path in weight_files(folder)]
-        said = _branches_named(self.files)
+        files = [open_weights(path) for path in weight_files(folder)]
+        said = _branches_named(files)
         if which is None and len(said) > 1:
             raise CheckpointError(f"{folder} holds both transformers", expected="one", do="Name it as the whole source")
-        groups = gather(self.files, which)
-        self._pieces = _pieces(groups)
-        self.branch, self.config = self._described(groups, branch)
-        shapes = self.branch.shapes()
-        _expect_all(folder, groups, self._pieces, shapes)
-        self._stored = {piece.base: StoredTensor(groups[piece.base]) for piece in self._pieces.values()}
-        for name, shape in shapes.items():
-            _expect_shape(self._stored[self._pieces[name].base], self._pieces[name], name, shape)
-        self._shapes = shapes
-        self.layout = recognise(self._stored.values(), paired=bool(said)).name
-        self.dtypes: dict[str, torch.dtype] = {name: self._stored[self._pieces[name].base].dtype for name in shapes}
 
-    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
-        """One tensor by its diffusers name, or some of its rows; float32 where it was packed, else as it is stored.
+        def translate(file: WeightFile, stored: str) -> Name | None:
+            name = parse(stored)
+            return name if which is None or name.branch == which else None
 
-        Only these rows are read and widened.
+        groups = gather(files, translate)
+        self.branch, self.config = _described(folder, groups, branch)
+        shapes = official_shapes(self.branch.shapes())
+        super().__init__(folder, files, groups, shapes, "an Ideogram 4 transformer", paired=bool(said))
 
-        Raises:
-            CheckpointError: no such tensor.
-        """
-        if name not in self._shapes:
-            raise CheckpointError(f"{self.folder} holds no tensor {name}")
-        piece, height = self._pieces[name], self._shapes[name][0]
-        start, stop, _ = (rows or slice(None)).indices(height)
-        before = (piece.third or 0) * height
-        return self._stored[piece.base].read(slice(before + start, before + max(start, stop)))
-
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor:
-        """The weight of a Linear, or some of its rows; nothing stays packed."""
-        return self.tensor(f"{linear}.weight", rows)
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self._shapes:
-            yield name, self.tensor(name)
-
-    def _described(
-        self, groups: dict[str, dict[str, StoredEntry]], expected: Branch | None
-    ) -> tuple[Branch, dict[str, Any]]:
-        """Shape and config: from config.json where there is one, else from the shapes of a few tensors."""
-        if self.folder.is_dir() and (self.folder / "config.json").exists():
-            config, origin = read_config(self.folder), self.folder / "config.json"
-        else:
-            branch, origin = _measured(self.folder, groups, self._pieces), self.folder
-            try:
-                config = branch.config()
-            except RequestError as problem:
-                raise CheckpointError(
-                    f"{self.folder}: {problem.what}", expected=problem.expected, got=problem.got, do=problem.do
-                ) from problem
-        if expected is not None:
-            _expect_config(origin, config, expected)
-        numbers = {field: config.get(field) for field in CONFIGURED}
-        if not all(isinstance(number, int) and number > 0 for number in numbers.values()):
-            raise CheckpointError(
-                f"{origin} is no config of this model", expected=", ".join(CONFIGURED), got=str(numbers)
-            )
-        return Branch(**{field: config[field] for field in CONFIGURED}), config
+    def stored(self, linear: str) -> tuple[Tensor]:
+        """The weight of a Linear; nothing stays packed."""
+        return (self.tensor(f"{linear}.weight"),)
 
 
 @dataclass(frozen=True)
@@ -176,7 +116,7 @@ def open_source(path: Path, unconditional: Path | None = None, expected: Model |
     return SourceModel(branches, files, within)
 
 
-def open_weights(path: Path) -> SafetensorsFile | GgufFile:
+def open_weights(path: Path) -> WeightFile:
     """A file of weights by what it begins with.
 
     Raises:
@@ -288,7 +228,7 @@ def _common_folder(files: tuple[Path, ...]) -> Path:
     return max(shared, key=lambda folder: len(folder.parts), default=files[0].parent)
 
 
-def _branches_named(files: list[SafetensorsFile | GgufFile]) -> set[int]:
+def _branches_named(files: list[WeightFile]) -> set[int]:
     """Which transformers the names of the tensors speak of; none where they do not say."""
     named = {parse(stored).branch for file in files for stored in file.infos}
     return {branch for branch in named if branch is not None}
@@ -307,22 +247,27 @@ def _expect_role(branch: SourceBranch, number: int) -> None:
             )
 
 
-def _pieces(groups: dict[str, dict[str, StoredEntry]]) -> dict[str, Piece]:
-    """Where every tensor comes from, by its diffusers name; a name met twice is an error."""
-    found: dict[str, Piece] = {}
-    for base in groups:
-        for name, third in pieces(base):
-            if name in found:
-                places = [next(iter(groups[one].values())) for one in (found[name].base, base)]
-                raise CheckpointError(
-                    f"Tensor {name} is there twice",
-                    got=" and ".join(f"{place.name} in {place.file.path}" for place in places),
-                )
-            found[name] = Piece(base, third)
-    return found
+def _described(folder: Path, groups: Groups, expected: Branch | None) -> tuple[Branch, dict[str, Any]]:
+    """Shape and config: from config.json where there is one, else from the shapes of a few tensors."""
+    if folder.is_dir() and (folder / "config.json").exists():
+        config, origin = read_config(folder), folder / "config.json"
+    else:
+        branch, origin = _measured(folder, groups), folder
+        try:
+            config = branch.config()
+        except RequestError as problem:
+            raise CheckpointError(
+                f"{folder}: {problem.what}", expected=problem.expected, got=problem.got, do=problem.do
+            ) from problem
+    if expected is not None:
+        _expect_config(origin, config, expected)
+    numbers = {field: config.get(field) for field in CONFIGURED}
+    if not all(isinstance(number, int) and number > 0 for number in numbers.values()):
+        raise CheckpointError(f"{origin} is no config of this model", expected=", ".join(CONFIGURED), got=str(numbers))
+    return Branch(**{field: config[field] for field in CONFIGURED}), config
 
 
-def _measured(folder: Path, groups: dict[str, dict[str, StoredEntry]], found: dict[str, Piece]) -> Branch:
+def _measured(folder: Path, groups: Groups) -> Branch:
     """The shape of a transformer from the shapes of four of its tensors and the number of its blocks."""
     asked = ("llm_cond_norm", "adaln_proj", "layers.0.attention.norm_q", "layers.0.feed_forward.w1")
     for name in asked:
@@ -333,7 +278,7 @@ def _measured(folder: Path, groups: dict[str, dict[str, StoredEntry]], found: di
                 got=f"{len(groups)} tensors, the first {next(iter(groups), 'none')}",
             )
     text, conditioning, head, feed_forward = (StoredTensor(groups[f"{name}.weight"]).shape for name in asked)
-    blocks = {name.split(".")[1] for name in found if name.startswith("layers.")}
+    blocks = {name.split(".")[1] for name in groups if name.startswith("layers.")}
     if len(conditioning) != 2 or not head or conditioning[1] % head[0]:
         raise CheckpointError(
             f"{folder} holds no Ideogram 4 transformer",
@@ -351,37 +296,3 @@ def _expect_config(path: Path, config: dict[str, Any], branch: Branch) -> None:
             raise CheckpointError(
                 f"{path} describes another model", expected=f"{field} {expected}", got=str(got or "nothing")
             )
-
-
-def _expect_all(
-    folder: Path, groups: dict[str, dict[str, StoredEntry]], found: dict[str, Piece], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """No tensor unknown, none missing."""
-    unknown = [piece.base for name, piece in found.items() if name not in shapes]
-    if unknown:
-        entry = next(iter(groups[unknown[0]].values()))
-        raise CheckpointError(
-            f"{entry.file.path} is of a layout this version does not know",
-            expected="an Ideogram 4 transformer and nothing else",
-            got=f"{len(unknown)} unknown tensors, first {entry}",
-        )
-    missing = [name for name in shapes if name not in found or WEIGHT not in groups[found[name].base]]
-    if missing:
-        beside = groups[found[missing[0]].base] if missing[0] in found else {}
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} tensors",
-            expected=f"{missing[0]} {shapes[missing[0]]}",
-            got=f"only {', '.join(entry.name for entry in beside.values())}" if beside else "not there",
-        )
-
-
-def _expect_shape(stored: StoredTensor, piece: Piece, name: str, shape: tuple[int, ...]) -> None:
-    """The stored shape must be the expected one, or three times its rows where it is fused."""
-    if piece.third is not None:
-        shape = (3 * shape[0], *shape[1:])
-    if stored.shape != shape:
-        raise CheckpointError(
-            f"Tensor {stored.weight.name} of {stored.weight.file.path} (here {name}) has the wrong shape",
-            expected=str(shape),
-            got=str(stored.shape),
-        )

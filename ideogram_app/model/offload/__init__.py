@@ -2,12 +2,9 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    carrier.py       How bytes get from host memory to where a device computes: at once, or beside the computation.
-    located.py       Where the large tensors of a block lie in its recipe's file, so that they can be read again instead
-                     of being kept.
-    offload.py       What is on the device, and when: one mechanism for transformers of every recipe and for the text
-                     encoder.
-    packed_block.py  A module as one run of bytes: what of it stays in host memory, what is read from its file again,
-                     where it goes.
-    ring.py          A few places on a device that many blocks take in turn, each brought there ahead of its use.
+    offload.py       Offload: which blocks of a module rest in host memory or in their file, and the hooks that bring
+                     them to its device.
+    packed_block.py  A packed block: a module's tensors as one run of bytes, in host memory and in its file, so that one
+                     copy offloads it.
+    ring.py          A ring of slots on a device that offloaded blocks take in turn, each copied there ahead of its use.
 """

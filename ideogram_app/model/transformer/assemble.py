@@ -27,17 +27,20 @@ from ideogram_app.model.transformer.layers import Layer, Stored, linear, merged
 
 CPU = torch.device("cpu")
 NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in the order of `Prepared.vectors`
-ATTENTION, ARMS = ("to_q", "to_k", "to_v"), ("w1", "w3")  # what is merged
+ARMS = ("w1", "w3")  # what is merged
 
 
 class BranchWeights(Protocol):
-    """What a transformer can be made of: `PackedBranch`, `SourceBranch`, or random numbers of a benchmark."""
+    """What a transformer can be made of: `PackedBranch`, `SourceBranch`, or random numbers of a benchmark.
+
+    Names are the official ones, in which q, k and v are one matrix `attention.qkv`.
+    """
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows, in any floating type."""
 
-    def stored(self, linear: str, rows: slice | None = None) -> Tensor | PackedWeight:
-        """The weight of a Linear as it rests, or some of its rows."""
+    def stored(self, linear: str) -> Sequence[Tensor | PackedWeight]:
+        """The weight of a Linear as it rests: one, or its rows from top to bottom where a file holds them apart."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,11 @@ def in_every_step(branch: Branch) -> Iterator[str]:
 
 
 def linears_of(index: int) -> dict[str, tuple[str, ...]]:
-    """The matrices of a block by the name of the layer that they are merged into."""
+    """The Linears of a block by the name of the layer that they are merged into."""
     attention, feed_forward = f"layers.{index}.attention.", f"layers.{index}.feed_forward."
     return {
-        "qkv": tuple(f"{attention}{name}" for name in ATTENTION),
-        "o": (f"{attention}to_out.0",),
+        "qkv": (f"{attention}qkv",),
+        "o": (f"{attention}o",),
         "gate_up": tuple(f"{feed_forward}{name}" for name in ARMS),
         "down": (f"{feed_forward}w2",),
     }
@@ -147,7 +150,8 @@ class _Maker:
 
     def linear(self, name: str, has_bias: bool) -> Layer:
         bias = self.tensor(f"{name}.bias") if has_bias else None
-        return linear(self._stored(name), bias, *self._manner)
+        (weight,) = self._stored(name)
+        return linear(weight, bias, *self._manner)
 
     def norms(self, block: str) -> Tensor:
         """(4, hidden)."""
@@ -165,14 +169,13 @@ class _Maker:
         )
 
     def _merged(self, names: Sequence[str]) -> Layer:
-        return merged([self._stored(name) for name in names], *self._manner)
+        return merged([part for name in names for part in self._stored(name)], *self._manner)
 
     @property
     def _manner(self) -> tuple[torch.dtype, Kernels, str]:
         return self._placement.dtype, self._placement.kernels, self._placement.arithmetic
 
-    def _stored(self, name: str) -> Stored:
-        stored = self._weights.stored(name)
-        if isinstance(stored, Tensor):
-            return stored.to(self._device, self._placement.dtype)
-        return stored.to(self._device)
+    def _stored(self, name: str) -> list[Stored]:
+        dtype, device = self._placement.dtype, self._device
+        parts = self._weights.stored(name)
+        return [part.to(device, dtype) if isinstance(part, Tensor) else part.to(device) for part in parts]

@@ -28,12 +28,14 @@ from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import held_bytes
-from ideogram_app.kernels.row_scales import row_scales
-from ideogram_app.quantization import fp8, k_quants
+from ideogram_app.quantization import fp8, int8, k_quants
+from ideogram_app.quantization.rotation import rotate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# Q4_K weights decoded at once for their rows' scales: up to five float32 copies of them, 40 MB, whatever the matrix.
+SCALED_AT_ONCE = 2**21
 W4A8 = "w4a8"  # the arithmetic that decodes Q4_K to INT8; anything else decodes to the computing type
 
 
@@ -275,6 +277,21 @@ def merged(weights: Sequence[Stored], dtype: torch.dtype, kernels: Kernels = PLA
             runs.append([weight])
     layers = [linear(_joined(run), None, dtype, kernels, arithmetic) for run in runs]
     return layers[0] if len(layers) == 1 else SideBySide(layers)
+
+
+def row_scales(packed: Tensor, rotated: bool) -> Tensor:
+    """packed Q4_K (N, bytes) -> float32 (N,): the largest magnitude of each decoded row, rotated if asked for, / 127.
+
+    Raises:
+        CheckpointError: these are not packed rows.
+    """
+    columns = k_quants.unpacked_columns(packed.shape[1], "Q4_K")
+    scales = []
+    for part in packed.split(max(1, SCALED_AT_ONCE // columns)):
+        values = k_quants.decode(part, "Q4_K")
+        values = rotate(values) if rotated else values
+        scales.append(values.abs().amax(-1) / int8.WEIGHT_LEVELS)
+    return torch.cat(scales).clamp_(min=int8.SMALLEST_WEIGHT_SCALE)
 
 
 def weight_bytes(module: nn.Module) -> int:

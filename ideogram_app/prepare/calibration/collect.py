@@ -122,7 +122,7 @@ def calibrate(
     for transformer, count in zip(loaded.modules, chosen.streamed_blocks, strict=True):
         blocks: list[torch.nn.Module] = [*transformer.get_submodule("layers").children()]
         offload(transformer, blocks, spread(count, len(blocks)), hooks)
-    trajectory = Trajectory.of(request, preset, float(parts.scheduler.config.shift), device)
+    trajectory = Trajectory.of(request, preset, parts.shift, device)
     yield from gather(calibration, loaded, features, trajectory, path)
     for found, module in zip(calibration.branches, loaded.modules, strict=True):
         found.smooth(Weights(module))

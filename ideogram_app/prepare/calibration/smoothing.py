@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch
+from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_place
 from ideogram_app.errors import CheckpointError
 
 # 2^-8 to 2^8 around the middle of a group: outliers are tens to hundreds of times the rest, and a norm weight near 1
@@ -41,7 +42,7 @@ ROWS_AT_ONCE = 512  # of a weight: 109 MB in float32 of the widest, llm_cond_pro
 
 
 class Read(Protocol):
-    """A tensor of the source by its name, or some of its rows."""
+    """A tensor of the source by its name in diffusers, or some of its rows."""
 
     def __call__(self, name: str, rows: slice | None = None) -> Tensor: ...
 
@@ -85,19 +86,18 @@ def groups(branch: Branch) -> Iterator[Group]:
     for index in range(branch.num_layers):
         block = f"layers.{index}."
         attention, feed_forward = f"{block}attention.", f"{block}feed_forward."
-        queries = tuple(attention + part for part in ("to_q", "to_k", "to_v"))
+        queries, output = diffusers_names(f"{attention}qkv"), diffusers_names(f"{attention}o")
         yield Group(queries[0], queries, f"{block}attention_norm1.weight")
-        yield Group(f"{attention}to_out.0", (f"{attention}to_out.0",), f"{attention}to_v.weight")
+        yield Group(output[0], output, f"{queries[-1]}.weight")
         yield Group(f"{feed_forward}w1", (f"{feed_forward}w1", f"{feed_forward}w3"), f"{block}ffn_norm1.weight")
         yield Group(f"{feed_forward}w2", (f"{feed_forward}w2",), f"{feed_forward}w3.weight")
 
 
 def input_of(linear: str) -> str:
     """The Linear under whose name the statistics of this one's input are held: itself, or the first that shares it."""
-    for shared, first in ((".to_k", ".to_q"), (".to_v", ".to_q"), (".w3", ".w1")):
-        if linear.endswith(shared):
-            return linear.removesuffix(shared) + first
-    return linear
+    if linear.endswith(".w3"):
+        return linear.removesuffix("w3") + "w1"
+    return diffusers_names(official_place(linear)[0])[0]
 
 
 def column_maxima(group: Group, branch: Branch, read: Read) -> Tensor:

@@ -1,0 +1,164 @@
+"""A transformer or text encoder in published files: every tensor accounted for, read whole or some rows at a time.
+
+    groups = gather(files, translate)                           official or diffusers' name -> role -> where it is
+    component = PublishedComponent(folder, files, groups, expected, what)
+    component.tensor("layers.3.attention.qkv.weight", rows)
+
+Unknown, missing, doubled or wrongly shaped tensors are an error that names file and tensor, before the first is read.
+Where a publication has q, k and v apart they become one matrix here, as they are read, and nowhere else. Nothing is
+kept. Left out: whose shapes these are (transformer.py, text_encoder.py), and how rows are widened (codecs.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ideogram_app.checkpoints.gguf import GgufFile
+from ideogram_app.checkpoints.published.codecs import Shape, StoredEntry, StoredTensor
+from ideogram_app.checkpoints.published.layouts import recognise
+from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, diffusers_names, rows_of_parts
+from ideogram_app.checkpoints.safetensors import SafetensorsFile
+from ideogram_app.errors import CheckpointError
+
+WeightFile = SafetensorsFile | GgufFile
+Groups = dict[str, dict[str, StoredEntry]]  # tensor -> role (tensor_names.py) -> where it is
+
+
+class PublishedComponent:
+    """Tensors by their official names, whatever the layout.
+
+    Args:
+        groups: what is stored (`gather`).
+        shapes: of all tensors that there must be.
+        what: they are, for messages.
+        paired: whether names say which transformer they belong to.
+
+    Attributes:
+        folder: where it comes from, for messages.
+        files: what is read; each has a `path`.
+        layout: a name of `layouts.LAYOUTS`.
+        dtypes: name to the type a tensor has when it is not packed; what was packed is held in bfloat16.
+
+    Raises:
+        CheckpointError: a tensor is unknown, missing, there twice or of another shape, or packed in a way that is not
+            read; the message names file, tensor, expected and got.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: list[WeightFile],
+        groups: Groups,
+        shapes: Mapping[str, Shape],
+        what: str,
+        paired: bool = False,
+    ) -> None:
+        self.folder, self.files, self._shapes = folder, files, shapes
+        bases = {name: _stored_as(name, groups) for name in shapes}
+        _expect_all(folder, groups, bases, shapes, what)
+        self._parts = {name: tuple(StoredTensor(groups[base]) for base in found) for name, found in bases.items()}
+        for name, parts in self._parts.items():
+            _expect_shape(name, parts, shapes[name])
+        self.layout = recognise((part for parts in self._parts.values() for part in parts), paired).name
+        self.dtypes: dict[str, torch.dtype] = {
+            name: reduce(torch.promote_types, (part.dtype for part in parts)) for name, parts in self._parts.items()
+        }
+
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor, or some of its rows: float32 for anything that was packed, else as it is stored.
+
+        Only these rows are read and widened.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        if name not in self._parts:
+            raise CheckpointError(f"{self.folder} holds no tensor {name}")
+        parts, height = self._parts[name], self._shapes[name][0]
+        asked = slice(*(rows or slice(None)).indices(height)[:2])
+        read = [parts[index].read(part) for index, part in rows_of_parts(asked, height // len(parts), len(parts))]
+        return read[0] if len(read) == 1 else torch.cat(read)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self._shapes:
+            yield name, self.tensor(name)
+
+
+def gather(files: list[WeightFile], translate: Callable[[WeightFile, str], Name | None]) -> Groups:
+    """Every stored tensor, by the one it belongs to and its role there.
+
+    Args:
+        translate: what a stored name says; None for a tensor that is not used.
+
+    Raises:
+        CheckpointError: one that is there twice.
+    """
+    found: Groups = {}
+    for file in files:
+        for stored in file.infos:
+            name, entry = translate(file, stored), StoredEntry(file, stored)
+            if name is None:
+                continue
+            other = found.setdefault(name.base, {}).setdefault(name.role, entry)
+            if other is not entry:
+                raise _twice(name.base, other, entry)
+    return found
+
+
+def _stored_as(name: str, groups: Groups) -> tuple[str, ...]:
+    """The stored tensors whose rows are those of an official one, the first on top: itself, or diffusers' parts."""
+    parts = diffusers_names(name)
+    apart = [part for part in parts if part in groups and part != name]
+    if apart and name in groups:
+        raise _twice(apart[0], *(next(iter(groups[base].values())) for base in (name, apart[0])))
+    return parts if apart else (name,)
+
+
+def _twice(name: str, first: StoredEntry, second: StoredEntry) -> CheckpointError:
+    places = " and ".join(f"{entry.name} in {entry.file.path}" for entry in (first, second))
+    return CheckpointError(f"Tensor {name} is there twice", got=places)
+
+
+def _expect_all(
+    folder: Path, groups: Groups, bases: Mapping[str, tuple[str, ...]], shapes: Mapping[str, Shape], what: str
+) -> None:
+    """No tensor unknown, none missing, none of which there are scales alone."""
+    wanted = {base: _part(shapes[name], found) for name, found in bases.items() for base in found}
+    unknown = [next(iter(parts.values())) for base, parts in groups.items() if base not in wanted]
+    if unknown:
+        raise CheckpointError(
+            f"{unknown[0].file.path} is of a layout this version does not know",
+            expected=f"{what} and nothing else",
+            got=f"{len(unknown)} unknown tensors, first {unknown[0]}",
+        )
+    missing = [f"{base} {shape}" for base, shape in wanted.items() if base not in groups]
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensors", expected=missing[0], got="not there")
+    for base, shape in wanted.items():
+        if WEIGHT not in groups[base]:
+            first, *others = groups[base].values()
+            raise CheckpointError(
+                f"{first.file.path} holds {first.name} without its weight",
+                expected=f"{base} {shape}",
+                got=f"only {', '.join(entry.name for entry in (first, *others))}",
+            )
+
+
+def _expect_shape(name: str, parts: tuple[StoredTensor, ...], shape: Shape) -> None:
+    for part in parts:
+        if part.shape != _part(shape, parts):
+            raise CheckpointError(
+                f"Tensor {part.weight.name} of {part.weight.file.path} (here {name}) has the wrong shape",
+                expected=str(_part(shape, parts)),
+                got=str(part.shape),
+            )
+
+
+def _part(shape: Shape, parts: tuple[object, ...]) -> Shape:
+    """Of each, where a tensor's rows are stored in so many parts."""
+    return (shape[0] // len(parts), *shape[1:])
