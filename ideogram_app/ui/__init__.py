@@ -27,5 +27,5 @@ Its modules (this list is made by tools/docs.py):
                      its end.
     style.py         How the page looks and how it is served: theme, style.css, and the flags of `launch`.
     weights.py       Which recipes of a model are at hand, what each is, and a button that prepares one.
-    words.py         Numbers and phrases for people, and the escaping of everything that comes from outside.
+    words.py         Phrases of the page about what is going on, and the escaping of everything that comes from outside.
 """
