@@ -63,7 +63,7 @@ def main(
         "model": model,
         "preset": preset,
         "size": [side, side],
-        "compute_dtype": planned.inputs.dtype,
+        "compute_dtype": planned.encoding.compute_dtype,
         "rounds": rounds,
         "rows": [row(recipe, results) for recipe, results in found.items()],
     }

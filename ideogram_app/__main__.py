@@ -206,7 +206,7 @@ def calibrate_command(
 
 
 @dataclass(frozen=True)
-class Drawing:
+class DrawingFlags:
     """The flags that `generate` and `compare` share."""
 
     preset: PresetFlag = "default-20"
@@ -253,15 +253,15 @@ class Drawing:
 
 
 def with_drawing_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer is to see it: with the flags of `Drawing` in the place of its parameter `drawing`."""
-    shared = inspect.signature(Drawing, eval_str=True).parameters
+    """The command as typer is to see it: with the flags of `DrawingFlags` in the place of its parameter `drawing`."""
+    shared = inspect.signature(DrawingFlags, eval_str=True).parameters
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         flags += shared.values() if parameter.name == "drawing" else [parameter]
 
     @functools.wraps(command)
     def gathered(**given: Any) -> None:
-        command(drawing=Drawing(**{name: given.pop(name) for name in shared}), **given)
+        command(drawing=DrawingFlags(**{name: given.pop(name) for name in shared}), **given)
 
     by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in flags]
     gathered.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
@@ -276,7 +276,7 @@ def generate(
     *,
     model: ModelFlag = "miniature",
     recipe: RecipeFlag = None,
-    drawing: Drawing,
+    drawing: DrawingFlags,
     as_json: JsonFlag = False,
 ) -> None:
     """Draw one picture with one recipe; the plan chooses it where none is named."""
@@ -300,7 +300,7 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go, as JSON.")] = None,
     model: ModelFlag = "miniature",
     *,
-    drawing: Drawing,
+    drawing: DrawingFlags,
 ) -> None:
     """Draw one caption in several precisions and put them side by side."""
     job = drawing.draw(prompt, model, _names(recipes))

@@ -108,8 +108,9 @@ def attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session
 
 
 def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | OutOfMemory]:
-    """One try: its events, then a result, of a picture or of an error; or the shortage. If it failed, everything that
-    was loaded has been given back.
+    """One try: its events, and at the end a result, of a picture or of an error, or the shortage of memory.
+
+    Whatever was loaded for a try that failed has been given back when it ends.
 
     Raises:
         Exception: a bug.

@@ -2,7 +2,7 @@
 
 Every event of a backend becomes a newer job on the board, and between two of them Stop is obeyed: whoever drives an
 iterator need only stop asking. Left out: queueing and waiting (studio/studio.py), and the work itself
-(studio/backend.py).
+(studio/local_backend.py).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.records import Fallback, Request, Result
 from ideogram_app.studio.state import Job
+from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.form import request_of, values_of
 from ideogram_app.ui.offers import gave_up, offered, offers, tried
 from ideogram_app.ui.results import Shown, results_grid
@@ -118,11 +120,15 @@ def test_flags_of_the_command_line_reach_the_request(
 ) -> None:
     seen: list[tuple[Request, int]] = []
 
-    def drawn(request: Request, data: Any, output: Any, reserve_bytes: int) -> Job:
-        seen.append((request, reserve_bytes))
-        return Job("1", "compare", "miniature", request.recipes, request, "done", results=(RAN_OUT,))
+    def submitted(studio: Studio, request: Request) -> str:
+        seen.append((request, studio.reserve_bytes))
+        return "1"
 
-    monkeypatch.setattr(program, "_draw", drawn)
+    def done(_: Studio, submit: Callable[[], str]) -> Job:
+        return Job(submit(), "compare", "miniature", state="done", results=(RAN_OUT,))
+
+    monkeypatch.setattr(Studio, "submit_compare", submitted)
+    monkeypatch.setattr(program, "_run", done)
     line = [command, "--prompt", "a red circle", "--out", str(tmp_path / "a.png"), "--data-dir", str(tmp_path)]
     line += ["--recipe", INT8] if command == "generate" else ["--recipes", INT8]
     flags = ["--adapt", "--device-limit", "9.5", "--host-limit", "8", "--reserve-vram", "1.5"]

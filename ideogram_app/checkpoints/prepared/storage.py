@@ -259,7 +259,7 @@ class PackedBranch:
         return other
 
     def spans(self, name: str) -> list[Span]:
-        """What `tensor` reads of a tensor, or `stored` of a Linear, by this name: of each part its values, then scales."""
+        """What `tensor` reads of a tensor, or `stored` of a Linear: of each part its values, then its scales."""
         if f"{name}.weight" not in self._shapes:
             return [self._span(part, part) for part in held_as(self.recipe, name)]
         found = []
