@@ -34,11 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import find_model  # noqa: E402
-from ideogram_app.checkpoints.prefetch import BUFFERS, CHUNK, Sent, Transit, lane_to  # noqa: E402
+from ideogram_app.checkpoints.prefetch import Sent, Transit, lane_to  # noqa: E402
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout  # noqa: E402
 from ideogram_app.checkpoints.span import Span  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
+from ideogram_app.staging import BUFFERS, CHUNK  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 
 LEAST_SHARE = 0.7  # of the disk's rate
@@ -146,14 +147,14 @@ def read_one_by_one(path: Path, spans: Sequence[Span]) -> None:
 
 def read_to_host(path: Path, spans: Sequence[Span]) -> None:
     with Transit(spans, lane_to("cpu")) as transit:
-        kept = [tensor for _, tensor in transit]
+        kept = [transit.take(span) for span in spans]
     assert len(kept) == len(spans)
 
 
 def read_through_ring(path: Path, spans: Sequence[Span]) -> None:
     with Transit(spans, DeviceElsewhere(spans)) as transit:
-        for _ in transit:
-            pass
+        for span in spans:
+            transit.take(span)
 
 
 class DeviceElsewhere:

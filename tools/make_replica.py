@@ -14,6 +14,7 @@ repositories that are no diffusers pipeline, and the published tokenizer, in who
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +31,6 @@ sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
 from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
-from ideogram_app.checkpoints.published.tensor_names import fused  # noqa: E402
 from ideogram_app.checkpoints.published.transformer import SourceBranch  # noqa: E402
 from ideogram_app.errors import AppError, RequestError, choose  # noqa: E402
 from tools.replica_components import write_components  # noqa: E402
@@ -139,6 +139,11 @@ def _given(source: Path) -> Contents:
 
     branches = (readers[0].branch, readers[1].branch)
     return Contents(branches, (readers[0].config, readers[1].config), (values_of(readers[0]), values_of(readers[1])))
+
+
+def fused(name: str) -> str:
+    """Ideogram's name for one of diffusers': q, k and v are one tensor `qkv`, and `to_out.0` is `o`."""
+    return re.sub(r"(?<=\.attention\.)to_[qkv](?=\.)", "qkv", name).replace(".attention.to_out.0.", ".attention.o.")
 
 
 def tensors(branch: Branch, is_fused: bool) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -19,7 +19,7 @@ from ideogram_app.catalog.models import MODELS, Model, weight_bytes  # noqa: E40
 from ideogram_app.catalog.presets import PRESETS  # noqa: E402
 from ideogram_app.catalog.recipes import RECIPES, Recipe  # noqa: E402
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes  # noqa: E402
-from ideogram_app.checkpoints.published.layouts import find_layout  # noqa: E402
+from ideogram_app.checkpoints.published.layouts import LAYOUTS  # noqa: E402
 from ideogram_app.checkpoints.published.local import SOURCES  # noqa: E402
 from ideogram_app.machine.hardware import Hardware  # noqa: E402
 from ideogram_app.planning.planner import Plan, plan  # noqa: E402
@@ -163,7 +163,7 @@ def source_table() -> str:
     rows = [
         [
             f"[{row.repository}]({row.url})",
-            find_layout(row.layout).about,
+            LAYOUTS[row.layout].about,
             f"{row.size / 1e9:.1f} GB",
             "yes" if row.gated else "no",
         ]

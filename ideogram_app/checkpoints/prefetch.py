@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
@@ -35,10 +35,8 @@ from torch import Tensor
 
 from ideogram_app.checkpoints.span import Span, open_in_order
 from ideogram_app.errors import AppError
+from ideogram_app.staging import AHEAD, BUFFERS, CHUNK
 
-CHUNK = 2**24  # bytes read at once, and the size of a buffer
-BUFFERS = 4  # one is filled, one is copied, two wait: 64 MB of pinned memory
-AHEAD = 2**28  # bytes that are read before they are taken; a larger tensor is read ahead alone
 READERS = 2  # threads towards host memory
 
 
@@ -172,11 +170,6 @@ class Transit:
             if sent:
                 sent.wait()
         self._arrived.clear()
-
-    def __iter__(self) -> Iterator[tuple[Span, Tensor]]:
-        """Every span and its tensor, in order."""
-        for span in self._spans:
-            yield span, self.take(span)
 
     def take(self, span: Span) -> Tensor:
         """The tensor of a span, on the lane's device; read at once where it was not announced or was taken before.

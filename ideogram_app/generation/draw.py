@@ -33,6 +33,7 @@ from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.machine.meter import MeasuredPeaks, PhaseMeter, give_back
 from ideogram_app.machine.versions import versions
 from ideogram_app.model.loader import Loaded
+from ideogram_app.planning.activations import PREVIEW_TOKENS
 from ideogram_app.records import Event, Request, Result, Seconds
 from ideogram_app.wire import to_json
 
@@ -40,7 +41,6 @@ TIMESTEPS = 1000  # diffusers hands sigma x 1000 to its scheduler and divides ag
 LOWEST_LOGSNR, HIGHEST_LOGSNR = -15.0, 18.0  # clamps of the published schedule
 BASE_PIXELS = 512 * 512  # the size at which a preset's mu holds
 PREVIEW_SECONDS = 0.5  # at most one preview in this time, and none of it counts as denoising
-PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
 
 
 @dataclass(frozen=True)

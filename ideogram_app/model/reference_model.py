@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.errors import CheckpointError
+from ideogram_app.model.fill import finished, put
 from ideogram_app.model.loader import open_branches
 from ideogram_app.model.transformer.assemble import BranchWeights
 from ideogram_app.model.transformer.conditioner import IMAGE_OFFSET
@@ -114,18 +114,14 @@ def _filled(
     for name in branch.shapes():
         owner, leaf = name.rsplit(".", 1)
         if leaf != "weight" or owner not in packed:
-            value = weights.tensor(name).to(device=device, dtype=dtype)
-            setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+            put(module, name, weights.tensor(name).to(device=device, dtype=dtype))
     for each in branch.linears():
         if each.name in packed:
             bias = module.get_parameter(f"{each.name}.bias").data if each.bias else None
             layer = linear(weights.stored(each.name), bias, dtype)
             module.set_submodule(each.name, layer.to(device))
     module.get_submodule("rotary_emb").to(device)  # computed, never stored
-    holes = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
-    if holes:
-        raise CheckpointError(f"A transformer was left with {len(holes)} holes", got=f"first {holes[0]}")
-    return module.eval().requires_grad_(False)
+    return finished(module, "A transformer")
 
 
 def _empty(config: Mapping[str, Any]) -> nn.Module:

@@ -45,7 +45,6 @@ def fallbacks(
     shortage: OutOfMemory,
     ready: Collection[str],
     *,
-    stored_bytes: int = 0,
     text_tokens: int = MAX_TEXT_TOKENS,
     reserve_bytes: int = 0,
     known: MachineProfile | None = None,
@@ -56,9 +55,9 @@ def fallbacks(
         hardware: the machine, measured after what failed was released.
         recipe: of the request's, the one that failed; `planned` is the plan that it failed with.
         ready: recipes that are prepared; others can be offered, but take a preparation first.
-        stored_bytes, text_tokens, reserve_bytes, known: what the failed plan was made with, as in `planner.plan`.
+        text_tokens, reserve_bytes, known: what the failed plan was made with, as in `planner.plan`.
     """
-    wishes = _Wishes(stored_bytes, text_tokens, reserve_bytes, known)
+    wishes = _Wishes(text_tokens, reserve_bytes, known)
     failed = _Failed(hardware, request, recipe, planned, shortage, frozenset(ready), wishes)
     whole = request.width, request.height
     same = failed.less(recipe, whole)
@@ -96,7 +95,6 @@ def within(hardware: Hardware, host_limit_bytes: int | None) -> Hardware:
 class _Wishes:
     """What every plan of a ladder shares with the one that failed; see `planner.plan`."""
 
-    stored_bytes: int
     text_tokens: int
     reserve_bytes: int
     known: MachineProfile | None
@@ -167,7 +165,6 @@ class _Failed:
             recipe=recipe,
             ready=self.ready | {self.recipe},
             limit_bytes=device,
-            stored_bytes=self.wishes.stored_bytes,
             text_tokens=self.wishes.text_tokens,
             reserve_bytes=self.wishes.reserve_bytes,
             known=self.wishes.known,
@@ -257,7 +254,7 @@ def _home(which: Plan) -> str:
 
 
 def _cost(failed: _Failed, found: _Found) -> str:
-    """What is expected of memory and, where rates are failed, of time."""
+    """What is expected of memory and, where the card's rates are known, of time."""
     saved = failed.peak(failed.planned) - failed.peak(found.plan)
     memory = "device memory" if failed.of_device else "RAM"
     sentence = f"Expected: {gb(failed.peak(found.plan))} of {memory}, {gb(saved)} less"

@@ -1,10 +1,10 @@
-"""What the studio has work done by: eight functions, and the real ones.
+"""What the studio has work done by: a row of functions, and the real ones.
 
 The real ones import the rooms below when they are first called, so that the page is up before torch is loaded, and
 tests put functions of their own in their place. A preparation of published weights is a download and then the writing,
 one after the other in one iterator: whoever drives it sees one job with two stages.
 
-Left out: logic beyond that order.
+Left out: jobs, their order and who sees them (studio/state.py, studio/worker.py, studio/studio.py).
 """
 
 from __future__ import annotations

@@ -115,10 +115,10 @@ def test_every_tensor_holds_its_bytes_whatever_the_order(lane, order, file, monk
 
 
 def test_a_buffer_is_filled_again_only_when_its_copy_has_ended(file) -> None:
-    ring = LateLane()
-    with Transit(spans_of(file), ring) as reading:
-        for span, tensor in reading:
-            assert torch.equal(tensor, expected(span))
+    spans, ring = spans_of(file), LateLane()
+    with Transit(spans, ring) as reading:
+        for span in spans:
+            assert torch.equal(reading.take(span), expected(span))
     assert 1 < ring.most <= BUFFERS and not ring.pending
 
 
@@ -128,8 +128,7 @@ def test_types_and_shapes_are_those_of_the_span(tmp_path) -> None:
     matrix = Span(path, "matrix", 0, torch.bfloat16, (3, 4))
     number = Span(path, "number", 2, torch.bfloat16, ())
     with Transit([matrix, number], lane_to("cpu")) as reading:
-        taken = dict(reading)
-    assert torch.equal(taken[matrix], weights.view(3, 4)) and taken[number].item() == 1.0
+        assert torch.equal(reading.take(matrix), weights.view(3, 4)) and reading.take(number).item() == 1.0
 
 
 def test_reading_goes_on_while_a_tensor_is_used_and_stops_when_enough_wait(file) -> None:
@@ -147,7 +146,7 @@ def test_a_tensor_larger_than_what_may_wait_is_read_ahead_alone(file) -> None:
     spans, lane = spans_of(file, [3 * CHUNK, 3 * CHUNK]), CountingLane(enough=1)
     with Transit(spans, lane, ahead=CHUNK) as reading:
         assert lane.reached.wait(SOON)
-        assert [torch.equal(tensor, expected(span)) for span, tensor in reading] == [True, True]
+        assert all(torch.equal(reading.take(span), expected(span)) for span in spans)
 
 
 def test_what_was_not_announced_or_was_taken_before_is_read_at_once(file) -> None:
@@ -181,8 +180,9 @@ def test_what_goes_wrong_in_the_thread_is_raised_where_tensors_are_taken(file) -
         def room(self, size: int) -> Tensor:
             raise torch.OutOfMemoryError("no room")
 
-    with Transit(spans_of(file), Full(torch.device("cpu"))) as reading, pytest.raises(torch.OutOfMemoryError):
-        next(iter(reading))
+    spans = spans_of(file)
+    with Transit(spans, Full(torch.device("cpu"))) as reading, pytest.raises(torch.OutOfMemoryError):
+        reading.take(spans[0])
 
 
 @pytest.mark.parametrize("lane", LANES.values(), ids=LANES)
@@ -203,7 +203,7 @@ def test_an_error_of_the_consumer_ends_the_thread_and_stays(file) -> None:
 def test_what_was_taken_does_not_change_with_its_file(file) -> None:
     spans = spans_of(file)
     with Transit(spans, lane_to("cpu")) as reading:
-        taken = [tensor for _, tensor in reading]
+        taken = [reading.take(span) for span in spans]
     before = [expected(span) for span in spans]
     with file.open("r+b") as opened:
         opened.write(bytes(sum(SIZES)))
@@ -220,8 +220,8 @@ def test_tensors_arrive_on_the_device_while_it_computes(tmp_path) -> None:
     lane: Lane = StreamLane(device, size=3 << 19)
     busy = torch.randn(4096, 4096, device=device)
     with Transit(spans, lane) as reading:
-        for span, tensor in reading:
-            busy = (busy @ busy).tanh()
+        for span in spans:
+            tensor, busy = reading.take(span), (busy @ busy).tanh()
             assert tensor.device.type == "cuda"
             want = weights if span.name == "all" else weights[int(span.name)]
             assert torch.equal((tensor + 0).cpu(), want)

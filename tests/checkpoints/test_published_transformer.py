@@ -43,8 +43,8 @@ def test_a_dense_branch_is_read_bit_for_bit(tmp_path, dtype, is_fused, shards) -
     tensors = random_tensors(BRANCH, 0, dtype)
     reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(tensors) if is_fused else tensors, shards), BRANCH)
     assert reader.layout == "dense"
-    read = dict(reader)
-    assert list(read) == list(BRANCH.shapes())
+    assert list(reader.dtypes) == list(BRANCH.shapes())
+    read = {name: reader.tensor(name) for name in reader.dtypes}
     assert all(torch.equal(read[name], tensor) and read[name].dtype == dtype for name, tensor in tensors.items())
 
 
@@ -53,8 +53,8 @@ def test_an_fp8_branch_is_widened_with_its_own_scales(tmp_path, tensors, is_fuse
     packed = packed_fp8(tensors, BRANCH)
     reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(packed) if is_fused else packed), BRANCH)
     assert reader.layout == "fp8"
-    for name, tensor in reader:
-        scale = packed.get(f"{name}_scale")
+    for name in reader.dtypes:
+        tensor, scale = reader.tensor(name), packed.get(f"{name}_scale")
         expected = tensors[name] if scale is None else packed[name].float() * scale[:, None]
         assert torch.equal(tensor, expected), name
         assert relative_error(tensor, tensors[name]) < 0.04

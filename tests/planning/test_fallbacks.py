@@ -21,7 +21,6 @@ from ideogram_app.wire import from_json, to_json
 
 GB, GIB = 10**9, 2**30
 INT8 = "int8-w8a8-rotated"
-STORED = 60 * GB  # everything that a plan could want to write is there
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,7 +61,6 @@ def planned(hardware: Hardware, request: Request, recipe: str) -> Plan:
         width=request.width,
         height=request.height,
         recipe=recipe,
-        stored_bytes=STORED,
         ready=(INT8, SMALLEST_RECIPE),
         limit_bytes=request.device_limit_bytes,
     )
@@ -72,7 +70,7 @@ def offered(
     hardware: Hardware, request: Request, shortage: OutOfMemory, ready: tuple[str, ...] = (INT8, SMALLEST_RECIPE)
 ) -> tuple[Plan, tuple[Fallback, ...]]:
     before = planned(hardware, request, request.recipes[0])
-    found = fallbacks(hardware, request, request.recipes[0], before, shortage, ready, stored_bytes=STORED)
+    found = fallbacks(hardware, request, request.recipes[0], before, shortage, ready)
     return before, found
 
 

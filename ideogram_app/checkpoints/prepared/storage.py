@@ -41,7 +41,7 @@ from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, Safetensor
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
-from ideogram_app.quantization.k_search import Search
+from ideogram_app.quantization.rows import dequantize_rows
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
 SPLIT, FUSED = ("to_q", "to_k", "to_v"), "qkv"
@@ -71,8 +71,7 @@ class PackedWeight:
             weight = k_quants.decode(self.values, self.gguf_type)
         else:
             assert self.scale is not None
-            widen = fp8.dequantize_rows if self.storage == "fp8" else int8.dequantize_rows
-            weight = widen(self.values, self.scale)
+            weight = dequantize_rows(self.values, self.scale)
         return rotation.rotate(weight) if self.rotated else weight
 
     def to(self, device: torch.device | str) -> PackedWeight:
@@ -115,15 +114,12 @@ def units(recipe: Recipe, component: Component, dtypes: Mapping[str, torch.dtype
     return made
 
 
-def pack(
-    recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None, search: Search | None = None
-) -> list[Tensor]:
+def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None) -> list[Tensor]:
     """What rows of one of a unit's inputs become: rows of each of its first `by_rows` parts.
 
     Args:
         weight: (rows, columns), or (rows,) for what is not packed.
         importance: (columns,) of GGUF's search, where statistics of the inputs are known.
-        search: who looks for GGUF's scales; the bytes are the same whoever does.
     """
     if not unit.packed:
         part = unit.parts[0]
@@ -131,7 +127,7 @@ def pack(
     if recipe.rotated:
         weight = rotation.rotate(weight)
     if recipe.storage == "gguf":
-        return [k_quants.encode(weight, _kind(unit.parts[0]), importance, search)]
+        return [k_quants.encode(weight, _kind(unit.parts[0]), importance)]
     if recipe.storage == "fp8":
         return list(fp8.quantize_rows(weight))
     values, scale = int8.quantize_rows(weight)
@@ -183,12 +179,6 @@ class PackedBranch:
         self._file = GgufFile(path) if recipe.storage == "gguf" else SafetensorsFile(path)
         self.read: Callable[[Span], Tensor] = Span.read
         self._check(component)
-
-    def dense(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor that is not packed."""
-        for name in self._shapes:
-            if name.removesuffix(".weight") not in self.packed:
-                yield name, self.tensor(name)
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows."""

@@ -78,11 +78,3 @@ def pieces(base: str) -> Iterator[tuple[str, int | None]]:
         return
     for third, part in enumerate(parts):
         yield base.replace(fused, part), third
-
-
-def fused(name: str) -> str:
-    """Ideogram's name for one of diffusers': the inverse of `pieces`."""
-    whole, parts = FUSED
-    for part in parts:
-        name = name.replace(part, whole)
-    return name.replace(RENAMED[1], RENAMED[0])

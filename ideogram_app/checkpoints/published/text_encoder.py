@@ -15,7 +15,7 @@ AutoencoderKLFlux2 reads by itself from bfloat16 or float32 safetensors and whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,6 @@ class SourceEncoder:
         stored = self._stored[name]
         first, stop, _ = (rows or slice(None)).indices(stored.shape[0])
         return stored.read(slice(first, max(first, stop)))
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.encoder.shapes():
-            yield name, self.tensor(name)
 
     def _gathered(self) -> dict[str, dict[str, StoredEntry]]:
         """What is stored of every tensor in use, by its name here and by its role there."""

@@ -13,7 +13,6 @@ because opening one runs whatever it says. Left out: the text encoder, the VAE, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -101,10 +100,6 @@ class SourceBranch:
     def stored(self, linear: str, rows: slice | None = None) -> Tensor:
         """The weight of a Linear, or some of its rows; nothing stays packed."""
         return self.tensor(f"{linear}.weight", rows)
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self._shapes:
-            yield name, self.tensor(name)
 
     def _described(
         self, groups: dict[str, dict[str, StoredEntry]], expected: Branch | None

@@ -121,13 +121,6 @@ class FeatureCache:
             self._kept.move_to_end(key)
         return kept.float()
 
-    def __contains__(self, key: FeatureKey) -> bool:
-        return key in self._kept
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._kept.clear()
-
     def _keep(self, key: FeatureKey, features: Tensor) -> None:
         if features.nbytes > self.limit_bytes:
             return
