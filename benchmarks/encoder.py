@@ -29,7 +29,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.catalog.models import find_model  # noqa: E402
+from ideogram_app.catalog.models import TAPS, find_model  # noqa: E402
 from ideogram_app.catalog.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.catalog.recipes import Recipe  # noqa: E402
 from ideogram_app.catalog.text_encoder import (  # noqa: E402
@@ -49,7 +49,7 @@ from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.model.components import Components, load_components  # noqa: E402
 from ideogram_app.model.loader import Loaded, load_transformers  # noqa: E402
-from ideogram_app.model.text_encoder.encoder import CaptionEncoder, EncoderWeights, encoder_error, encoder_from_source  # noqa: E402
+from ideogram_app.model.text_encoder.encoder import CaptionEncoder, EncoderWeights, encoder_from_source  # noqa: E402
 from ideogram_app.model.text_encoder.features import features, tokenize  # noqa: E402
 from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.quantization import k_quants  # noqa: E402
@@ -165,6 +165,17 @@ def full_width() -> Iterator[dict[str, Any]]:
         errors = encoder_error(expected, got, WIDE.num_hidden_layers)
         published = encoder_bytes(PUBLISHED_ENCODER, recipe) if weights is source else None
         yield shown(row | {"model": "full width", "taps": list(errors)}, published_bytes=published)
+
+
+def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[float, ...]:
+    """How far features are from the reference's, at each tap: |got - reference| / |reference|, as norms.
+
+    Args:
+        reference, got: (1, n, taps x hidden), interleaved as model/text_encoder/features.py makes them.
+    """
+    expected = reference.double().unflatten(-1, (-1, taps))  # (1, n, hidden, taps)
+    difference = got.double().unflatten(-1, (-1, taps)) - expected
+    return tuple((difference.square().sum((0, 1, 2)) / expected.square().sum((0, 1, 2))).sqrt().tolist())
 
 
 def cases(source: EncoderWeights, tables: tuple[str, ...]) -> Iterator[Case]:

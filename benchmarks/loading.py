@@ -34,11 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import find_model  # noqa: E402
-from ideogram_app.checkpoints.prefetch import BUFFERS, CHUNK, Prefetcher, prefetched  # noqa: E402
+from ideogram_app.checkpoints.prefetch import Prefetcher, prefetched  # noqa: E402
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout  # noqa: E402
 from ideogram_app.checkpoints.span import Span  # noqa: E402
 from ideogram_app.machine.copies import BlockingCopyStream, Event  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402
+from ideogram_app.machine.staging import BUFFERS, CHUNK  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
 

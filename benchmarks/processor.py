@@ -108,7 +108,7 @@ def main(
         "commit": commit(),
         "rounds": rounds,
         "load": {"before": before, "after": os.getloadavg()},
-        "product": processor.explain(),
+        "product": processor.choose_product(processor.findings())[1],
         "kept_weights": kept_weights(),
         "rows": rows,
         "apart": {name: apart(*about, rounds) for name, about in APART.items()} if "apart" in chosen else {},

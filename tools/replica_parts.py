@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import gguf
@@ -94,22 +95,44 @@ def smoothed_int8(weight: Tensor, rows: int) -> list[Part]:
 
 def nf4(weight: Tensor, rows: int, nested: bool = False) -> list[Part]:
     """As bitsandbytes saves it; the blocks of the period's rows must be whole."""
-    packed, scales = nf4_blocks.encode(weight, nested=False)
+    packed, absmax_of_period = nf4_blocks.encode(weight)
     count = rows * weight.shape[1]
     state = {"quant_type": "nf4", "blocksize": nf4_blocks.BLOCK, "dtype": "bfloat16", "shape": [rows, weight.shape[1]]}
     levels = Part(".weight.quant_map", "F32", (16,), torch.tensor(nf4_blocks.NF4_LEVELS))
     made = [Part(".weight", "U8", (-(-count // 2), 1), packed.unsqueeze(-1)), levels]
     blocks = -(-count // nf4_blocks.BLOCK)
-    absmax = Part(".weight.absmax", "F32", (blocks,), scales.absmax)
+    absmax = Part(".weight.absmax", "F32", (blocks,), absmax_of_period)
     if nested:
         whole = torch.from_numpy(absmax.raw(4 * blocks)[: 4 * blocks].view(np.float32))
-        scales = nf4_blocks.nest(whole)
+        scales = nest(whole)
         assert scales.nested_absmax is not None and scales.nested_levels is not None
         absmax = Part(".weight.absmax", "U8", (blocks,), scales.absmax)
         made.append(Part(".weight.nested_absmax", "F32", tuple(scales.nested_absmax.shape), scales.nested_absmax))
         made.append(Part(".weight.nested_quant_map", "F32", (256,), scales.nested_levels))
         state |= {"nested_blocksize": scales.nested_block, "nested_dtype": "float32", "nested_offset": scales.offset}
     return [*made, absmax, _json(".weight.quant_state.bitsandbytes__nf4", state)]
+
+
+def nest(absmax: Tensor) -> nf4_blocks.Scales:
+    """Quantize scales themselves: float32 (blocks,) to a byte each, less their mean, scaled in runs of 256."""
+    offset, run = absmax.mean(), nf4_blocks.NESTED_BLOCK
+    runs = ceil(absmax.numel() / run)
+    centred = torch.nn.functional.pad(absmax - offset, (0, runs * run - absmax.numel())).view(runs, run)
+    largest = centred.abs().amax(-1)
+    unit = (centred / largest.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)).flatten()[: absmax.numel()]
+    levels = nested_levels()
+    codes = torch.bucketize(unit, (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    return nf4_blocks.Scales(codes, largest, levels, run, float(offset))
+
+
+def nested_levels() -> Tensor:
+    """The 256 levels of nested scales, ascending: 1, 2, 4 ... 64 of either sign for each decade to 1, and 0 and 1."""
+    positive = []
+    for power in range(7):
+        edges = torch.linspace(0.1, 1, 2**power + 1)
+        positive.append((edges[:-1] + edges[1:]) / 2 * 10.0 ** (power - 6))
+    halves = torch.cat(positive)
+    return torch.cat([halves, -halves, torch.tensor([0.0, 1.0])]).sort().values
 
 
 def nested_nf4(weight: Tensor, rows: int) -> list[Part]:

@@ -15,7 +15,7 @@ from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.recipes import RECIPES, Recipe
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
-from ideogram_app.checkpoints.published.layouts import find_layout
+from ideogram_app.checkpoints.published.layouts import LAYOUTS
 from ideogram_app.checkpoints.published.local import SOURCES
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.inputs import PlanInputs
@@ -204,7 +204,7 @@ def source_table() -> str:
     rows = [
         [
             f"[{row.repository}]({row.url})",
-            find_layout(row.layout).about,
+            LAYOUTS[row.layout].about,
             f"{row.size / 1e9:.1f} GB",
             "yes" if row.gated else "no",
         ]

@@ -64,8 +64,8 @@ class Tiles:
         """A matrix in NF4: uint8 (weights / 2,) and one float32 for each of its blocks."""
         key = ("nf4", columns)
         if key not in self._encoded:
-            packed, scales = nf4.encode(self._rows(columns).cpu(), nested=False)
-            self._encoded[key] = packed.to(self.device), scales.absmax.to(self.device)
+            packed, absmax = nf4.encode(self._rows(columns).cpu())
+            self._encoded[key] = packed.to(self.device), absmax.to(self.device)
         share = rows / TILE_ROWS
         packed, absmax = self._encoded[key]
         return _repeated(packed, round(share * len(packed))), _repeated(absmax, ceil(rows * columns / nf4.BLOCK))

@@ -141,7 +141,7 @@ class Model:
     Attributes:
         name: what `--model` takes.
         conditional, unconditional: the two transformers.
-        text_encoder_parameters: of the layers in use and the embedding.
+        text_encoder: a key of `text_encoder.ENCODERS`.
         vae_parameters: of the decoder; the encoder is never loaded. vae_widths: its channels, the last stage's first.
         default_size: width and height drawn when none is asked for.
         source_bytes: what a first run downloads (0: it ships with the app).
@@ -152,7 +152,7 @@ class Model:
     title: str
     conditional: Branch
     unconditional: Branch
-    text_encoder_parameters: int
+    text_encoder: str
     vae_parameters: int
     default_size: tuple[int, int]
     source_bytes: int
@@ -162,13 +162,6 @@ class Model:
     @property
     def branches(self) -> tuple[Branch, Branch]:
         return self.conditional, self.unconditional
-
-
-def row_runs(shape: tuple[int, ...], weights: int) -> Iterator[slice]:
-    """Slices that cover a tensor's rows, each of at most so many weights or one row; what has one axis comes whole."""
-    step = max(1, weights // shape[1]) if len(shape) > 1 else shape[0]
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
 
 
 def weight_bytes(branch: Branch, recipe: Recipe, dense_bytes: int = 2) -> int:
@@ -217,7 +210,7 @@ MODELS: dict[str, Model] = {
             "Ideogram 4",
             _PUBLISHED,
             _PUBLISHED,
-            text_encoder_parameters=7_568_000_000,  # 36 layers 6.95 B + embedding 0.62 B; vision tower never loaded
+            text_encoder="qwen3-vl-8b",
             vae_parameters=49_620_259,  # counted (benchmark/memory/counted.py): 0.10 GB in bf16
             default_size=(1024, 1024),
             source_bytes=27_500_000_000,  # ideogram-ai/ideogram-4-fp8
@@ -227,7 +220,7 @@ MODELS: dict[str, Model] = {
             "Miniature",
             Branch(6, 64, 4, 768, 256, TAPS * 64),
             Branch(3, 64, 4, 768, 256, TAPS * 64),
-            text_encoder_parameters=1_540_000,
+            text_encoder="miniature",
             vae_parameters=486_787,
             default_size=(128, 128),
             source_bytes=0,

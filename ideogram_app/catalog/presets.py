@@ -22,7 +22,6 @@ class Preset:
     guidance: tuple[float, ...]
     mu: float
     std: float
-    note: str = ""
 
     def __post_init__(self) -> None:
         if len(self.guidance) != self.steps:
@@ -32,9 +31,9 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset("quality-48", 48, (7.0,) * 45 + (3.0,) * 3, mu=0.0, std=1.5, note="best quality"),
-        Preset("default-20", 20, (7.0,) * 18 + (3.0,) * 2, mu=0.0, std=1.75, note="2.4 times fewer steps"),
-        Preset("turbo-12", 12, (7.0,) * 11 + (3.0,), mu=0.5, std=1.75, note="4 times fewer steps"),
+        Preset("quality-48", 48, (7.0,) * 45 + (3.0,) * 3, mu=0.0, std=1.5),
+        Preset("default-20", 20, (7.0,) * 18 + (3.0,) * 2, mu=0.0, std=1.75),
+        Preset("turbo-12", 12, (7.0,) * 11 + (3.0,), mu=0.5, std=1.75),
     )
 }
 

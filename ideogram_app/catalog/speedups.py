@@ -1,7 +1,7 @@
 """What may be left out of a picture on request, as rows: opt-in, named in the result, and each with its cost measured.
 
 A step runs both transformers, and near the end of a schedule, or between two steps that hardly differ, not all of that
-changes the picture. What each saves and what it costs is measured on the miniature (`benchmarks/savings.py`, README);
+changes the picture. What each saves and what it costs is measured on the miniature (`benchmarks/choices.py`, README);
 what it costs on the published model has not been seen. The cheapest saving is none of these but fewer steps: a preset.
 
 Left out: TaylorSeer and MagCache, which need tuning for a model, and distilled weights, which are another model.

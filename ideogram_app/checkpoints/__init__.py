@@ -2,7 +2,7 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    gguf.py         GGUF files: tensors written one by one, tensors read where they lie.
+    gguf.py         GGUF files: the header of one to be written, and tensors read where they lie.
     prefetch.py     Prefetch: tensors read from files by threads, ahead of their use, to where they stay.
     safetensors.py  Safetensors files: headers read and checked, tensors read where they lie, headers written before the
                     data exist.

@@ -1,24 +1,24 @@
-"""GGUF files: tensors written one by one, tensors read where they lie.
+"""GGUF files: the header of one to be written, and tensors read where they lie.
 
     [magic, version, counts][metadata][name, shape, type, offset of every tensor][their bytes, each aligned to 32]
 
-    with GgufWriter(path, infos) as file:            with GgufFile(path) as file:
-        for info in infos:                               for info, tensor in file:
-            file.write(info.name, tensor)                    ...
+    header = gguf_header(infos)            with GgufFile(path) as file:
+                                               tensor = file.tensor(name)
 
-The header stands first, so `GgufWriter` is told every name, shape and type before it sees a weight, and only one tensor
-need be in memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads
-every type that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
+The header stands first, so that files are filled in place (file_plan.py, journal.py), and only one tensor need be in
+memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads every type
+that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
 
-gguf-py does the bytes of the header, and is imported once there is a file; this file adds types in torch, a check at
-every step, and errors that name the file. No `general.architecture` is written: published per-branch files of this
-model carry no metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files,
-publishing by rename (store.py).
+gguf-py does the reading, and is imported once there is a file; this file adds types in torch, a check at every step,
+and errors that name the file. No `general.architecture` is written: published per-branch files of this model carry no
+metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files, metadata that is
+written, publishing by rename (store.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -37,7 +37,9 @@ from ideogram_app.quantization.k_quants import FORMATS, packed_columns
 if TYPE_CHECKING:
     import gguf
 
+ALIGNMENT = 32  # of every tensor's first byte, where a file names no other
 FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+GGML_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30}  # enum ggml_type
 KNOWN_TYPES = (*FLOATS, *FORMATS)
 # What `gguf.dequantize` of gguf-py 0.19 decodes beside these.
 OTHER_BLOCKS = (
@@ -46,8 +48,6 @@ OTHER_BLOCKS = (
 )
 READABLE_TYPES = (*KNOWN_TYPES, *OTHER_BLOCKS)
 LONGEST_NAME = 63  # bytes; GGML_MAX_NAME is 64 with its closing zero
-
-Metadata = Mapping[str, str | bool | int | float]
 
 
 @dataclass(frozen=True)
@@ -89,78 +89,29 @@ class GgufTensor:
         return prod(self.held_shape) * self.held_dtype.itemsize
 
 
-class GgufWriter:
-    """Writes a file in the order in which its tensors were declared; closing checks that none is missing.
+def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
+    """All that stands before the data of a file with these tensors, GGUF version 3 without metadata.
+
+    The data follow in this order, each from a multiple of `ALIGNMENT` on, counted from the file's first byte.
+    https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf-py writes the same bytes, but only to a file.
 
     Raises:
-        RequestError: a type, shape or name that cannot be written.
+        RequestError: a type, shape or name that no reader would take.
     """
+    header = struct.pack("<4sIQQ", b"GGUF", 3, len(infos), 0)  # magic, version, tensors, keys
+    offset = 0  # from where the data begin
+    for info in infos:
+        _check_writable(info)
+        name, sizes = info.name.encode(), info.shape[::-1]  # the innermost size first
+        header += struct.pack("<Q", len(name)) + name
+        header += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, GGML_TYPES[info.gguf_type], offset)
+        offset += aligned(info.byte_count)
+    return header
 
-    def __init__(self, path: Path, infos: Sequence[GgufTensor], metadata: Metadata | None = None) -> None:
-        import gguf
 
-        self.path = path
-        self._waiting = list(reversed(infos))
-        for info in infos:
-            _check_writable(info)
-        # gguf-py adds `general.architecture` unless it is empty.
-        self._writer = gguf.GGUFWriter(path, arch="")
-        for key, value in (metadata or {}).items():
-            _add_metadata(self._writer, key, value)
-        for info in infos:
-            kind = gguf.GGMLQuantizationType[info.gguf_type]
-            # A dtype other than uint8 tells gguf-py that the shape counts weights, not bytes.
-            self._writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.byte_count, raw_dtype=kind)
-        self._writer.write_header_to_file()
-        self._writer.write_kv_data_to_file()
-        self._writer.write_ti_data_to_file()
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Append the next tensor: packed uint8 rows for a block type, floats (rounded to the type) otherwise.
-
-        Raises:
-            RequestError: it is not this tensor's turn, or its shape or type is not the declared one.
-        """
-        info = self._waiting[-1] if self._waiting else None
-        if info is None or info.name != name:
-            raise RequestError(
-                f"Tensors of {self.path.name} must come in their declared order",
-                expected=info.name if info else "no further tensor",
-                got=name,
-            )
-        floats = info.gguf_type in FLOATS and tensor.is_floating_point()
-        if tuple(tensor.shape) != info.held_shape or not (floats or tensor.dtype == info.held_dtype):
-            raise RequestError(
-                f"Tensor {name} is not what was declared",
-                expected=f"{info.held_dtype} {info.held_shape} for {info.gguf_type} {info.shape}",
-                got=f"{tensor.dtype} {tuple(tensor.shape)}",
-            )
-        held = tensor.detach().to("cpu", info.held_dtype).contiguous()
-        self._writer.write_tensor_data(held.flatten().view(torch.uint8).numpy())
-        self._waiting.pop()
-
-    def close(self) -> None:
-        """Finish the file.
-
-        Raises:
-            RequestError: declared tensors were never written; the file is then useless.
-        """
-        self._writer.close()
-        if self._waiting:
-            raise RequestError(
-                f"{self.path.name} was closed too early", expected=f"{self._waiting[-1].name} to be written next"
-            )
-
-    def __enter__(self) -> GgufWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if problem is None:
-            self.close()
-        else:
-            self._writer.close()  # the first problem is the one to report
+def aligned(offset: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 class GgufFile:
@@ -213,10 +164,6 @@ class GgufFile:
     def close(self) -> None:
         """Let go of the mapping; views already handed out keep it alive until they go."""
         self._mapped.clear()
-
-    def __iter__(self) -> Iterator[tuple[GgufTensor, Tensor]]:
-        for name, info in self.infos.items():
-            yield info, self.tensor(name)
 
     def __enter__(self) -> GgufFile:
         return self
@@ -294,17 +241,3 @@ def _check_writable(info: GgufTensor) -> None:
         raise RequestError(f"The name {info.name} is too long for GGUF", expected=f"at most {LONGEST_NAME} bytes")
     if not 1 <= len(info.shape) <= 4:
         raise RequestError(f"Tensor {info.name} cannot be written", expected="1 to 4 dimensions", got=str(info.shape))
-
-
-def _add_metadata(writer: gguf.GGUFWriter, key: str, value: str | bool | int | float) -> None:
-    """One key of the type its value has in Python; integers become 64 bits."""
-    import gguf
-
-    if isinstance(value, str):
-        writer.add_key_value(key, value, gguf.GGUFValueType.STRING)
-    elif isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_int64(key, value)
-    else:
-        writer.add_float64(key, value)

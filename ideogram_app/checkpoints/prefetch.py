@@ -31,10 +31,8 @@ from torch import Tensor
 
 from ideogram_app.checkpoints.span import Reader, Span, open_in_order
 from ideogram_app.machine.copies import CopyStream, Event, StagingBuffers, copy_stream
+from ideogram_app.machine.staging import AHEAD, BUFFERS, CHUNK
 
-CHUNK = 2**24  # bytes read at once, and the size of a pinned buffer
-BUFFERS = 4  # one is filled, one is copied, two wait: 64 MB of pinned memory
-AHEAD = 2**28  # bytes that are read before they are taken; a larger tensor is read ahead alone
 READERS = 2  # threads towards host memory
 
 

@@ -127,9 +127,8 @@ class Caption(_Strict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the user typed and what the encoder gets."""
+    """What the encoder gets, and whether the user typed it or a plain sentence."""
 
-    typed: str
     caption: str
     was_plain: bool
 
@@ -187,8 +186,8 @@ def parse_prompt(typed: str) -> Prompt:
             "The prompt is empty", do="Say what to draw, for example: a red circle on a yellow background"
         )
     if text.startswith("{"):
-        return Prompt(typed, check_caption(text), was_plain=False)
-    return Prompt(typed, wrap_plain(text), was_plain=True)
+        return Prompt(check_caption(text), was_plain=False)
+    return Prompt(wrap_plain(text), was_plain=True)
 
 
 def _explain(problem: ValidationError) -> str:

@@ -18,7 +18,6 @@ import torch
 from ideogram_app.errors import RequestError
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
-from ideogram_app.quantization.k_search import Search
 
 KERNEL_SETS = ("triton", "int_mm", "processor", "plain")
 
@@ -40,15 +39,6 @@ def choose_kernels(device: torch.device, capability: tuple[int, int] | None = No
     if capability == (7, 5):
         return "int_mm", "Triton compiles no INT8 product for Turing (sm_75), PyTorch's own takes its place"
     return "triton", "every kernel compiles for this card"
-
-
-def search(device: torch.device, capability: tuple[int, int] | None = None) -> Search | None:
-    """Who looks for the scales of Q4_K and Q5_K on a device; None leaves it to `k_quants.fastest_search`."""
-    if choose_kernels(device, capability)[0] not in ("triton", "int_mm"):
-        return None
-    from ideogram_app.kernels.fused.q4_k_search import fused_search
-
-    return fused_search()
 
 
 @cache

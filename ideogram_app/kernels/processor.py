@@ -68,11 +68,6 @@ def processor_kernels() -> Kernels:
     return _kernels(choose_product(findings())[0])
 
 
-def explain() -> str:
-    """Why `processor_kernels` multiplies as it does."""
-    return choose_product(findings())[1]
-
-
 def choose_product(found: Mapping[str, str]) -> tuple[str, str]:
     """The name of the product to use, and why.
 

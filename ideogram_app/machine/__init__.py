@@ -14,6 +14,7 @@ Its modules (this list is made by tools/docs.py):
     meter.py         Seconds and peak bytes of each phase: the only file that synchronizes a device.
     microbench.py    Microbenchmarks: what a device does at best in matrix products, copies from RAM and reads from
                      disk.
+    staging.py       Sizes of the pinned buffers and of the prefetch through which weights reach a device; no torch.
     versions.py      The versions that a result was made with: of packages, from installed metadata alone, and of this
                      program.
 """

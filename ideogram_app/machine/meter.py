@@ -188,11 +188,6 @@ class PhaseMeter:
         return MeasuredPeaks(self.peak_device_bytes, self.peak_device_reserved_bytes, self.peak_host_bytes)
 
     @property
-    def peak_memory_bytes(self) -> int:
-        """Of the device where it has its own memory, else of the process."""
-        return self.peak_device_bytes if self.peak_device_bytes is not None else self.peak_host_bytes
-
-    @property
     def peak_above_start_bytes(self) -> int:
         """What the context added at its highest to what was held when it was opened."""
         if self.peak_device_bytes is not None:

@@ -6,6 +6,8 @@ Its modules (this list is made by tools/docs.py):
                         there is room for it.
     components.py       What stands around the transformers: tokenizer, text encoder, decoder of pictures, the
                         scheduler's shift.
+    fill.py             Fill a module that was built on the meta device: a tensor by its name, and no hole left at the
+                        end.
     loader.py           From files to modules: both transformers in a recipe's storage.
     reference_model.py  diffusers' own transformer, filled from our files: the truth behind the backbone, and what is
                         calibrated.

@@ -34,6 +34,7 @@ from ideogram_app.checkpoints.published.transformer import read_config, weight_f
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import identity
+from ideogram_app.model.fill import finished, put
 from ideogram_app.model.text_encoder.encoder import Builder, CaptionEncoder, encoder_from_file, encoder_from_source
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.text_encoder.tokenizer import VOCABULARY, CaptionTokenizer
@@ -191,14 +192,9 @@ def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
                 expected=f"{name} {tuple(place.shape)}",
                 got=str(info.shape) if info else "nothing of that name",
             )
-        owner, _, leaf = name.rpartition(".")
-        value, holder = file.tensor(name).to(dtype), module.get_submodule(owner)
-        if leaf in dict(holder.named_buffers(recurse=False)):
-            holder.register_buffer(leaf, value)
-        else:
-            setattr(holder, leaf, nn.Parameter(value, requires_grad=False))
+        put(module, name, file.tensor(name).to(dtype))
     module.bn.register_buffer(COUNTER, None)
-    return module.eval().requires_grad_(False)
+    return finished(module, "A decoder")
 
 
 def dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, SafetensorsTensor]]:

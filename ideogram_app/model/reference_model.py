@@ -23,7 +23,7 @@ from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_shapes
-from ideogram_app.errors import CheckpointError
+from ideogram_app.model.fill import finished
 from ideogram_app.model.loader import open_branches
 from ideogram_app.model.transformer.assemble import BranchWeights
 from ideogram_app.model.transformer.conditioner import IMAGE_OFFSET
@@ -124,10 +124,7 @@ def _filled(
             else:  # its bias is next
                 module.set_submodule(name, linear(value, None, dtype).to(device))
     module.get_submodule("rotary_emb").to(device)  # computed, never stored
-    holes = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
-    if holes:
-        raise CheckpointError(f"A transformer was left with {len(holes)} holes", got=f"first {holes[0]}")
-    return module.eval().requires_grad_(False)
+    return finished(module, "A transformer")
 
 
 def _apart(weights: BranchWeights, official: str) -> Iterator[tuple[str, Tensor | PackedWeight]]:

@@ -28,12 +28,12 @@ from ideogram_app.catalog.models import (
     linear_bytes,
 )
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.quantization.rows import INT32_ROWS, WIDENED_AT_ONCE
 
 MAX_TEXT_TOKENS = 2048  # the longest caption the text encoder takes
 STEPS = 48  # of the longest preset
 UNPACKING = 40_000_000  # plain torch decodes GGUF in runs of 2^21 weights, at most four float32 copies and two of bytes
-WIDENING = 4 * 2**24  # bytes of a run of INT8 or FP8 rows in float32 (`RUN` in quantization/int8.py and fp8.py)
-INT32_ROWS = 2048  # of a product by torch._int_mm at a time (kernels/fused/matmul.py)
+WIDENING = 4 * WIDENED_AT_ONCE  # bytes of a run of INT8 or FP8 rows in float32
 # cuDNN multiplies 16-bit tensors channels last: it copies what it reads and what it makes, in a workspace that torch
 # asks the same allocator for. With that the decoder takes 2.1 kB a pixel and, where there is plenty, 4.3 kB reserved;
 # without it 1.5 and 2.7. InvokeAI plans 4.4 kB reserved for decoders of these widths, from measurements (its #7674).
@@ -45,7 +45,7 @@ DECODER_SHARE = 1.06
 # a tile takes. Smaller ones fit into what steps leave behind (the same file).
 LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
 ROUNDING_KERNELS = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
-PREVIEW_TOKENS = 16  # a side of a preview, at most (generation/sampler.py)
+PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
 ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
 ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
 

@@ -11,11 +11,12 @@ the full matrix of scores on CUDA (the program never calls them there), and visi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ideogram_app.catalog.models import LATENT_CHANNELS, Branch, Linear, Model, held_bytes, weight_bytes
+from ideogram_app.catalog.models import LATENT_CHANNELS, Branch, Model, held_bytes, weight_bytes
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.catalog.text_encoder import DEFAULT, EMBEDDING_TABLE, PUBLISHED_ENCODER, find_encoder_recipe
+from ideogram_app.catalog.text_encoder import DEFAULT, DENSE, ENCODERS, encoder_bytes, find_encoder_recipe
+from ideogram_app.machine.staging import BUFFERS, CHUNK
 from ideogram_app.planning.activations import (
     MAX_TEXT_TOKENS,
     STEPS,
@@ -42,9 +43,7 @@ STEP_SHARE = 1.2
 DEVICE_CONTEXT_BYTES = 600_000_000
 LIBRARY_BYTES = 2**25  # cuBLAS's workspace, from PyTorch's own allocator: 8.1 MiB, 32 on Hopper (CublasHandlePool.cpp)
 HOST_PROCESS_BYTES = 2_000_000_000  # Python, torch and Gradio: 0.5 GB measured without CUDA, the rest is CUDA's own
-DECODE_TILE = 512  # side in pixels of the tiles of `decode_tiled`
 DISK_MARGIN = 1.1  # free disk asked for, per byte that will be written
-STAGING_BYTES = 2**26  # locked buffers through which weights reach a device (checkpoints/prefetch.py)
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,13 @@ class Footprint:
         weights: of what every step needs of both transformers.
         branches: that of each transformer.
         once: of what runs once a picture; it rests in host memory and visits the device, layer by layer.
-        blocks: that part of `weights` which can be streamed.
         block: one transformer block, the largest.
         workspace: all that is beside the weights until the last step is done, at its highest, and the gaps between.
         standing: what stays while the picture is decoded.
         encoder, encoder_layer: the text encoder, and what of it is on the device where its layers pass through; each
             with what it makes.
         encoder_table: what then stays in host memory.
-        decode_whole, decode_tiled: `standing`, and the decoder at work.
+        decode_whole: `standing`, and the decoder at work on the whole picture.
         staging: host memory in which one matrix is prepared.
         download, disk: fetched, and fetched and written together.
     """
@@ -70,7 +68,6 @@ class Footprint:
     weights: int
     branches: tuple[int, int]
     once: int
-    blocks: int
     block: int
     workspace: int
     standing: int
@@ -78,7 +75,6 @@ class Footprint:
     encoder_layer: int
     encoder_table: int
     decode_whole: int
-    decode_tiled: int
     staging: int
     download: int
     disk: int
@@ -141,7 +137,6 @@ def footprint(
     held = [_held(drawing, branch, number == 0) for number, branch in enumerate(model.branches)]
     (first, guest), (second, other) = held
     stored = sum(weight_bytes(branch, recipe, dense_bytes) for branch in model.branches)
-    outside, block = zip(*(_outside_and_block(drawing, branch) for branch in model.branches), strict=True)
     standing = latents_bytes(drawing)
     encoder, table, layer = _encoder(model, dense_bytes)
     reading = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), text_tokens, dense_bytes)
@@ -149,16 +144,14 @@ def footprint(
         weights=first + second,
         branches=(first, second),
         once=guest + other,
-        blocks=first + second - sum(outside),
-        block=max(block),
+        block=max(_block(drawing, branch) for branch in model.branches),
         workspace=round(max(phase_bytes(drawing).values()) * STEP_SHARE),
         standing=standing,
         encoder=encoder + reading,
         encoder_layer=FEWEST_SLOTS * layer + reading,
         encoder_table=table,
         decode_whole=standing + decode_bytes(model, *size, dense_bytes),
-        decode_tiled=standing + decode_bytes(model, *size, dense_bytes, DECODE_TILE),
-        staging=max(STAGING_BYTES, 2 * 4 * max(_count(linear) for linear in model.conditional.linears())),
+        staging=max(BUFFERS * CHUNK, 2 * 4 * max(row.rows * row.columns for row in model.conditional.linears())),
         download=model.source_bytes,
         disk=model.source_bytes + stored + (encoder if model.source_bytes else 0),
     )
@@ -188,8 +181,7 @@ def phase_bytes(drawing: Drawing) -> dict[str, int]:
 
 def encoder_weights(model: Model, dense_bytes: int) -> int:
     """Bytes of the text encoder: as it ships, or as it is kept beside packed transformers."""
-    each = find_encoder_recipe(DEFAULT).bytes_per_weight if model.source_bytes else dense_bytes
-    return round(model.text_encoder_parameters * each)
+    return encoder_bytes(ENCODERS[model.text_encoder], _encoder_recipe(model), dense_bytes)
 
 
 def device_share(kept: int, busy: int, standing: int = 0) -> Share:
@@ -213,10 +205,6 @@ def room_for_weights(free: int, busy: int) -> int:
     return int((free - DEVICE_CONTEXT_BYTES) / ALLOCATOR_SHARE) - LIBRARY_BYTES - busy
 
 
-def _count(linear: Linear) -> int:
-    return linear.rows * linear.columns
-
-
 def _held(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int]:
     """What a branch holds for every step, and what once; Q4_K that is rounded to INT8 has a scale a row besides."""
     every_step, once = held_bytes(branch, drawing.recipe, drawing.dense_bytes, sees_text)
@@ -225,17 +213,19 @@ def _held(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int]:
     return every_step + 4 * rows, once + 4 * (sum(linear.rows for linear in scaled) - rows)
 
 
-def _outside_and_block(drawing: Drawing, branch: Branch) -> tuple[int, int]:
-    """Bytes outside the blocks, and of one block: the difference that one layer more makes."""
-    one_more = Branch(**{**vars(branch), "num_layers": branch.num_layers + 1})
-    total, _ = _held(drawing, branch, False)
-    block = _held(drawing, one_more, False)[0] - total
-    return total - branch.num_layers * block, block
+def _block(drawing: Drawing, branch: Branch) -> int:
+    """Bytes of one block: the difference that one layer more makes."""
+    one_more = replace(branch, num_layers=branch.num_layers + 1)
+    return _held(drawing, one_more, False)[0] - _held(drawing, branch, False)[0]
 
 
 def _encoder(model: Model, dense_bytes: int) -> tuple[int, int, int]:
     """The text encoder, its embedding table, and one of its layers."""
-    whole, layers = encoder_weights(model, dense_bytes), PUBLISHED_ENCODER.num_hidden_layers
-    shares = [_count(linear) for linear in PUBLISHED_ENCODER.linears() if linear.name == EMBEDDING_TABLE]
-    table = round(whole * sum(shares) / PUBLISHED_ENCODER.parameters()) if model.source_bytes else 0
-    return whole, table, (whole - table) // layers
+    whole, encoder = encoder_weights(model, dense_bytes), ENCODERS[model.text_encoder]
+    table = encoder_bytes(replace(encoder, num_hidden_layers=0), _encoder_recipe(model), dense_bytes)
+    return whole, table, (whole - table) // encoder.num_hidden_layers
+
+
+def _encoder_recipe(model: Model) -> Recipe:
+    """As it is kept beside packed transformers, or as it ships."""
+    return find_encoder_recipe(DEFAULT if model.source_bytes else DENSE)

@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ideogram_app.catalog.reasons import NOTHING, PEAK_PARTS, Reason, listed, reason
+from ideogram_app.machine.staging import AHEAD, BUFFERS, CHUNK
 from ideogram_app.planning.footprint import Share, device_bytes, device_share, encoder_weights
 from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
 from ideogram_app.planning.option import Candidate
 
-READ_AHEAD_BYTES = (
-    2**28 + 2**26
-)  # of weights on their way, and the locked ring towards a device (checkpoints/prefetch.py)
+READ_AHEAD_BYTES = AHEAD + BUFFERS * CHUNK  # of weights on their way, and the locked buffers towards a device
 # On a processor, of the miniature at 128 to 1024 pixels a side, in float32 on two cores: convolutions take up to 1.4
 # times the counted bytes, because oneDNN reorders what it reads, and the process 80 MB beside tensors (thread stacks,
 # compiled primitives, what glibc keeps). Predictions were then above every measured peak: at 1024 pixels by 7 to 28 %,

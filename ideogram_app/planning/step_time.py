@@ -17,9 +17,9 @@ from ideogram_app.machine.gpu_specs import Flops, Rates
 
 TYPICAL_TEXT_TOKENS = 300  # of a usual JSON caption; the text is trimmed to what is there
 
-# Share of the ideal time that published runs reached on a 3090, 48 steps at 1024 x 1024, from the table of times in
-# speed-and-memory.md section 2: INT8 fused 156.5 s of 40 s ideal (arXiv 2606.14598); FP8 172.9 s of 114 s; GGUF Q8_0
-# 176 s; Q4_K 203 s. INT8 has the largest room upwards: 80 % was reported from a 5090.
+# Share of the ideal time that published runs reached on a 3090, 48 steps at 1024 x 1024 (arXiv 2606.14598): INT8 fused
+# 156.5 s of 40 s ideal; FP8 172.9 s of 114 s; GGUF Q8_0 176 s; Q4_K 203 s. Ideal is counted work over the peaks below.
+# INT8 has the largest room upwards: 80 % was reported from a 5090.
 EFFICIENCY = {"dense": 0.68, "fp8": 0.66, "int8": 0.26, "gguf-q8_0": 0.65, "gguf-q4_k": 0.56}
 
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ideogram_app.catalog.models import Component, row_runs
+from ideogram_app.catalog.models import Component
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
@@ -30,10 +30,9 @@ from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, rows_of_parts
 from ideogram_app.errors import CheckpointError
-from ideogram_app.kernels.choice import search
-from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.prepare.calibration.calibration import Calibration
 from ideogram_app.prepare.calibration.smoothing import Factors, Scaling
+from ideogram_app.quantization.rows import row_runs
 
 # Weights in a run. On two cores of a Xeon INT8 rounding makes 254 M weights/s in runs of 2^22 and 131 in runs of 2^24,
 # whose float32 temporaries glibc maps afresh each time; a GPU wants larger runs, and has the memory.
@@ -160,7 +159,6 @@ class Packing:
         shapes = self.component.shapes()
         dense = next(self.reader.dtypes[name] for name, shape in shapes.items() if len(shape) == 1)
         self._heights = {name: shape[0] for name, shape in shapes.items()}
-        self._search = search(self.device, compute_capability(self.device))
         self.blank = formats.plan_file(self.recipe, self.units, dense)
 
     def size(self, unit: Unit) -> int:
@@ -195,7 +193,7 @@ class Packing:
     def packed(self, unit: Unit, tensor: Tensor) -> list[Tensor]:
         """What these rows of a unit become. Importance is that of columns: q, k and v read one input."""
         importance = self.importance.get(diffusers_names(unit.source)[0])
-        return formats.pack(self.recipe, unit, tensor, importance, self._search)
+        return formats.pack(self.recipe, unit, tensor, importance)
 
     def compare(self, written: PackedBranch, unit: Unit, rows: slice, tensor: Tensor) -> None:
         """Read rows back through the code that loads them.

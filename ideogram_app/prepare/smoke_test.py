@@ -21,9 +21,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.catalog.models import Branch, row_runs
+from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.journal import MismatchError
 from ideogram_app.checkpoints.published.tensor_names import official_place
+from ideogram_app.quantization.rows import row_runs
 
 TOKENS, INPUTS, SEED = 16, 4, 4
 SMOKE_CHUNK = 2**22  # weights read at once

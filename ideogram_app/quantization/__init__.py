@@ -10,6 +10,7 @@ Its modules (this list is made by tools/docs.py):
                  torch.
     rotation.py  A block-diagonal Hadamard rotation: outlier channels are spread over their block of 256 before anything
                  is rounded.
+    rows.py      Rows of a matrix: runs of so many at a time, and values times one scale a row; imported without torch.
     k_fast/      The K-quant search for CPUs, compiled by Numba: the fits of `k_search.py` bit for bit, ten times
                  faster.
 """

@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ideogram_app.catalog.models import row_runs
+from ideogram_app.quantization.rows import dequantize_rows
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # keeps 1 / scale finite for rows of zeros
-WIDEN_CHUNK = 2**24  # weights widened at once: 64 MB in float32, where the largest matrix would take 450
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,14 +28,6 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     # Without the clamp a quotient rounded up past 448 would become NaN: this type has no infinity.
     values = (weight / scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
     return values, scale.squeeze(-1)
-
-
-def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The inverse of `quantize_rows` up to rounding; computed in float32, rounded to `dtype` once, run by run."""
-    made = torch.empty(values.shape, dtype=dtype, device=values.device)
-    for rows in row_runs(values.shape, WIDEN_CHUNK):
-        made[rows] = values[rows].float().mul_(scale[rows].unsqueeze(-1))
-    return made
 
 
 def linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -14,12 +14,8 @@ Left out: asymmetric and static activations, per-group scales, speed on a GPU.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
-
-from ideogram_app.catalog.models import row_runs
 
 WEIGHT_LEVELS = 127.0
 ACTIVATION_LEVELS = 127.5  # (127 + 128) / 2: torchao's MappingType.SYMMETRIC for int8
@@ -29,7 +25,6 @@ SMALLEST_WEIGHT_SCALE = torch.finfo(torch.float32).tiny
 SMALLEST_ACTIVATION_SCALE = torch.finfo(torch.float32).eps
 # A sum of so many products of int8 stays within 2^24 = 1024 * 128 * 128, where float32 still holds every whole number.
 EXACT_RUN = 1024
-WIDEN_CHUNK = 2**24  # weights widened at once: 64 MB in float32, where the largest matrix would take 450
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,14 +36,6 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale = (weight.abs().amax(-1, keepdim=True) / WEIGHT_LEVELS).clamp_(min=SMALLEST_WEIGHT_SCALE)
     values = (weight * (1.0 / scale)).round_().clamp_(-127, 127).to(torch.int8)
     return values, scale.squeeze(-1)
-
-
-def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The inverse of `quantize_rows` up to rounding; computed in float32, rounded to `dtype` once, run by run."""
-    made = torch.empty(values.shape, dtype=dtype, device=values.device)
-    for rows in row_runs(values.shape, WIDEN_CHUNK):
-        made[rows] = values[rows].float().mul_(scale[rows].unsqueeze(-1))
-    return made
 
 
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,20 +69,9 @@ def int32_product(left: Tensor, right: Tensor) -> Tensor:
     """`left @ right.T` of int8 matrices (m, k) and (n, k), exact in int32 (m, n).
 
     Sums runs of columns that float32 holds exactly. `torch._int_mm` is faster, but it wants m > 16 on CUDA and
-    saturates on some CPUs (`cpu_multiplies_exactly`); this has the same answer on every device.
+    saturates on CPUs without VNNI; this has the same answer on every device.
     """
     total = torch.zeros(left.shape[0], right.shape[0], dtype=torch.int32, device=left.device)
     for left_run, right_run in zip(left.split(EXACT_RUN, -1), right.split(EXACT_RUN, -1), strict=True):
         total += (left_run.float() @ right_run.float().t()).to(torch.int32)
     return total
-
-
-@cache
-def cpu_multiplies_exactly() -> bool:
-    """Whether `torch._int_mm`, and so torchao, can be trusted on this CPU.
-
-    Without VNNI instructions (oneDNN held to AVX2 or AVX512_CORE) it adds pairs of products in 16 bits, which overflow
-    silently: 127 * 127 summed 256 times comes out wrong.
-    """
-    left, right = torch.full((32, 256), 127, dtype=torch.int8), torch.full((32, 256), 127, dtype=torch.int8)
-    return torch.equal(torch._int_mm(left, right.t()), int32_product(left, right))

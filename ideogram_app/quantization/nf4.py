@@ -8,8 +8,8 @@
 
 The sixteen levels are quantiles of a normal distribution; the 256 of the nested scales grow by a power of ten every
 doubling of their number. Both tables are stored in every file, so `decode` takes them from there. bitsandbytes decodes
-on a GPU inside its matrix product; this file is the truth for files that carry the format, and makes such files for
-tests. Left out: FP4, and computing with packed weights.
+on a GPU inside its matrix product; this file is the truth for files that carry the format. Left out: FP4, computing
+with packed weights, and making nested scales.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def decode(packed: Tensor, scales: Scales, levels: Tensor, block: int = BLOCK) -
     return levels.float()[codes.int()].mul_(absmax)
 
 
-def encode(weight: Tensor, nested: bool = True) -> tuple[Tensor, Scales]:
-    """Pack a matrix: the nearest level for every weight, `uint8 (weights / 2,)` and the scales of its blocks.
+def encode(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Pack a matrix: the nearest level for every weight, uint8 (weights / 2,), and absmax, float32 (blocks,).
 
     Raises:
         RequestError: an odd number of weights.
@@ -75,33 +75,6 @@ def encode(weight: Tensor, nested: bool = True) -> tuple[Tensor, Scales]:
     padded = torch.nn.functional.pad(flat, (0, blocks * BLOCK - flat.numel())).view(blocks, BLOCK)
     absmax = padded.abs().amax(-1)
     unit = padded / absmax.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    codes = _nearest(unit.flatten()[: flat.numel()], torch.tensor(NF4_LEVELS))
-    packed = (codes[::2] << 4) | codes[1::2]
-    return packed, nest(absmax) if nested else Scales(absmax)
-
-
-def nest(absmax: Tensor) -> Scales:
-    """Quantize the scales themselves: float32 (blocks,) to a byte each, less their mean, scaled in runs of 256."""
-    offset = absmax.mean()
-    runs = ceil(absmax.numel() / NESTED_BLOCK)
-    centred = torch.nn.functional.pad(absmax - offset, (0, runs * NESTED_BLOCK - absmax.numel()))
-    largest = centred.view(runs, NESTED_BLOCK).abs().amax(-1)
-    unit = centred.view(runs, NESTED_BLOCK) / largest.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    levels = nested_levels()
-    codes = _nearest(unit.flatten()[: absmax.numel()], levels)
-    return Scales(codes, largest, levels, NESTED_BLOCK, float(offset))
-
-
-def nested_levels() -> Tensor:
-    """The 256 levels of nested scales, ascending: 1, 2, 4 ... 64 of either sign for each decade to 1, and 0 and 1."""
-    positive = []
-    for power in range(7):
-        edges = torch.linspace(0.1, 1, 2**power + 1)
-        positive.append((edges[:-1] + edges[1:]) / 2 * 10.0 ** (power - 6))
-    halves = torch.cat(positive)
-    return torch.cat([halves, -halves, torch.tensor([0.0, 1.0])]).sort().values
-
-
-def _nearest(values: Tensor, levels: Tensor) -> Tensor:
-    """The number of the nearest of ascending levels, as uint8."""
-    return torch.bucketize(values, (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    levels = torch.tensor(NF4_LEVELS)
+    codes = torch.bucketize(unit.flatten()[: flat.numel()], (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    return (codes[::2] << 4) | codes[1::2], absmax

@@ -15,6 +15,7 @@ from typing import Any
 
 from ideogram_app.catalog.models import Model, find_model, weight_bytes
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
+from ideogram_app.catalog.text_encoder import ENCODERS
 from ideogram_app.checkpoints.published.local import Source, find_source
 from ideogram_app.files import DISK_MARGIN
 from ideogram_app.hub.access import Access
@@ -209,8 +210,9 @@ class SetupStatus:
         """Packing, trying and hashing, by what was measured."""
         rates = [SEARCHED if find_recipe(name).gguf_type in SEARCHED_TYPES else ROUNDED for name in self.missing]
         seconds = sum(_weights(self.shape) / rate for rate in rates)
-        beside = 0 if self.source.companions_bytes or self.row.included else self.shape.text_encoder_parameters
-        return seconds + (beside / ROUNDED if self.missing else 0)
+        if self.missing and not self.source.companions_bytes and not self.row.included:
+            seconds += ENCODERS[self.shape.text_encoder].parameters() / ROUNDED
+        return seconds
 
 
 def fetch_time(view: SetupStatus) -> str:

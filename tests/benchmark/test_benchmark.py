@@ -220,9 +220,9 @@ def test_rows_that_do_not_exist_or_stand_twice_are_refused(recipes: tuple[str, .
 def test_memory_of_a_row_is_counted_from_the_published_shapes() -> None:
     question = ask("ideogram-4", 1024, 300, 2048, 4, "bfloat16")
     rows = {row.name: row_bytes(row, question) for row in rows_for(("int8-w8a8-rotated",), "stock", "bfloat16", HERE)}
-    # Both transformers in bf16 are 37.1 GB; features of 6144 and 4096 tokens 1.1 GB (speed-and-memory.md section 7).
+    # Both transformers in bf16 are 37.1 GB; features of 6144 and 4096 tokens 1.1 GB.
     assert 37.9e9 < rows["stock-bf16"].kept < 38.4e9
-    # "llm_cond_norm adds ~4.6 GB transient", beside masked copies of 0.65 GB
+    # llm_cond_norm in float32 takes some 4.6 GB for a moment, beside masked copies of 0.65 GB
     assert 3.5e9 < rows["stock-bf16"].busy < 5e9
     assert 19e9 < rows["int8-w8a8-rotated"].kept < 20e9
 

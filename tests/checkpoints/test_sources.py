@@ -257,7 +257,7 @@ def test_rotation_noted_only_in_the_metadata_is_undone_too(tmp_path, made) -> No
     save_file(kept, tmp_path / "it.safetensors", {"_quantization_metadata": json.dumps({"layers": notes})})
     plain, noted = SourceBranch(path), SourceBranch(tmp_path / "it.safetensors")
     assert noted.layout == plain.layout == "comfy-int8"
-    assert all(torch.equal(tensor, noted.tensor(name)) for name, tensor in plain)
+    assert all(torch.equal(plain.tensor(name), noted.tensor(name)) for name in plain.dtypes)
 
 
 def test_scales_may_have_any_of_the_three_published_shapes(tmp_path, made) -> None:
@@ -266,9 +266,8 @@ def test_scales_may_have_any_of_the_three_published_shapes(tmp_path, made) -> No
     for name in [name for name in tensors if name.endswith("_scale")]:
         tensors[name] = tensors[name].unsqueeze(-1)
     save_file(tensors, tmp_path / "columns.safetensors")
-    assert all(
-        torch.equal(tensor, SourceBranch(tmp_path / "columns.safetensors").tensor(n)) for n, tensor in list(truth)[:30]
-    )
+    columns = SourceBranch(tmp_path / "columns.safetensors")
+    assert all(torch.equal(truth.tensor(name), columns.tensor(name)) for name in list(truth.dtypes)[:30])
     for shape in ((), (1,)):
         tensors["layers.0.attention.qkv.weight_scale"] = torch.full(shape, 0.5)
         save_file(tensors, tmp_path / "one.safetensors")

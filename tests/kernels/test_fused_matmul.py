@@ -10,6 +10,7 @@ import itertools
 
 import pytest
 import torch
+from exact_cpu import cpu_multiplies_exactly
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -18,11 +19,11 @@ from ideogram_app.errors import DeviceError
 from ideogram_app.kernels import plain
 from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.fused import matmul, tiles
-from ideogram_app.quantization import int8
+from ideogram_app.quantization.rows import INT32_ROWS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TYPES = [torch.bfloat16, torch.float16, torch.float32]
-EXACT_INT_MM = pytest.mark.skipif(not int8.cpu_multiplies_exactly(), reason="torch._int_mm saturates on this CPU")
+EXACT_INT_MM = pytest.mark.skipif(not cpu_multiplies_exactly(), reason="torch._int_mm saturates on this CPU")
 CARDS = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
 WIDTHS = [(13824, 4608), (4608, 4608), (24576, 4608), (4608, 12288)]  # (N, K) of the real model
 
@@ -161,7 +162,7 @@ def test_the_epilogue_equals_plain_torch(device: str, dtype: torch.dtype, has_bi
 
 @EXACT_INT_MM
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("m", [1, 16, 17, matmul.RUN_ROWS, matmul.RUN_ROWS + 3])
+@pytest.mark.parametrize("m", [1, 16, 17, INT32_ROWS, INT32_ROWS + 3])
 def test_torchs_product_with_the_epilogue_equals_plain_torch(device: str, m: int) -> None:
     x, weight, scale, bias = operands(m, 48, 64, device)
     for dtype, added in itertools.product(TYPES, (None, bias)):

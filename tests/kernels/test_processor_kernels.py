@@ -146,9 +146,8 @@ def test_the_first_product_without_a_fault_serves(found: dict[str, str], name: s
 
 
 def test_the_kernels_name_their_product() -> None:
-    chosen, reason = processor.choose_product(processor.findings())
+    chosen, _ = processor.choose_product(processor.findings())
     assert processor.processor_kernels().name == f"processor, {chosen}"
-    assert processor.explain() == reason
     assert processor.processor_kernels() is processor.processor_kernels()
 
 

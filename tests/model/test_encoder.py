@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from small_encoder import CONFIG, IDS, TEXT, as_ideogram, stock_model, text_side, whole, write_folder, write_gguf
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
+from benchmarks.encoder import encoder_error
 from ideogram_app.catalog.models import MODELS, Linear
 from ideogram_app.catalog.text_encoder import (
     EMBEDDING_TABLE,
     ENCODER_RECIPES,
+    ENCODERS,
     PUBLISHED_ENCODER,
     TextEncoder,
     block_type,
@@ -32,7 +34,6 @@ from ideogram_app.model.text_encoder import encoder as encoder_module
 from ideogram_app.model.text_encoder.encoder import (
     Int8WeightLinear,
     PackedEmbedding,
-    encoder_error,
     encoder_from_file,
     encoder_from_source,
 )
@@ -70,7 +71,7 @@ def test_the_published_encoder_has_the_size_that_plans_count_with() -> None:
     with torch.device("meta"):
         model = Qwen3VLModel._from_config(Qwen3VLConfig(text_config=text, vision_config=CONFIG["vision_config"]))
     assert {name: tuple(tensor.shape) for name, tensor in text_side(model).items()} == PUBLISHED_ENCODER.shapes()
-    assert PUBLISHED_ENCODER.parameters() == pytest.approx(MODELS["ideogram-4"].text_encoder_parameters, rel=1e-3)
+    assert ENCODERS[MODELS["ideogram-4"].text_encoder] == PUBLISHED_ENCODER
     sizes = {name: encoder_bytes(PUBLISHED_ENCODER, recipe) / 1e9 for name, recipe in ENCODER_RECIPES.items()}
     rounded = {name: round(size, 2) for name, size in sizes.items()}
     assert rounded == {"encoder-dense": 15.14, "encoder-int8": 7.57, "encoder-q8_0": 8.04, "encoder-q4_k": 4.57}
@@ -223,6 +224,11 @@ def test_a_prepared_file_runs_as_the_source_packed_while_it_is_read(source, tmp_
     assert len(prepared.packed) == (0 if name == "encoder-dense" else 4 * 7 + 1)
     ours = encoder_from_file(prepared, component, source.config, "cpu", torch.float32)
     assert torch.equal(features(ours, IDS), features(built(source, name), IDS))
+
+
+def test_the_miniatures_encoder_has_the_shape_that_plans_count_with() -> None:
+    config = json.loads((local_folder("miniature") / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    assert TextEncoder.from_config(config) == ENCODERS[MODELS["miniature"].text_encoder]
 
 
 def test_the_error_is_told_tap_by_tap() -> None:

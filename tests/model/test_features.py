@@ -28,6 +28,19 @@ def kept(cache: FeatureCache, key: FeatureKey) -> Tensor:
     return found
 
 
+def holds(cache: FeatureCache, key: FeatureKey) -> bool:
+    """Whether features are given without encoding; asking makes them those used last."""
+
+    def absent() -> Tensor:
+        raise KeyError(key)
+
+    try:
+        cache.features(key, absent)
+    except KeyError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_caption_is_encoded_once_and_comes_back_without_loss(dtype: torch.dtype) -> None:
     features, cache = made(5).to(dtype).float(), FeatureCache()  # as an encoder gives them that computes in this type

@@ -9,6 +9,7 @@ import gguf
 import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
+from exact_cpu import cpu_multiplies_exactly
 from torch import Tensor, nn
 
 from ideogram_app.checkpoints.prepared.storage import PackedWeight
@@ -95,7 +96,7 @@ def test_int8_layers_equal_the_reference_to_the_last_bit(lead: tuple[int, ...]) 
     assert torch.equal(Int8Linear(values, scale, bias)(x), int8.linear(x, values, scale, bias))
 
 
-@pytest.mark.skipif(not int8.cpu_multiplies_exactly(), reason="torch._int_mm, and so torchao, saturates on this CPU")
+@pytest.mark.skipif(not cpu_multiplies_exactly(), reason="torch._int_mm, and so torchao, saturates on this CPU")
 def test_int8_layers_equal_torchaos_to_the_last_bit() -> None:
     from torchao.quantization import Int8Tensor, PerRow
     from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs

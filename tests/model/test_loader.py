@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import Ideogram4Transformer2DModel
+from exact_cpu import cpu_multiplies_exactly
 from small_model import NAME, backbone_velocity, relative_error, shrink_published_model, velocity, write_source
 
 from ideogram_app.catalog.models import MODELS, held_bytes
@@ -28,7 +29,6 @@ from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.model.transformer.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
 from ideogram_app.prepare.transformers import prepare
-from ideogram_app.quantization import int8
 
 LAYERS = {"fp8": Fp8Linear, "int8": Int8Linear, "convrot": Int8Linear, "gguf": GgufLinear}
 PARTS = {"qkv": "attention.to_q", "o": "attention.to_out.0", "gate_up": "feed_forward.w1", "down": "feed_forward.w2"}
@@ -113,7 +113,7 @@ def test_a_narrow_computing_type_keeps_head_norms_and_scales_wide(miniature, rec
 
 
 def test_stock_diffusers_loads_the_int8_folder_and_agrees(small) -> None:
-    if not int8.cpu_multiplies_exactly():
+    if not cpu_multiplies_exactly():
         pytest.skip("torch._int_mm saturates on this CPU")
     for name, got in zip(BRANCHES, both(small, "int8-w8a8"), strict=True):
         stock = Ideogram4Transformer2DModel.from_pretrained(

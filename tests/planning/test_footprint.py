@@ -198,7 +198,7 @@ def test_shorter_captions_and_smaller_pictures_take_less() -> None:
     long, short = (footprint(WHOLE, recipe, (1024, 1024), 2, text_tokens=tokens) for tokens in (2048, 300))
     small = footprint(WHOLE, recipe, (512, 512), 2, text_tokens=300)
     assert long.workspace > short.workspace >= small.workspace and long.encoder > short.encoder
-    assert short.decode_whole > small.decode_whole >= small.decode_tiled
+    assert short.decode_whole > small.decode_whole
 
 
 def test_an_encoder_whose_layers_pass_through_takes_two_of_them() -> None:

@@ -30,6 +30,7 @@ from ideogram_app.prepare.calibration.calibration import Calibration, read_calib
 from ideogram_app.prepare.calibration.collect import Trajectory, Weights, calibrate, partial, read_captions, shortened
 from ideogram_app.prepare.calibration.statistics import InputStatistics, Recorder
 from ideogram_app.quantization import fp8
+from ideogram_app.quantization.rows import dequantize_rows
 from ideogram_app.records import Event, Request
 from tests.conftest import MINIATURE, ROOT
 
@@ -151,7 +152,7 @@ def test_weights_of_an_fp8_model_are_read_widened_some_rows_at_a_time() -> None:
     weight = gaussian(20, 8)
     values, scale = fp8.quantize_rows(weight)
     read = Weights(nn.Sequential(Fp8Linear(values, scale), nn.Linear(8, 3)))
-    assert torch.equal(read("0.weight", slice(5, 9)), fp8.dequantize_rows(values, scale)[5:9])
+    assert torch.equal(read("0.weight", slice(5, 9)), dequantize_rows(values, scale)[5:9])
     assert read("1.weight").shape == (3, 8)
 
 

@@ -74,7 +74,8 @@ def test_the_fp8_publication_has_its_quirks(tmp_path) -> None:
 
 def test_random_weights_are_finite_and_repeat_only_after_61_rows(tmp_path) -> None:
     branch = open_source(make("fp8-fused", tmp_path / "it", parts="transformers")).branches[0]
-    for name, tensor in branch:
+    for name in branch.dtypes:
+        tensor = branch.tensor(name)
         assert torch.isfinite(tensor).all() and 0.005 < float(tensor.float().std()) < 2, name
     for name in ("layers.0.attention.qkv.weight", "layers.1.feed_forward.w2.weight"):
         weight = branch.tensor(name)
@@ -100,7 +101,7 @@ def test_given_weights_come_back_bit_for_bit(tmp_path) -> None:
     miniature = local_folder("miniature")
     made = open_source(make("dense-fused", tmp_path / "it", source=miniature), expected=MODELS["miniature"])
     for truth, branch in zip(open_source(miniature).branches, made.branches, strict=True):
-        assert all(torch.equal(tensor, truth.tensor(name)) for name, tensor in branch)
+        assert all(torch.equal(branch.tensor(name), truth.tensor(name)) for name in truth.dtypes)
     assert (tmp_path / "it/scheduler/scheduler_config.json").read_bytes().strip() == (
         miniature / "scheduler/scheduler_config.json"
     ).read_bytes().strip()
@@ -168,3 +169,13 @@ def test_the_command_line_writes_and_refuses(tmp_path, capfd) -> None:
         [sys.executable, tool, "--layout", "gguf-leejet", "--out", tmp_path / "it"], capture_output=True, text=True
     )
     assert refused.returncode == 1 and "not empty" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_nested_levels_are_256_and_span_seven_decades() -> None:
+    levels = replica_parts.nested_levels()
+    assert levels.numel() == 256 == levels.unique().numel()
+    assert torch.equal(levels, levels.sort().values)
+    assert float(levels[-1]) == 1.0 and float(levels.abs()[levels != 0].min()) == pytest.approx(5.5e-7)
+    assert (levels > 0).sum() == 128 and (levels == 0).sum() == 1
+    decades = torch.floor(torch.log10(levels[(levels > 0) & (levels < 1)].double())).int()
+    assert [int((decades == power).sum()) for power in range(-7, 0)] == [1, 2, 4, 8, 16, 32, 64]

@@ -37,6 +37,7 @@ from ideogram_app.errors import AccessError, CheckpointError, DiskError, Request
 from ideogram_app.files import project_folder
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.quantization import fp8, k_quants
+from ideogram_app.quantization.rows import dequantize_rows
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_fp8_from_fp8_keeps_the_values(store, tmp_path) -> None:
         load_file(store.path(NAME, "fp8") / BRANCHES[0] / WEIGHTS),
     )
     for name in (name for name in before if f"{name}_scale" in before):
-        widened = [fp8.dequantize_rows(held[name], held[f"{name}_scale"]) for held in (before, after)]
+        widened = [dequantize_rows(held[name], held[f"{name}_scale"]) for held in (before, after)]
         assert relative_error(widened[1], widened[0]) < 1e-6
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ideogram_app.quantization import fp8
+from ideogram_app.quantization import fp8, rows
+from ideogram_app.quantization.rows import dequantize_rows
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,8 +18,8 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_rows_widened_in_runs_are_those_widened_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     values, scale = fp8.quantize_rows(gaussian(37, 64))
     at_once = (values.float() * scale.unsqueeze(-1)).to(dtype)
-    monkeypatch.setattr(fp8, "RUN", 5 * 64)
-    assert torch.equal(fp8.dequantize_rows(values, scale, dtype), at_once)
+    monkeypatch.setattr(rows, "WIDENED_AT_ONCE", 5 * 64)
+    assert torch.equal(dequantize_rows(values, scale, dtype), at_once)
 
 
 def e4m3_numbers() -> np.ndarray:
@@ -52,20 +53,20 @@ def test_scales_are_the_largest_magnitude_over_448() -> None:
 
 def test_error_stays_under_the_bar() -> None:
     weight = gaussian(256, 512)
-    made = fp8.dequantize_rows(*fp8.quantize_rows(weight))
+    made = dequantize_rows(*fp8.quantize_rows(weight))
     assert (made - weight).norm() < 0.027 * weight.norm()  # three fraction bits: 2.6 %
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-42, 1e-38, 1e30, -1e38])
 def test_extreme_rows_stay_finite(value: float) -> None:
     weight = torch.full((2, 64), value)
-    made = fp8.dequantize_rows(*fp8.quantize_rows(weight))
+    made = dequantize_rows(*fp8.quantize_rows(weight))
     assert torch.allclose(made, weight, rtol=0.01, atol=1e-37)
 
 
 def test_a_published_matrix_survives_being_read_and_made_again() -> None:
     values, scale = fp8.quantize_rows(gaussian(32, 128))
-    again, scale_again = fp8.quantize_rows(fp8.dequantize_rows(values, scale))
+    again, scale_again = fp8.quantize_rows(dequantize_rows(values, scale))
     assert torch.equal(values.view(torch.uint8), again.view(torch.uint8))
     assert torch.allclose(scale, scale_again, rtol=1e-6)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from exact_cpu import cpu_multiplies_exactly
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Tensor, PerRow, quantize_
 from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
 
-from ideogram_app.quantization import int8
+from ideogram_app.quantization import int8, rows
+from ideogram_app.quantization.rows import dequantize_rows
 
-EXACT_CPU = pytest.mark.skipif(not int8.cpu_multiplies_exactly(), reason="torch._int_mm saturates on this CPU")
+EXACT_CPU = pytest.mark.skipif(not cpu_multiplies_exactly(), reason="torch._int_mm saturates on this CPU")
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -21,8 +23,8 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_rows_widened_in_runs_are_those_widened_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     values, scale = int8.quantize_rows(gaussian(37, 64))
     at_once = (values.float() * scale.unsqueeze(-1)).to(dtype)
-    monkeypatch.setattr(int8, "RUN", 5 * 64)
-    assert torch.equal(int8.dequantize_rows(values, scale, dtype), at_once)
+    monkeypatch.setattr(rows, "WIDENED_AT_ONCE", 5 * 64)
+    assert torch.equal(dequantize_rows(values, scale, dtype), at_once)
 
 
 def test_weights_are_rounded_as_torchao_rounds_them_on_the_same_scales() -> None:
@@ -30,7 +32,7 @@ def test_weights_are_rounded_as_torchao_rounds_them_on_the_same_scales() -> None
     values, scale = int8.quantize_rows(weight)
     theirs = Int8Tensor.from_hp(weight, PerRow(), scale=scale.unsqueeze(-1))
     assert torch.equal(values, theirs.qdata)
-    assert torch.allclose(int8.dequantize_rows(values, scale), theirs.dequantize())
+    assert torch.allclose(dequantize_rows(values, scale), theirs.dequantize())
 
 
 def test_weights_stay_symmetric_and_each_row_reaches_127() -> None:
@@ -50,8 +52,8 @@ def test_weights_differ_from_torchaos_own_scales_by_their_127_and_a_half() -> No
 def test_rounding_error_is_at_most_half_a_step() -> None:
     weight = gaussian(64, 256)
     values, scale = int8.quantize_rows(weight)
-    assert ((int8.dequantize_rows(values, scale) - weight).abs() <= 0.5001 * scale.unsqueeze(-1)).all()
-    error = (int8.dequantize_rows(values, scale) - weight).norm() / weight.norm()
+    assert ((dequantize_rows(values, scale) - weight).abs() <= 0.5001 * scale.unsqueeze(-1)).all()
+    error = (dequantize_rows(values, scale) - weight).norm() / weight.norm()
     assert error < 0.009  # one step a row of 256 Gaussians
 
 
@@ -69,7 +71,7 @@ def test_silent_and_nearly_silent_rows_stay_finite(value: float) -> None:
     weight = torch.full((2, 64), value)
     values, scale = int8.quantize_rows(weight)
     assert torch.isfinite(scale).all() and (scale > 0).all()
-    assert torch.allclose(int8.dequantize_rows(values, scale), weight, rtol=0.01, atol=1e-37)
+    assert torch.allclose(dequantize_rows(values, scale), weight, rtol=0.01, atol=1e-37)
     y = int8.linear(weight, *int8.quantize_rows(gaussian(8, 64)))
     assert torch.isfinite(y).all()
 

@@ -11,20 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
-from ideogram_app.checkpoints.gguf import GgufWriter
+from ideogram_app.checkpoints.gguf import aligned, gguf_header
 from ideogram_app.checkpoints.safetensors import SafetensorsTensor, layout
-from ideogram_app.errors import RequestError
-
-GGUF_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
@@ -74,18 +68,14 @@ def plan_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> FilePlan
 
 
 def plan_gguf(made: Sequence[Unit]) -> FilePlan:
-    """The same in GGUF: gguf-py's header, which it writes nowhere but to a file; data follow aligned, each padded."""
+    """The same in GGUF: data follow aligned, each padded."""
     infos = [part for unit in made for part in unit.parts if isinstance(part, GgufInfo)]
-    with TemporaryDirectory() as folder:
-        scratch = Path(folder) / "header.gguf"
-        with suppress(RequestError):  # closing before any tensor is written: only the header is wanted
-            GgufWriter(scratch, infos).close()
-        header = scratch.read_bytes()
-    end = _aligned(len(header))
+    header = gguf_header(infos)
+    end = aligned(len(header))
     spans = {}
     for info in infos:
         spans[info.name] = (end, end + info.byte_count)
-        end = _aligned(end + info.byte_count)
+        end = aligned(end + info.byte_count)
     return FilePlan(header, spans, end)
 
 
@@ -109,7 +99,3 @@ def torchao_metadata(made: Sequence[Unit], dtype: torch.dtype) -> dict[str, str]
             row = Int8Tensor(values, scale, [1, columns], dtype, act_quant_kwargs=per_token)
         metadata[unit.tensor] = json.dumps(row, cls=TensorSubclassAttributeJSONEncoder)
     return metadata
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // GGUF_ALIGNMENT) * GGUF_ALIGNMENT

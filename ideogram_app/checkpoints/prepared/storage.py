@@ -47,7 +47,7 @@ from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, Safetensor
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import fp8, int8, k_quants, rotation
-from ideogram_app.quantization.k_search import Search
+from ideogram_app.quantization.rows import dequantize_rows
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # the name diffusers looks for
 FUSING = ("gguf", "convrot")  # storages with the official names
@@ -76,8 +76,7 @@ class PackedWeight:
             weight = k_quants.decode(self.values, self.gguf_type)
         else:
             assert self.scale is not None
-            widen = fp8.dequantize_rows if self.storage == "fp8" else int8.dequantize_rows
-            weight = widen(self.values, self.scale)
+            weight = dequantize_rows(self.values, self.scale)
         return rotation.rotate(weight) if self.rotated else weight
 
     def to(self, device: torch.device | str) -> PackedWeight:
@@ -136,15 +135,12 @@ def units(recipe: Recipe, component: Component, dtypes: Mapping[str, torch.dtype
     return made
 
 
-def pack(
-    recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None, search: Search | None = None
-) -> list[Tensor]:
+def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None = None) -> list[Tensor]:
     """What rows of a unit become: rows of each of its first `by_rows` parts.
 
     Args:
         weight: (rows, columns), or (rows,) for what is not packed.
         importance: (columns,) of GGUF's search, where statistics of the inputs are known.
-        search: who looks for GGUF's scales; the bytes are the same whoever does.
     """
     if not unit.packed:
         part = unit.parts[0]
@@ -152,7 +148,7 @@ def pack(
     if recipe.rotated:
         weight = rotation.rotate(weight)
     if recipe.storage == "gguf":
-        return [k_quants.encode(weight, _kind(unit.parts[0]), importance, search)]
+        return [k_quants.encode(weight, _kind(unit.parts[0]), importance)]
     if recipe.storage == "fp8":
         return list(fp8.quantize_rows(weight))
     values, scale = int8.quantize_rows(weight)

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ideogram_app.catalog.models import MODELS, find_model
-from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
+from ideogram_app.catalog.models import find_model
+from ideogram_app.catalog.recipes import Recipe, find_recipe
 from ideogram_app.catalog.text_encoder import DENSE
 from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import (
@@ -170,11 +170,6 @@ class Store:
             return
         self._check_sizes(model, recipe, folder)
         self.place(model, recipe).verify()
-
-    def list(self) -> tuple[Status, ...]:
-        """Everything that is there, in the order of the models and recipes."""
-        found = [self.status(model, recipe) for model in MODELS for recipe in RECIPES]
-        return tuple(status for status in found if status.state != "missing")
 
     def delete(self, model: str, recipe: str) -> int:
         """Remove a recipe, and what a preparation left of it; says how many bytes that freed.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ideogram_app.checkpoints.gguf import GgufFile
 from ideogram_app.checkpoints.published.codecs import StoredTensor
-from ideogram_app.errors import CheckpointError, choose
+from ideogram_app.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,6 @@ LAYOUTS: dict[str, Layout] = {
         ),
     )
 }
-
-
-def find_layout(name: str) -> Layout:
-    """The layout of that name.
-
-    Raises:
-        RequestError: no such layout; lists those that exist.
-    """
-    return choose(LAYOUTS, name, "layout")
 
 
 def recognise(tensors: Iterable[StoredTensor], paired: bool) -> Layout:

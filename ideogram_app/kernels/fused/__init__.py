@@ -1,13 +1,12 @@
 """The kernels of `kernels.contract` in Triton: each one launch, each judged by its twin in `kernels.plain`.
 
-    blocks.py       pieces of row kernels: a row in registers, its rotation, its rounding
-    rows.py         norm, add_norm, add, swiglu, rows: one program a token
-    heads.py        norms and rotary angles of attention heads
-    matmul.py       INT8 products with both scales; tiles.py holds their sizes
-    q4_k.py         Q4_K blocks to INT8 or to the computing type
-    q4_k_search.py  scales for Q4_K and Q5_K, to the bytes of plain torch
-    kernels.py      all of them as one set
-    signature.py    what a compiler without a GPU has to know of a kernel; offline.py asks it
+    blocks.py     pieces of row kernels: a row in registers, its rotation, its rounding
+    rows.py       norm, add_norm, add, swiglu, rows: one program a token
+    heads.py      norms and rotary angles of attention heads
+    matmul.py     INT8 products with both scales; tiles.py holds their sizes
+    q4_k.py       Q4_K blocks to INT8 or to the computing type
+    kernels.py    all of them as one set
+    signature.py  what a compiler without a GPU has to know of a kernel; offline.py asks it
 
 Importing a module here imports Triton; nothing is compiled before the first launch. With TRITON_INTERPRET=1 in the
 environment before that import, the same code runs on CPU tensors. Left out: search for launch parameters at run time,
@@ -15,22 +14,19 @@ and kernels for other than NVIDIA cards, which Triton may run and nobody here ha
 
 Its modules (this list is made by tools/docs.py):
 
-    blocks.py       Pieces that row kernels are made of: one token's row held in registers, its statistics, its
-                    rotation, its rounding.
-    heads.py        The norms and rotary angles of attention heads, in place: qkv as its matrix leaves it, to q, k and
-                    v.
-    kernels.py      The fused kernels as one set: `fused_kernels("triton")`, or "int_mm" where Triton compiles no INT8
-                    product (Turing).
-    matmul.py       INT8 rows times INT8 weights, and the scales that turn the sums into numbers, in one launch.
-    offline.py      What every kernel needs on every card, from compiling them all on a machine without a GPU.
-    q4_k.py         Q4_K weights to what a matrix product reads: INT8 with a scale a row (W4A8) or the computing type
-                    (W4A16).
-    q4_k_search.py  The search for Q4_K and Q5_K scales on a GPU, in one launch: `fit_affine` of
-                    `quantization.k_search`, byte for byte.
-    rows.py         What stands between two matrices of a block, each one launch: norms with modulation, residuals,
-                    SwiGLU, rounding.
-    signature.py    One Triton kernel with everything its machine code depends on, so that it can be compiled on a
-                    machine without a GPU.
-    tiles.py        Which tile of the INT8 product a program makes: a table, read by capability and shape, never
-                    searched at run time.
+    blocks.py     Pieces that row kernels are made of: one token's row held in registers, its statistics, its rotation,
+                  its rounding.
+    heads.py      The norms and rotary angles of attention heads, in place: qkv as its matrix leaves it, to q, k and v.
+    kernels.py    The fused kernels as one set: `fused_kernels("triton")`, or "int_mm" where Triton compiles no INT8
+                  product (Turing).
+    matmul.py     INT8 rows times INT8 weights, and the scales that turn the sums into numbers, in one launch.
+    offline.py    What every kernel needs on every card, from compiling them all on a machine without a GPU.
+    q4_k.py       Q4_K weights to what a matrix product reads: INT8 with a scale a row (W4A8) or the computing type
+                  (W4A16).
+    rows.py       What stands between two matrices of a block, each one launch: norms with modulation, residuals,
+                  SwiGLU, rounding.
+    signature.py  One Triton kernel with everything its machine code depends on, so that it can be compiled on a machine
+                  without a GPU.
+    tiles.py      Which tile of the INT8 product a program makes: a table, read by capability and shape, never searched
+                  at run time.
 """

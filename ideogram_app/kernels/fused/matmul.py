@@ -29,10 +29,10 @@ from ideogram_app.kernels import plain
 from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.kernels.fused.tiles import Capability, Tile, choices_of, multiplies_int8, tile_for
+from ideogram_app.quantization.rows import INT32_ROWS
 
 INTERPRETED: Capability = (8, 6)  # whose tiles the interpreter takes; it has no hardware
 LEAST_ROWS = 17  # of torch._int_mm on CUDA
-RUN_ROWS = 2048  # of torch._int_mm at a time: INT32 sums of the widest matrix (N = 24576) take 201 MB
 EPILOGUE_COLUMNS = 1024  # of one program of `epilogue`: two loads of 16 bytes for each of 128 threads
 
 
@@ -174,7 +174,7 @@ def int_mm(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor 
     K and N are multiples of 8 on CUDA. Few rows are padded, for CUDA's product wants more than 16.
     """
     out = torch.empty(x.values.shape[0], values.shape[0], dtype=dtype, device=values.device)
-    for left, row_scale, part in zip(*(each.split(RUN_ROWS) for each in (x.values, x.scale, out)), strict=True):
+    for left, row_scale, part in zip(*(each.split(INT32_ROWS) for each in (x.values, x.scale, out)), strict=True):
         count = left.shape[0]
         padded = functional.pad(left, (0, 0, 0, 32 - count)) if count < LEAST_ROWS else left
         sums = torch._int_mm(padded, values.t())[:count]
@@ -182,7 +182,7 @@ def int_mm(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor 
             epilogue(sums, row_scale, scale, bias, dtype, part)
         else:
             part.copy_(plain.epilogue(sums, row_scale, scale, bias, dtype))
-        del sums  # 201 MB of 2048 rows by 24576: never beside those of the next rows
+        del sums  # never beside those of the next rows
     return out
 
 

@@ -33,7 +33,7 @@ from triton.errors import TritonError
 
 from ideogram_app.errors import RequestError, choose
 from ideogram_app.files import write_json
-from ideogram_app.kernels.fused import heads, matmul, q4_k, q4_k_search, rows
+from ideogram_app.kernels.fused import heads, matmul, q4_k, rows
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.machine.versions import commit, versions
 
@@ -87,7 +87,6 @@ def compilables(target: int) -> Iterator[Compilable]:
         *rows.signatures(),
         *heads.signatures(),
         *q4_k.signatures(),
-        *q4_k_search.signatures(),
     ):
         words = [*compilable.signature.values(), *map(str, compilable.constants.values())]
         if target >= 80 or not any("bf16" in word for word in words):

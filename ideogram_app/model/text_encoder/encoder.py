@@ -20,16 +20,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.catalog.models import TAPS, Linear, row_runs
+from ideogram_app.catalog.models import Linear
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, TextEncoder, block_type
 from ideogram_app.checkpoints.prefetch import prefetched
 from ideogram_app.checkpoints.prepared.storage import PackedBranch, PackedWeight
 from ideogram_app.checkpoints.span import without
 from ideogram_app.errors import CheckpointError
+from ideogram_app.model.fill import finished, put
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.transformer.layers import GgufLinear, PackedLinear
 from ideogram_app.quantization import int8, k_quants
+from ideogram_app.quantization.rows import dequantize_rows, row_runs
 
 PACKING_CHUNK = 2**25  # weights read at once: 128 MB in float32; the published table is 19 such runs
 LANGUAGE = "language_model."
@@ -68,7 +70,7 @@ class Int8WeightLinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows)."""
-        return nn.functional.linear(x, int8.dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
+        return nn.functional.linear(x, dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
 
 
 class PackedEmbedding(PackedLinear):
@@ -173,17 +175,6 @@ def encoder_from_file(
         return _filled(build(config), encoder, file.packed, tensor, weight, torch.device(device), dtype, away)
 
 
-def encoder_error(reference: Tensor, got: Tensor, taps: int = TAPS) -> tuple[float, ...]:
-    """How far features are from the reference's, at each tap: |got - reference| / |reference|, as norms.
-
-    Args:
-        reference, got: (1, n, taps x hidden), interleaved as text.py makes them.
-    """
-    expected = reference.double().unflatten(-1, (-1, taps))  # (1, n, hidden, taps)
-    difference = got.double().unflatten(-1, (-1, taps)) - expected
-    return tuple((difference.square().sum((0, 1, 2)) / expected.square().sum((0, 1, 2))).sqrt().tolist())
-
-
 def _filled(
     empty: nn.Module,
     encoder: TextEncoder,
@@ -200,15 +191,10 @@ def _filled(
         if linear.name in packed:
             module.set_submodule(linear.name, _layer(linear, weight(linear), dtype))
     for name, shape in encoder.shapes().items():
-        owner, leaf = name.rsplit(".", 1)
-        if owner not in packed:
-            setattr(module.get_submodule(owner), leaf, nn.Parameter(dense(name, shape), requires_grad=False))
+        if name.rpartition(".")[0] not in packed:
+            put(module, name, dense(name, shape))
     module.get_submodule(f"{LANGUAGE}rotary_emb").to(device)  # computed, never stored
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    holes = [name for name, tensor in tensors if tensor.is_meta and name.rpartition(".")[0] not in away]
-    if holes:
-        raise CheckpointError(f"A text encoder was left with {len(holes)} holes", got=f"first {holes[0]}")
-    return module.eval().requires_grad_(False)
+    return finished(module, "A text encoder", away)
 
 
 def _layer(linear: Linear, weight: PackedWeight, dtype: torch.dtype) -> nn.Module:

@@ -121,9 +121,6 @@ class FeatureCache:
         self._keep(key, kept)
         return kept.float()
 
-    def __contains__(self, key: FeatureKey) -> bool:
-        return key in self._kept
-
     def _keep(self, key: FeatureKey, features: Tensor) -> None:
         if features.nbytes > self.limit_bytes:
             return

@@ -48,11 +48,6 @@ class Conditioning:
     cos: Tensor
     sin: Tensor
 
-    def to(self, device: torch.device) -> Conditioning:
-        """The same on a device."""
-        parts = (self.text, self.vectors, self.final, self.cos, self.sin)
-        return Conditioning(*(part.to(device) for part in parts))
-
 
 class Conditioner(nn.Module):
     """The layers that see one row a prompt token or a step.

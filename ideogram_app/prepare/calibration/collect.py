@@ -43,7 +43,7 @@ from ideogram_app.planning.planner import plan
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration
 from ideogram_app.prepare.calibration.statistics import Recorder
-from ideogram_app.quantization import fp8
+from ideogram_app.quantization.rows import dequantize_rows
 from ideogram_app.records import REFERENCE, Event, Request
 
 CAPTIONS = Path(__file__).resolve().parents[3] / "assets" / "prompts" / "calibration.jsonl"
@@ -264,7 +264,7 @@ class Weights:
         layer: Any = self._module.get_submodule(name.removesuffix(".weight"))
         cut = slice(None) if rows is None else rows
         if isinstance(layer, Fp8Linear):
-            return fp8.dequantize_rows(layer.weight[cut], layer.scale[cut])
+            return dequantize_rows(layer.weight[cut], layer.scale[cut])
         weight: Tensor = layer.weight[cut]
         return weight
 

@@ -1,0 +1,35 @@
+"""Rows of a matrix: runs of so many at a time, and values times one scale a row; imported without torch.
+
+What runs hold for a moment is planned for (planning counts bytes by shape alone), so their lengths stand here, beside
+the code that works in such runs, and both import them. Left out: runs of other lengths, which nobody plans with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+WIDENED_AT_ONCE = 2**24  # weights: 64 MB in float32, where the largest matrix would take 450
+INT32_ROWS = 2048  # of a product by torch._int_mm at a time: INT32 sums of the widest matrix (24576 rows) take 201 MB
+
+
+def row_runs(shape: tuple[int, ...], weights: int) -> Iterator[slice]:
+    """Slices that cover a tensor's rows, each of at most so many weights or one row; what has one axis comes whole."""
+    step = max(1, weights // shape[1]) if len(shape) > 1 else shape[0]
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """INT8 or FP8 values (rows, columns) times float32 scales (rows,): the inverse of their `quantize_rows`.
+
+    Computed in float32 and rounded to `dtype` once, run by run; None leaves float32.
+    """
+    made = values.new_empty(values.shape, dtype=dtype or scale.dtype)
+    for rows in row_runs(values.shape, WIDENED_AT_ONCE):
+        made[rows] = values[rows].float().mul_(scale[rows].unsqueeze(-1))
+    return made
