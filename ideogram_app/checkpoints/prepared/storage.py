@@ -227,6 +227,10 @@ class PackedBranch:
         tensor = whole if whole in self._shapes else name
         return [self._rows(self._stored(tensor), tensor, rows)]
 
+    def weight_spans(self, linear: str) -> list[Span]:
+        """Where the numbers of a Linear's weight lie, without their scales."""
+        return self.spans(linear)[:1]
+
     def _rows(self, stored: str, name: str, rows: slice | None) -> Span:
         """Rows of a stored tensor, counted from where those of `name` begin in it."""
         height = self._shapes[name][0]

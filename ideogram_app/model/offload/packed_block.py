@@ -184,7 +184,7 @@ def file_spans(
     """
     found = {}
     for path, names in linears.items():
-        spans = deque(file.spans(name)[0] for name in names)
+        spans = deque(span for name in names for span in file.weight_spans(name))
         for inner, layer in module.get_submodule(path).named_modules(prefix=path):
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, Tensor):

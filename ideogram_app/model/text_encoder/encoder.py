@@ -169,7 +169,7 @@ def encoder_from_file(
 
     # `names` are in the order in which `_filled` asks for them; of a matrix that is away only the scales are read
     with prefetched([span for name in names for span in file.spans(name)], device) as reader:
-        file = file.read_with(without({file.spans(name)[0] for name in away}, reader))
+        file = file.read_with(without({span for name in away for span in file.weight_spans(name)}, reader))
         return _filled(build(config), encoder, file.packed, tensor, weight, torch.device(device), dtype, away)
 
 
