@@ -151,6 +151,7 @@ class AsyncCopyStream:
         return self._stream.record_event()
 
     def event(self) -> Event:
+        # Computing uses the device's default stream, which is the current one of every thread.
         return torch.accelerator.current_stream(self.device).record_event()
 
     def wait(self, event: Event) -> None:
