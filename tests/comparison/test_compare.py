@@ -21,6 +21,8 @@ from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.records import Event, Request, Result
 from ideogram_app.wire import from_json
 
+pytestmark = pytest.mark.slow
+
 REQUEST = Request(
     "miniature", parse_prompt("a red circle on a yellow background").caption, tuple(RECIPES), preset="turbo-12", seed=1
 )

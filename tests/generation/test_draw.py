@@ -15,6 +15,7 @@ from scipy.stats import norm
 from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import AppError, RequestError
+from ideogram_app.generation import draw as pipeline
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.generation.draw import SharedInputs, decode, denoise, draw, make_noise, schedule, share, times
 from ideogram_app.generation.guidance import GuidedModel
@@ -22,6 +23,8 @@ from ideogram_app.model.components import Components, load_components
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.records import Event, Request
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 PROMPTS = [
@@ -174,9 +177,9 @@ def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
         alive.append(made[-1]() is not None)
         return decode(*args)
 
-    monkeypatch.setattr("ideogram_app.generation.draw.Velocity", Watched)
-    monkeypatch.setattr("ideogram_app.generation.draw.decode", watching)
-    monkeypatch.setattr("ideogram_app.generation.draw.PREVIEW_SECONDS", 1e9)  # previews come while it is needed
+    monkeypatch.setattr(pipeline, "Velocity", Watched)
+    monkeypatch.setattr(pipeline, "decode", watching)
+    monkeypatch.setattr(pipeline, "PREVIEW_SECONDS", 1e9)  # previews come while it is needed
     monkeypatch.setattr(Loaded, "rest", lambda self: rested.append(len(alive)))
     run(Request("miniature", PROMPTS[0], preset="turbo-12"), parts, loaded, tmp_path)
     assert alive == [False]

@@ -21,6 +21,8 @@ from ideogram_app.kernels.fused.q4_k_search import fused_search
 from ideogram_app.quantization import k_quants
 from ideogram_app.quantization.k_search import TORCH, fit_affine
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

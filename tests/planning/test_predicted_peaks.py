@@ -25,6 +25,8 @@ from ideogram_app.planning.activations import decode_bytes
 from ideogram_app.planning.footprint import STEP_SHARE, footprint
 from ideogram_app.planning.planner import Plan, plan
 
+pytestmark = pytest.mark.slow
+
 GB = 10**9
 ABOVE = 1.08  # at most
 ROUNDING = 0.9999  # tensors are counted in whole 512 bytes
