@@ -1,5 +1,8 @@
 """Make everything ready and start: `python launch.py [flags of app.py]`, or `python launch.py test [flags of pytest]`.
 
+`test` runs the linters and every test that needs no GPU; `test --fast`, for after each change, those that take a
+minute in all.
+
 The first run makes `.venv` beside this file, installs the pinned packages into it and starts the app. Later runs see
 from a stamp inside `.venv` that nothing has changed and start at once, without the network. An installation that was
 interrupted has no stamp and is taken up again; a `.venv` that does not work is made anew. Exit codes are passed on.
@@ -27,6 +30,7 @@ WINDOWS_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 CHECKS = (("ruff", "check", "."), ("mypy", "ideogram_app"))
 # The tests of a file share what they have prepared; files go in order, those that drive a browser, the slowest, first.
 TESTS = ("pytest", "--numprocesses", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+FAST, FAST_TESTS = "--fast", ("-m", "fast")
 
 
 class LaunchError(Exception):
@@ -174,10 +178,12 @@ def become(command: Sequence[str]) -> int:
 
 
 def test(environment: Environment, arguments: Sequence[str]) -> int:
-    """All checks, then the tests; the exit code of the first that failed."""
+    """All checks, then the tests, with `--fast` the fast ones; the exit code of the first that failed."""
     environment.prepare(DEVELOPMENT)
+    chosen = FAST_TESTS if FAST in arguments else ()
+    given = [argument for argument in arguments if argument != FAST]
     failed: list[tuple[str, int]] = []
-    for check in (*CHECKS, (*TESTS, *arguments)):
+    for check in (*CHECKS, (*TESTS, *chosen, *given)):
         say(f"== {' '.join(check)}")
         code = run([str(environment.python), "-m", *check], cwd=environment.root)
         if code:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -60,11 +61,13 @@ class Fake:
     `hungry` recipes run out of device memory unless they are given a limit or may adapt. `in_use` is
     what memory is taken now; what is loaded has a `title` until it is unloaded.
 
+    Steps take `step_seconds`; after `hold` they wait until they are let pass, so that a test need not hurry.
+
     Of the published weights `fetched_bytes` are on disk; `line_breaks_at` drops the line once, at that share of them.
     """
 
     step_seconds: float = 0.0
-    look_seconds: float = 0.0
+    turnstile: threading.Semaphore | None = None
     prepared: set[tuple[str, str]] = field(default_factory=lambda: {("miniature", REFERENCE)})
     broken: set[str] = field(default_factory=set)
     unpreparable: set[str] = field(default_factory=set)
@@ -97,8 +100,24 @@ class Fake:
     def loaded(self) -> str:
         return self.title
 
+    def hold(self, passing: int = 0) -> None:
+        """Let so many steps pass, and no further one until `let_pass`."""
+        self.turnstile = threading.Semaphore(passing)
+
+    def let_pass(self, steps: int | None = None) -> None:
+        """So many more steps; all there will be where no number is given."""
+        held = self.turnstile
+        if steps is None:
+            self.turnstile = None
+        if held:
+            held.release(steps or 1_000_000)
+
+    def _step(self) -> None:
+        time.sleep(self.step_seconds)
+        if turnstile := self.turnstile:
+            turnstile.acquire()
+
     def detect(self) -> Hardware:
-        time.sleep(self.look_seconds)
         return self.machine
 
     def status(self, model: str, recipe: str) -> Status:
@@ -116,7 +135,7 @@ class Fake:
                 done = BYTES * tenth // 10
                 left = self.step_seconds * (10 - tenth)
                 yield Event("prepare", recipe, done, BYTES, 8e6, left, f"layers.{tenth}")
-                time.sleep(self.step_seconds)
+                self._step()
             self.prepared.add((model, recipe))
         finally:
             self.closed += 1
@@ -133,7 +152,7 @@ class Fake:
             left = (SOURCE_BYTES - self.fetched_bytes) / 41e6
             file = f"transformer/diffusion_pytorch_model.safetensors: {part / 4:.1f} GB of 9.3 GB, file 18 of 20"
             yield Event("fetch", None, self.fetched_bytes, SOURCE_BYTES, 41e6, left, file)
-            time.sleep(self.step_seconds)
+            self._step()
 
     def source_state(self, model: str) -> SourceState:
         if find_source(model).included:
@@ -173,7 +192,7 @@ class Fake:
         for step in range(1, steps + 1):
             if self.bug:
                 raise self.bug
-            time.sleep(self.step_seconds)
+            self._step()
             self.steps_done.append(recipe)
             seen = as_text(picture) if step % 3 == 0 else None
             rate = 1 / max(self.step_seconds, 1e-3)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 import urllib.request
 
 import pytest
+
+from tests.waiting import wait_until
 
 LOCAL = "127.0.0.1"
 
@@ -18,15 +19,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_it_answers(url: str, process: subprocess.Popen[str] | None = None, seconds: float = 120) -> None:
+def wait_until_it_answers(url: str, process: subprocess.Popen[str] | None = None) -> None:
     """Return once the address answers; fail where the process behind it ends first, or time is up."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+
+    def answers() -> bool:
         if process and process.poll() is not None:
             pytest.fail(f"the program ended with {process.returncode}: {process.stdout and process.stdout.read()}")
         try:
             with urllib.request.urlopen(url, timeout=30):
-                return
+                return True
         except OSError:
-            time.sleep(0.1)
-    pytest.fail(f"{url} did not answer within {seconds:.0f} seconds")
+            return False
+
+    wait_until(answers, what=f"an answer of {url}")

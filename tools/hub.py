@@ -34,6 +34,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 import typer
 
 BLOCK = 2**16
+NAP = 0.05  # seconds between two looks at whether a silent line may speak again
 LARGE = (".safetensors", ".gguf")  # the Hub keeps these outside git, under their sha256
 GATES = ("none", "token", "licence", "review", "rejected", "scope", "revoked", "missing")
 SITE = "https://huggingface.co"
@@ -48,7 +49,7 @@ class Faults:
         cut_every: bytes of a body after which the connection ends; 0 never.
         reset: whether a cut is a reset instead of an orderly close; what is under way is lost then.
         rate: bytes a second; 0 as fast as it goes.
-        silent_after: bytes of a body after which nothing more comes, while the connection stays.
+        silent_after: bytes of a body after which nothing more comes while this is set, and the connection stays.
         altered: how many times each file is still served with a byte changed, by path.
         truncated: bytes that are missing at the end of a file, by path; the listing does not know.
         errors: how many requests are still answered with 503.
@@ -71,12 +72,14 @@ class Hub:
 
     Attributes:
         served: bytes of bodies that were sent, by path in the repository.
+        sending: a mark for every body that is under way.
         strangers: tokens that reached the storage host, which must never see one.
     """
 
     def __init__(self, folder: Path, repository: str, port: int = 0, faults: Faults | None = None) -> None:
         self.folder, self.repository, self.faults = folder, repository, faults or Faults()
         self.served: Counter[str] = Counter()
+        self.sending: set[object] = set()
         self.requests: list[str] = []
         self.strangers: list[str] = []
         self.server = _Server(("127.0.0.1", port), _handler(self))
@@ -103,6 +106,7 @@ class Hub:
         try:
             yield self
         finally:
+            self.faults.silent_after = 0
             self.server.shutdown()
             self.server.server_close()
 
@@ -272,6 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
         altered = faults.altered.get(path, 0) > 0 and stop == self.hub.files[path]["size"]
         if altered:
             faults.altered[path] -= 1
+        self.hub.sending.add(self)
         try:
             for data in _blocks(self.hub.folder / path, start, stop, _block(faults)):
                 if faults.cut_every and sent + len(data) > faults.cut_every:
@@ -282,12 +287,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.served[path] += len(data)
                 if faults.cut_every and sent >= faults.cut_every and not last:
                     return self._cut()
-                if faults.silent_after and sent >= faults.silent_after:
-                    time.sleep(60)
+                while faults.silent_after and sent >= faults.silent_after:
+                    time.sleep(NAP)
                 if faults.rate:
                     time.sleep(len(data) / faults.rate)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
+        finally:
+            self.hub.sending.discard(self)
 
     def _cut(self) -> None:
         self.close_connection = True

@@ -55,6 +55,7 @@ def rotate(x: Tensor, group: int = GROUP) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)  # kept by whoever asks first, and used by who wants gradients too
 def _halves(group: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Two matrices whose Kronecker product is that of the group; kept, because every layer asks at every step."""
     hadamard(group)  # refuses what is no power of 4

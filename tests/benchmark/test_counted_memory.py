@@ -28,6 +28,8 @@ from ideogram_app.model.transformer.assemble import BranchWeights, Placement, as
 from ideogram_app.model.transformer.layers import weight_bytes
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 MIB = 2**20
 QUESTION = Question("layers=2", find_shape("layers=2"), 512, 512, 20, 2048, 4, "bfloat16")

@@ -23,6 +23,7 @@ from ideogram_app.ui.page import build
 from ideogram_app.ui.style import launch_options
 from tests.fake_backend import Fake
 from tests.serving import free_port
+from tests.waiting import LIMIT, wait_until
 
 FLAGS = [
     "--no-sandbox",
@@ -34,7 +35,7 @@ FLAGS = [
     "--disable-sync",
     "--disable-renderer-backgrounding",
 ]
-PATIENCE = 20_000  # milliseconds an assertion waits; the machine may be busy
+PATIENCE = 60_000  # milliseconds an assertion waits; the machine may be busy
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,22 @@ def rested(site: Site) -> Iterator[None]:
 
 
 def reset(site: Site) -> None:
+    site.fake.let_pass()
     site.studio.stop()
     for job in site.studio.state.waiting:
         site.studio.stop(job.id)
     if site.studio.state.job:
-        site.studio.wait(site.studio.state.job.id, 20)
+        site.studio.wait(site.studio.state.job.id, LIMIT)
     fresh = Fake()
     for name in vars(fresh):
         if name != "prepared":
             setattr(site.fake, name, getattr(fresh, name))
+
+
+def stopped_while_held(site: Site) -> None:
+    """Stop was pressed while a step is held: let it pass once the worker knows."""
+    wait_until(site.studio._work.stop.is_set, what="Stop to reach the worker")
+    site.fake.let_pass()
 
 
 @pytest.fixture

@@ -31,7 +31,10 @@ from tests.browser.conftest import PATIENCE, Site, watched
 from tests.fake_backend import MACHINE, SOURCE_BYTES
 from tests.replica import TOKEN, TOTAL, holds, turn_to, write_repository
 from tests.serving import LOCAL, free_port
+from tests.waiting import LIMIT
 from tools.hub import BLOCK, Hub
+
+pytestmark = pytest.mark.slow
 
 expect.set_options(timeout=PATIENCE)
 SOURCE = find_source("ideogram-4")
@@ -116,7 +119,7 @@ def test_every_gate_says_what_to_do_and_the_last_one_opens(tab: Page, first: Fir
     again.click()
     expect_gate(card, "wrong_scope", "not allowed to read gated repositories", "Edit the token", TOKENS_PAGE)
 
-    first.hub.faults.gate, first.hub.faults.rate = "none", 400_000.0
+    first.hub.faults.gate, first.hub.faults.rate = "none", 200_000.0  # seconds enough to see it come and to stop it
     again.click()
     expect(card.locator('[data-gate="ready"]')).to_be_visible()
     card.get_by_role("button", name="Fetch it and make").click()
@@ -130,7 +133,7 @@ def test_every_gate_says_what_to_do_and_the_last_one_opens(tab: Page, first: Fir
 
 def test_a_dropped_line_says_so_and_continue_takes_up_where_it_stopped(tab: Page, first: First) -> None:
     faults = first.hub.faults
-    faults.rate = 800_000.0
+    faults.rate = 300_000.0
     card = at_the_weights(tab)
     card.get_by_role("button", name="Fetch it and make").click()
     expect(card).to_contain_text(re.compile(r"Fetching [12]\.\d+ MB of"))
@@ -175,7 +178,7 @@ def test_after_preparing_the_download_can_be_deleted_and_the_precision_stays(fak
 
 def test_where_the_disk_is_too_small_nothing_can_be_begun(fake_tab: Page, site: Site) -> None:
     site.fake.machine = replace(MACHINE, disk_free_bytes=30_000_000_000)
-    site.studio.wait(site.studio.submit_prepare("miniature", ("reference",)), 20)  # it looks at the disk again
+    site.studio.wait(site.studio.submit_prepare("miniature", ("reference",)), LIMIT)  # it looks at the disk again
     card = at_the_weights(fake_tab)
     expect(card.get_by_role("alert")).to_contain_text("30.0 GB are free")
     expect(fake_tab.locator("#weights").get_by_role("button", name=re.compile("Fetch"))).to_have_count(0)

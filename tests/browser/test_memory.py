@@ -14,6 +14,8 @@ from ideogram_app.machine.memory import MemoryNow
 from tests.browser.conftest import PATIENCE, Site, watched
 from tests.fake_backend import LIMIT
 
+pytestmark = pytest.mark.slow
+
 expect.set_options(timeout=PATIENCE)
 GB = 10**9
 SEEDS = itertools.count(500)

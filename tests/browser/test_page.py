@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.browser.conftest import PATIENCE, Site, watched
+from tests.browser.conftest import PATIENCE, Site, stopped_while_held, watched
+
+pytestmark = pytest.mark.slow
 
 expect.set_options(timeout=PATIENCE)
 PIXELS = """async (image) => {
@@ -27,6 +29,12 @@ PIXELS = """async (image) => {
 
 def card(tab: Page, title: str) -> Locator:
     return tab.locator("#results article", has=tab.get_by_role("heading", name=title, exact=True))
+
+
+def hold_at_step(site: Site, step: int) -> None:
+    """Let the next picture come so far and no further."""
+    site.fake.prepared.add(("miniature", "int8-w8a8-rotated"))  # whose preparation takes steps too
+    site.fake.hold(step)
 
 
 def compare(tab: Page, site: Site, seed: int, wait: bool = True) -> None:
@@ -89,19 +97,19 @@ def test_the_sheet_and_the_json_are_the_files_on_disk(tab: Page, site: Site) -> 
 
 
 def test_stop_acts_within_one_step(tab: Page, site: Site) -> None:
-    site.fake.step_seconds = 0.25
+    hold_at_step(site, 3)
     compare(tab, site, 9, wait=False)
-    expect(card(tab, "Reference")).to_contain_text(re.compile(r"Step \d+ of 12"))
-    before = len(site.fake.steps_done)
+    expect(card(tab, "Reference")).to_contain_text("Step 3 of 12")
     tab.locator("#stop").click()
+    stopped_while_held(site)
     expect(tab.locator("#results")).to_contain_text("Stopped.")
-    assert len(site.fake.steps_done) <= before + 5  # the page's half second, the click, and one step
+    assert len(site.fake.steps_done) <= 4
     assert site.studio.state.job and site.studio.state.job.state == "stopped"
     expect(tab.locator("#stop")).to_be_disabled()
 
 
 def test_a_reload_and_a_second_tab_find_the_running_job_and_its_results(tab: Page, site: Site) -> None:
-    site.fake.step_seconds = 0.4  # a reload takes its time on a busy machine
+    hold_at_step(site, 3)
     compare(tab, site, 11, wait=False)
     expect(card(tab, "Reference")).to_contain_text(re.compile(r"Step \d+ of 12"))
     tab.reload()
@@ -110,6 +118,7 @@ def test_a_reload_and_a_second_tab_find_the_running_job_and_its_results(tab: Pag
     second = tab.context.new_page()
     second.goto(site.url)
     expect(second.locator("#job")).to_contain_text("Comparing 2 precisions")
+    site.fake.let_pass()
     for page in (tab, second):
         expect(page.locator("#results article img")).to_have_count(2)
         expect(page.locator("#download-sheet")).to_be_visible()
@@ -118,13 +127,15 @@ def test_a_reload_and_a_second_tab_find_the_running_job_and_its_results(tab: Pag
 
 def test_preparing_shows_bytes_and_can_be_cancelled_and_taken_up_again(tab: Page, site: Site) -> None:
     site.fake.prepared.discard(("miniature", "gguf-q8_0"))
-    site.fake.step_seconds = 0.2
+    site.fake.step_seconds = 0.01
+    site.fake.hold(3)
     tab.get_by_role("tab", name="Precisions on disk").click()
     row = tab.locator('#weights tr[data-recipe="gguf-q8_0"]')
     row.get_by_role("button", name="Prepare GGUF Q8_0").click()
     expect(row.get_by_role("progressbar")).to_be_visible()
     expect(row).to_contain_text(re.compile(r"MB of 12\.0 MB · 8\.00 MB/s · .* left"))
     row.get_by_role("button", name="Cancel preparing GGUF Q8_0").click()
+    stopped_while_held(site)
     expect(row.get_by_role("button", name="Prepare GGUF Q8_0")).to_be_visible()
     site.fake.step_seconds = 0.0
     row.get_by_role("button", name="Prepare GGUF Q8_0").click()

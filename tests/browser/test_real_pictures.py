@@ -23,6 +23,8 @@ from tests.serving import free_port, wait_until_it_answers
 from training.miniature.scenes import Scene, Thing
 from training.miniature.score import score
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MINUTES_2 = 120_000  # milliseconds; a busy machine takes its time to import torch
 PROMPT = "a large red circle at the top left and the word MOON in black letters on a yellow background"

@@ -29,6 +29,8 @@ from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import denoise, make_noise, schedule, times
 from ideogram_app.model.loader import Loaded, load_transformers
 
+pytestmark = pytest.mark.slow
+
 PRESET, GUIDANCE = PRESETS["default-20"], 1.5
 SIGMAS = schedule(PRESET, 128, 128, 18.0)
 

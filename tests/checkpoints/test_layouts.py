@@ -23,6 +23,8 @@ from ideogram_app.quantization import k_quants
 from tools.make_replica import TINY, make
 from tools.replica_layouts import REPLICAS
 
+pytestmark = pytest.mark.slow
+
 # Relative error that a packing may leave on Gaussian weights; what is dense comes back bit for bit.
 BOUNDS = {"dense": 0.0, "fp8": 0.03, "comfy-fp8": 0.05, "nf4": 0.1, "comfy-int8": 0.01, "transformerlab-int8": 0.02}
 GGUF_BOUNDS = {"Q4_0": 0.12, "Q4_K": 0.09, "Q8_0": 0.01}

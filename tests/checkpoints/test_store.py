@@ -164,6 +164,7 @@ def test_deleting_frees_everything_of_a_recipe(store) -> None:
     assert left <= {f"{RECIPE}.lock"}
 
 
+@pytest.mark.slow
 def test_only_one_holds_the_lock_and_death_lets_go_of_it(store) -> None:
     code = (
         "import sys, time; from ideogram_app.checkpoints.prepared.store import Store; from pathlib import Path\n"

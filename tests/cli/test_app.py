@@ -35,6 +35,7 @@ from ideogram_app.ui.results import Shown, results_grid
 from ideogram_app.ui.style import launch_options
 from tests.fake_backend import Fake, paint, result_of
 from tests.serving import free_port, wait_until_it_answers
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,7 +155,7 @@ def test_equal_pictures_are_called_identical(tmp_path: Path) -> None:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "app.py"), "--no-browser", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_port_in_use_ends_in_one_line_and_exit_code_1(taken: int) -> None:
@@ -188,6 +189,7 @@ print([name for name in {HEAVY} if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_the_page_is_built_without_what_draws_pictures(tmp_path: Path) -> None:
     command = [sys.executable, "-c", BUILD, str(tmp_path)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -208,13 +210,14 @@ def test_the_worker_begins_when_the_page_answers_already(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(local_backend, "LocalBackend", lambda *_, **__: Asking())
     monkeypatch.setattr(app, "GRACE_SECONDS", 0.0)
-    rescue = threading.Timer(60, os.kill, (os.getpid(), signal.SIGINT))  # a worker that never begins must not hang us
+    rescue = threading.Timer(LIMIT, os.kill, (os.getpid(), signal.SIGINT))  # of a worker that never begins
     rescue.start()
     app.serve(flags("--no-browser", "--port", str(port), "--output-dir", str(tmp_path), "--data-dir", str(tmp_path)))
     rescue.cancel()
     assert answers == [200]
 
 
+@pytest.mark.slow
 def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / "app.py"), "--no-browser", "--port", str(port)]
@@ -228,7 +231,7 @@ def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                assert process.wait(60) == 0
+                assert process.wait(LIMIT) == 0
             finally:
                 process.kill()
 

@@ -15,6 +15,8 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
 from ideogram_app.wire import from_plain
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RTX_3060 = {
     "kind": "cuda",
@@ -27,7 +29,7 @@ RTX_3060 = {
 
 def command(*arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "ideogram_app", *arguments]
-    return subprocess.run(line, cwd=ROOT, input=text, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, cwd=ROOT, input=text, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ from tests.replica import serving
 from tools.hub import Faults, Hub
 from tools.make_replica import make
 
+pytestmark = pytest.mark.slow
+
 NAME, RECIPE = "ideogram-4", "gguf-q8_0"
 PHASES = ["fetch", "prepare", "smoke", "verify"]
 CPU = torch.device("cpu")

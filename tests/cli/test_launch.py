@@ -144,6 +144,27 @@ def test_a_failed_installation_leaves_no_stamp_and_passes_on_the_code(project: P
     assert len(notebook.pip) == 3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [([], []), (["--fast"], ["-m", "fast"]), (["-k", "x", "--fast"], ["-m", "fast", "-k", "x"])],
+)
+def test_tests_are_all_but_those_of_a_gpu_or_with_a_flag_the_fast_ones(
+    project: Project, monkeypatch: pytest.MonkeyPatch, arguments: list[str], chosen: list[str]
+) -> None:
+    environment, _ = project
+    asked: list[list[str]] = []
+
+    def note(command: Sequence[str], cwd: Path | None = None) -> int:
+        asked.append(list(command))
+        return 0
+
+    monkeypatch.setattr(launch, "run", note)
+    assert launch.test(environment, arguments) == 0
+    checks = [command[2:] for command in asked if "pip" not in command]
+    assert checks == [*map(list, launch.CHECKS), [*launch.TESTS, *chosen]]
+
+
+@pytest.mark.slow
 def test_a_half_made_environment_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "requirements.txt").write_text("torch==1\n", encoding="utf-8")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -168,6 +189,7 @@ def test_a_link_in_place_of_the_environment_is_not_followed(tmp_path: Path) -> N
     assert (elsewhere / "precious").exists()
 
 
+@pytest.mark.slow
 def test_the_app_gets_its_flags_and_its_exit_code_comes_back(ready_venv: Path) -> None:
     root = ready_venv.parent
     shutil.copy(ROOT / "launch.py", root)

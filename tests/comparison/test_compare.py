@@ -23,6 +23,8 @@ from ideogram_app.records import Event, Request, Result
 from ideogram_app.wire import from_json
 from tests.plan_by_name import plan, planned
 
+pytestmark = pytest.mark.slow
+
 REQUEST = Request(
     "miniature", parse_prompt("a red circle on a yellow background").caption, tuple(RECIPES), preset="turbo-12", seed=1
 )

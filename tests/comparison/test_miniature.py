@@ -15,6 +15,8 @@ from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.checkpoints.prepared.manifest import verify_sums
 from training.miniature.evaluate import draw_captions, evaluate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 GUIDANCE = MODELS["miniature"].guidance or 1.0
 

@@ -27,6 +27,8 @@ from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.model.vae import Autoencoder
 from ideogram_app.records import Event, Request
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 PROMPTS = [
     parse_prompt("a red circle on a yellow background").caption,

@@ -34,6 +34,8 @@ from ideogram_app.prepare.transformers import quantize
 from tests.conftest import MINIATURE, ROOT
 from tools.make_replica import make
 
+pytestmark = pytest.mark.slow
+
 PRESET, GUIDANCE = PRESETS["turbo-12"], 1.5
 PROMPT = "a red circle on a yellow background"
 # recipe -> largest relative difference of the latents from this program's own after 12 steps, in float32; about three

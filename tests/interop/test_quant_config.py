@@ -27,6 +27,8 @@ from ideogram_app.interop.quant_config import (
 )
 from tests.conftest import MINIATURE, ROOT
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 6  # of the miniature's deeper transformer
 STEPS = 6
 PROMPT = "a red circle on a yellow background"

@@ -22,6 +22,8 @@ from ideogram_app.model.transformer import layers
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import hadamard
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(1, 256), (3, 4608), (1, 12288), (17, 256), (5, 1024)]  # 1, 54, 48, 17 and 20 blocks; a program takes 16
 # An H4 step adds four numbers, halves and subtracts: three roundings, each 2^-24 of at most the norm of a group, and at

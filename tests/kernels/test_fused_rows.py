@@ -22,7 +22,7 @@ from ideogram_app.kernels.fused import rows as fused
 from ideogram_app.kernels.fused.blocks import MOST_WARPS, shape_of
 
 # The interpreter's NumPy warns where a GPU is silent: exp(1000) in the sigmoid of -1000, which is 0 as it should be.
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:overflow encountered in exp")]
 
 EPSILON = 1e-5
 # What two orders of the same float32 additions and a dozen other roundings can differ by, relative: 16 * 2^-24.

@@ -94,6 +94,7 @@ STORAGES = [("dense", ""), ("int8", ""), ("rotated", ""), ("Q4_K", "w4a16"), ("Q
 SETS = [(name, *storage) for name in ("triton", "processor") for storage in STORAGES] + [("int_mm", "rotated", "")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "storage", "arithmetic"), SETS)
 def test_every_set_of_kernels_draws_what_the_plain_ones_draw(name: str, storage: str, arithmetic: str) -> None:
     """Triton's run in its interpreter. One INT8 value on the edge between two moves a token by 1 / 127.5 of its largest
@@ -113,6 +114,7 @@ def test_on_a_gpu_its_kernels_draw_what_the_plain_ones_draw(storage: str, arithm
     assert relative_error(velocity(storage, arithmetic, kernels(name), CUDA), truth) < 5e-3
 
 
+@pytest.mark.slow
 def test_compiled_kernels_draw_what_the_plain_ones_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiler's first stage alone: graphs are captured, for any number of tokens, and run as they are."""
     made = {name: torch.compile(getattr(PLAIN, name), dynamic=True, backend="eager") for name in BETWEEN_MATRICES}

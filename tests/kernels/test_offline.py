@@ -22,6 +22,8 @@ from ideogram_app.errors import RequestError
 from ideogram_app.kernels.fused import offline
 from ideogram_app.kernels.fused.offline import Need
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "benchmarks" / "results" / "kernels-offline.json"
 WHOLE = (75, 86, 120)

@@ -6,8 +6,8 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +20,8 @@ from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import FLOAT, PROCESSOR_PRODUCTS, Product
 from ideogram_app.model.transformer.layers import Int8Linear
 from ideogram_app.quantization import k_quants
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 USABLE = [product for product in PROCESSOR_PRODUCTS if not processor.findings()[product.name]]
@@ -151,7 +153,13 @@ def test_the_kernels_name_their_product() -> None:
     assert processor.processor_kernels() is processor.processor_kernels()
 
 
-def test_a_product_that_is_missing_wrong_or_slow_is_told_apart() -> None:
+def test_a_product_that_is_missing_wrong_or_slow_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 1e-4  # what a product of that size takes
+        return now[0]
+
     def missing(values: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         raise NotImplementedError("no such operator")
 
@@ -159,9 +167,10 @@ def test_a_product_that_is_missing_wrong_or_slow_is_told_apart() -> None:
         return FLOAT.multiply(values, weight, scale).clamp(max=2.0**22)
 
     def slow(values: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        time.sleep(0.1)  # the float32 product of that size takes a hundred microseconds
+        now[0] += 0.1
         return FLOAT.multiply(values, weight, scale)
 
+    monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=clock))
     faults = [processor._judge(Product("", FLOAT.keep, multiply)) for multiply in (missing, saturating, slow)]
     assert faults == ["are not there", "are not exact", "are slow"]
     assert processor._judge(FLOAT) == ""

@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(local_folder("miniature"), tmp_path / "miniature"))
 
 
+@pytest.mark.slow
 def test_what_draws_is_imported_loaded_and_run_without_what_takes_seconds_to_import() -> None:
     answer = subprocess.run([sys.executable, "-c", LOAD], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -41,6 +41,8 @@ from ideogram_app.model.text_encoder.features import TAPPED_LAYERS, encode, feat
 from ideogram_app.model.transformer.layers import GgufLinear, weight_bytes
 from ideogram_app.quantization import int8, k_quants
 
+pytestmark = pytest.mark.slow
+
 DENSE = ENCODER_RECIPES["encoder-dense"]
 PACKING = [name for name, recipe in ENCODER_RECIPES.items() if recipe.storage != "dense"]
 LAYERS = {"dense": torch.nn.Linear, "int8": Int8WeightLinear, "gguf": GgufLinear}

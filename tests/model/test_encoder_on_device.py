@@ -19,6 +19,8 @@ from ideogram_app.prepare.components import prepare_components
 from tests.conftest import MINIATURE
 from tests.model.test_offload import Budget, Late
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 NAME = "ideogram-4"
 

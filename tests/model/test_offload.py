@@ -42,6 +42,8 @@ from ideogram_app.planning.streaming import spread
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.records import Request
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 DEEP = Branch(34, 64, 4, 256, 256, 13 * 64)  # as deep as the published model
 BESIDE = replace(DEEP, num_layers=8)  # the transformer without text, shorter to be made sooner

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLFlux2
 
 from ideogram_app.errors import CheckpointError
+from ideogram_app.model import vae as decoding
 from ideogram_app.model.components import read_autoencoder
 from ideogram_app.model.vae import autoencoder
 
@@ -88,7 +89,7 @@ def test_queries_in_runs_attend_as_all_at_once(tmp_path: Path, monkeypatch: pyte
     ours, latents = read_autoencoder(tmp_path, torch.float32), torch.randn(1, 4, 8, 9)
     with torch.no_grad():
         at_once = ours.decode(latents)[0]
-        monkeypatch.setattr("ideogram_app.model.vae.SCORES", 72 * 7)  # of 72 queries 7, and 2 in the end
+        monkeypatch.setattr(decoding, "SCORES", 72 * 7)  # of 72 queries 7, and 2 in the end
         in_runs = ours.decode(latents)[0]
     # Every query's softmax is its own; kernels sum in another order for fewer of them. 1e-5 is 80 roundings of float32.
     assert torch.allclose(in_runs, at_once, rtol=1e-5, atol=1e-5)

@@ -79,6 +79,7 @@ def peak(which: Plan, kind: str) -> int:
     return which.predicted.peak_device_bytes if kind == "device" else which.predicted.peak_host_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardware", CARDS, ids=lambda row: row.name[-8:])
 @pytest.mark.parametrize("recipe", [INT8, SMALLEST_RECIPE])
 @pytest.mark.parametrize("size", [(1024, 1024), (2048, 1152)], ids=str)

@@ -38,6 +38,8 @@ from ideogram_app.planning.footprint import (
     room_for_weights,
 )
 
+pytestmark = pytest.mark.slow
+
 ABOVE = 1.08  # at most
 TWO = find_shape("layers=2")
 WHOLE = MODELS["ideogram-4"]

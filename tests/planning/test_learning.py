@@ -85,6 +85,7 @@ def test_a_folder_that_cannot_be_written_to_keeps_nobody_from_drawing(
     learning.note(CARD, SEEN)
 
 
+@pytest.mark.slow
 def test_a_picture_drawn_on_a_processor_tells_the_next_plan_how_long_a_step_takes(tmp_path: Path) -> None:
     backend = LocalBackend(tmp_path / "data")
     machine = backend.detect()

@@ -26,6 +26,8 @@ from ideogram_app.planning.footprint import STEP_SHARE, footprint
 from ideogram_app.planning.planner import Plan
 from tests.plan_by_name import plan
 
+pytestmark = pytest.mark.slow
+
 GB = 10**9
 ABOVE = 1.08  # at most
 ROUNDING = 0.9999  # tensors are counted in whole 512 bytes

@@ -34,6 +34,8 @@ from ideogram_app.quantization.rows import dequantize_rows
 from ideogram_app.records import Event, Request
 from tests.conftest import MINIATURE, ROOT
 
+pytestmark = pytest.mark.slow
+
 MODEL = MODELS["miniature"]
 SHIPPED = MINIATURE / "calibration.safetensors"
 REQUEST = Request("miniature", "", width=64, height=64, seed=3)

@@ -25,6 +25,8 @@ from tests.fake_backend import Fake
 from tests.replica import SOURCE, TOTAL, holds, serving, write_repository
 from tests.small_disk import SmallDisk, small_disk
 
+pytestmark = pytest.mark.slow
+
 RECIPE, MEGABYTE = "int8-w8a8-rotated", 2**20
 
 

@@ -21,6 +21,8 @@ from tools import make_replica, replica_parts
 from tools.make_replica import TINY, make
 from tools.replica_layouts import REPLICAS
 
+pytestmark = pytest.mark.slow
+
 PUBLISHED = MODELS["ideogram-4"].branches
 
 

@@ -39,6 +39,8 @@ from ideogram_app.prepare.transformers import prepare
 from ideogram_app.quantization import fp8, k_quants
 from ideogram_app.quantization.rows import dequantize_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
@@ -331,6 +333,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.prepare.transformers import prepare
 for event in prepare(Store(Path(sys.argv[1])), "miniature", "gguf-q4_k"):
     print(event.done / event.total, event.message, flush=True)
+    sys.stdin.readline()
 """
 
 
@@ -341,10 +344,12 @@ def test_killing_it_at_any_moment_costs_one_tensor_of_work_and_changes_nothing(t
     command = [sys.executable, "-c", PREPARE, str(store.root)]
     done: set[str] = set()
     for share in (0.05, 0.5, 0.8):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project_folder()) as run:
-            assert run.stdout is not None
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 1}
+        with subprocess.Popen(command, **pipes, text=True, cwd=project_folder()) as run:
+            assert run.stdin is not None and run.stdout is not None
             messages = []
             for line in run.stdout:
+                run.stdin.write("\n")  # it may go on with the next tensor, and no further
                 messages.append(line.split(" ", 1)[1].strip())
                 if float(line.split(" ", 1)[0]) > share:
                     break

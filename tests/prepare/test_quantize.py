@@ -48,6 +48,8 @@ from ideogram_app.prepare.packing import Tuning
 from ideogram_app.prepare.transformers import prepare, quantize
 from ideogram_app.quantization import k_quants
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:

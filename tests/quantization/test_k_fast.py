@@ -21,6 +21,8 @@ numba = pytest.importorskip("numba")
 
 from ideogram_app.quantization.k_fast import NUMBA, lanes  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = ("Q4_K", "Q5_K", "Q6_K")
 by_type = pytest.mark.parametrize("gguf_type", SEARCHED)

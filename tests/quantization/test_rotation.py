@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ideogram_app.errors import RequestError
+from ideogram_app.quantization import rotation
 from ideogram_app.quantization.rotation import GROUP, hadamard, rotate
 
 H4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]])
@@ -78,3 +79,12 @@ def test_rows_and_groups_that_do_not_fit_are_refused() -> None:
     for group in (2, 128, 200):
         with pytest.raises(RequestError, match="power of 4"):
             rotate(gaussian(2, group), group)
+
+
+def test_what_was_kept_by_inference_serves_where_gradients_are_wanted() -> None:
+    rotation._halves.cache_clear()
+    with torch.inference_mode():
+        rotate(gaussian(2, 256))
+    x = gaussian(2, 256).requires_grad_()
+    (rotate(x) ** 2).sum().backward()
+    assert x.grad is not None and torch.allclose(x.grad, 2 * x, atol=1e-5)  # an orthogonal matrix keeps lengths

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from ideogram_app.catalog.presets import find_preset
 from ideogram_app.comparison.history import read_history
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.generation.captions import wrap_plain
@@ -21,9 +21,10 @@ from ideogram_app.records import Event, Request
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
 from tests.fake_backend import SOURCE_BYTES, Fake
+from tests.waiting import LIMIT, wait_until
 
 REQUEST = Request("miniature", wrap_plain("a red circle"), ("reference", "int8-w8a8"), "turbo-12", 128, 128, 7)
-SOON = 20.0
+SOON = LIMIT
 
 
 @pytest.fixture
@@ -36,17 +37,13 @@ def studio(fake: Fake, tmp_path: Path) -> Iterator[Studio]:
     studio = Studio(fake, tmp_path / "outputs")
     studio.start()
     yield studio
+    fake.let_pass()
     studio.close()
 
 
-def until(studio: Studio, test: object, seconds: float = SOON) -> State:
-    """The first state for which the test holds."""
-    assert callable(test)
-    state, end = studio.state, time.monotonic() + seconds
-    while not test(state):
-        assert time.monotonic() < end, f"never came: {state}"
-        state = studio.watch(state.version, 1.0)
-    return state
+def until(studio: Studio, test: Callable[[State], object]) -> State:
+    """A state for which the test holds, once there is one."""
+    return wait_until(lambda: state if test(state := studio.watch(-1, 0)) else None, what="a state")
 
 
 def finish(studio: Studio, request: Request = REQUEST) -> Job:
@@ -67,9 +64,15 @@ def test_a_worker_that_holds_back_begins_when_somebody_waits_for_it(tmp_path: Pa
             order.append("looks")
             return super().detect()
 
-    studio = Studio(Watched(), tmp_path)
+    class Held(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            held.append(timeout)
+            return super().wait(timeout)
+
+    studio, held = Studio(Watched(), tmp_path), list[float | None]()
+    studio._awake = Held()
     studio.start(grace=3600)
-    time.sleep(0.1)  # a worker that does not hold back would look now
+    assert wait_until(lambda: held) == [3600] and order == []
     order.append(somebody)
     if somebody == "closes":
         studio.close()
@@ -89,40 +92,44 @@ def test_a_comparison_prepares_what_is_missing_and_keeps_the_order_asked(studio:
 
 
 def test_stop_acts_within_one_step_and_closes_the_iterator(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.05
+    fake.hold(2)
     job_id = studio.submit_compare(replace(REQUEST, recipes=("reference",), preset="quality-48"))
-    until(studio, lambda state: len(fake.steps_done) >= 2)
-    before = len(fake.steps_done)
+    wait_until(lambda: len(fake.steps_done) == 2)
     studio.stop()
+    fake.let_pass()
     job = studio.wait(job_id, SOON)
     assert job.state == "stopped" and job.error == ""
-    assert len(fake.steps_done) <= before + 1 and fake.closed == 1
+    assert len(fake.steps_done) <= 3 and fake.closed == 1
 
 
 def test_what_was_drawn_before_a_stop_is_kept(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.03
+    fake.prepared.add(("miniature", "int8-w8a8"))
+    fake.hold(find_preset(REQUEST.preset).steps)  # those of the first picture
     job_id = studio.submit_compare(REQUEST)
     until(studio, lambda state: state.job and state.job.results)
     studio.stop()
+    fake.let_pass()
     job = studio.wait(job_id, SOON)
     assert job.state == "stopped" and len(job.results) == 1
     assert studio.entry(job.entry or "").comparison.results == job.results
 
 
 def test_nothing_drawn_leaves_no_folder(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.05
+    fake.hold(1)
     job_id = studio.submit_compare(replace(REQUEST, recipes=("reference",)))
-    until(studio, lambda state: fake.steps_done)
+    wait_until(lambda: fake.steps_done)
     studio.stop()
+    fake.let_pass()
     studio.wait(job_id, SOON)
     assert list(studio.output.iterdir()) == []
 
 
 def test_jobs_wait_their_turn_and_a_waiting_one_can_be_taken_out(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.02
+    fake.hold()
     first, second, third = (studio.submit_compare(replace(REQUEST, seed=seed)) for seed in range(3))
     studio.stop(second)
     assert studio.wait(second, SOON).state == "stopped"
+    fake.let_pass()
     assert studio.wait(first, SOON).state == "done" and studio.wait(third, SOON).state == "done"
     assert len(studio.state.history) == 2
 
@@ -215,12 +222,13 @@ def test_a_lost_picture_says_so(studio: Studio) -> None:
 
 
 def test_watchers_are_woken_and_previews_are_dropped_at_the_end(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.01
+    fake.prepared.add(("miniature", "int8-w8a8"))
+    fake.hold(3)  # the third step shows one
     previews: list[bool] = []
 
     def watch() -> None:
         version = -1
-        while not previews or previews[-1] is not None:
+        while True:
             state = studio.watch(version, 5.0)
             version = state.version
             if state.job and state.job.is_over:
@@ -230,40 +238,47 @@ def test_watchers_are_woken_and_previews_are_dropped_at_the_end(studio: Studio, 
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    job = finish(studio)
+    job_id = studio.submit_compare(REQUEST)
+    wait_until(lambda: any(previews))
+    fake.let_pass()
+    job = studio.wait(job_id, SOON)
     watcher.join(SOON)
-    assert not watcher.is_alive() and any(previews)
+    assert not watcher.is_alive()
     assert not any(event.preview for event in job.progress.values())
 
 
 def test_closing_stops_the_running_job(fake: Fake, tmp_path: Path) -> None:
-    fake.step_seconds = 0.05
+    fake.hold(1)
     studio = Studio(fake, tmp_path)
     studio.start()
-    studio.submit_compare(REQUEST)
-    until(studio, lambda state: fake.steps_done)
-    studio.close()
+    studio.submit_compare(replace(REQUEST, recipes=("reference",)))
+    wait_until(lambda: fake.steps_done)
+    studio.close(timeout=0)  # the step it is in does not end yet
+    fake.let_pass()
+    studio.close(timeout=SOON)
     assert fake.closed >= 1 and studio.state.job and studio.state.job.state == "stopped"
 
 
-def stages_of(studio: Studio, job_id: str) -> list[tuple[str, int]]:
-    """Phase and bytes of every stage a watcher sees until the job is over."""
+def prepared(studio: Studio, fake: Fake, recipe: str) -> tuple[Job, list[tuple[str, int]]]:
+    """Fetch and make a recipe of the published model: the job, and phase and bytes of every stage on the way."""
     seen: list[tuple[str, int]] = []
-    version = -1
+    fake.hold()
+    job_id, version = studio.submit_prepare("ideogram-4", (recipe,)), -1
     while not studio.wait(job_id, 0).is_over:
         state = studio.watch(version, 1.0)
         version = state.version
-        if state.job and state.job.id == job_id and state.job.stage:
-            seen.append((state.job.stage.phase, state.job.stage.done))
-    return seen
+        stage = state.job.stage if state.job and state.job.id == job_id else None
+        if stage and (stage.phase, stage.done) not in seen:
+            seen.append((stage.phase, stage.done))
+            fake.let_pass(1)
+    fake.let_pass()
+    return studio.wait(job_id), seen
 
 
 def test_published_weights_are_fetched_and_prepared_in_one_job(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.01
-    job_id = studio.submit_prepare("ideogram-4", ("int8-w8a8",))
-    phases = [phase for phase, _ in stages_of(studio, job_id)]
+    job, seen = prepared(studio, fake, "int8-w8a8")
+    phases, state = [phase for phase, _ in seen], studio.state
     assert phases == sorted(phases) and set(phases) == {"fetch", "prepare"}  # the first comes first in the alphabet
-    job, state = studio.wait(job_id), studio.state
     assert job.state == "done" and state.sources["ideogram-4"].state == "complete"
     assert state.statuses["ideogram-4"]["int8-w8a8"].usable
     assert state.machine and state.machine.plans["ideogram-4"].predicted.download_bytes == SOURCE_BYTES
@@ -276,10 +291,8 @@ def test_a_dropped_line_keeps_its_reason_and_the_next_press_goes_on_there(studio
     assert job.state == "failed" and "cannot be reached" in job.error
     begun = studio.state.sources["ideogram-4"]
     assert begun.state == "partial" and 0.4 < begun.bytes / SOURCE_BYTES < 0.5
-    fake.step_seconds = 0.01
-    again = studio.submit_prepare("ideogram-4", ("gguf-q4_k",))
-    fetched = [done for phase, done in stages_of(studio, again) if phase == "fetch"]
-    assert min(fetched) >= begun.bytes and studio.wait(again).state == "done"
+    again, seen = prepared(studio, fake, "gguf-q4_k")
+    assert min(done for phase, done in seen if phase == "fetch") >= begun.bytes and again.state == "done"
 
 
 def test_deleting_the_download_leaves_what_was_made_of_it(studio: Studio, fake: Fake) -> None:
@@ -296,7 +309,7 @@ def test_deleting_the_download_leaves_what_was_made_of_it(studio: Studio, fake: 
 
 
 def test_access_is_asked_about_while_a_job_runs(studio: Studio, fake: Fake) -> None:
-    fake.step_seconds = 0.05
+    fake.hold()
     job_id = studio.submit_compare(REQUEST)
     until(studio, lambda state: state.job)
     fake.allowed = Access("not_accepted", "The licence is not accepted.", "https://huggingface.co/")
@@ -377,7 +390,7 @@ def test_memory_is_given_back_before_something_is_packed(tmp_path: Path) -> None
     studio = studio_that_keeps(staying, tmp_path, -1)
     finish(studio)
     before = staying.unloads
-    studio.wait(studio.submit_prepare("miniature", ("fp8",)), 10)
+    studio.wait(studio.submit_prepare("miniature", ("fp8",)), SOON)
     assert staying.unloads == before + 1
     studio.close()
 

@@ -15,6 +15,8 @@ from training.miniature import scenes, train
 from training.miniature.network import TextFeatures, Velocity, padding_bias
 from training.miniature.tokenizer import build_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PADDING = 5
 
 
