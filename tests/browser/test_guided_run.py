@@ -46,17 +46,18 @@ ENTRY = """
 import os, sys, time
 from dataclasses import replace
 sys.path.insert(0, sys.argv.pop(1))
-from ideogram_app import architecture
-from ideogram_app.checkpoints import fetch, sources, transfer
+from ideogram_app.catalog import models
+from ideogram_app.checkpoints.published import local
+from ideogram_app.hub import download, resume
 size = int(sys.argv.pop(1))
-small = replace(architecture.MODELS["miniature"], name="ideogram-4", title="Ideogram 4")
-architecture.MODELS["ideogram-4"] = small
-sources.SOURCES = tuple(replace(row, size=size) if row.model == "ideogram-4" else row for row in sources.SOURCES)
-transfer.WAITS = fetch.WAITS = (0.01,) * 6
+small = replace(models.MODELS["miniature"], name="ideogram-4", title="Ideogram 4")
+models.MODELS["ideogram-4"] = small
+local.SOURCES = tuple(replace(row, size=size) if row.model == "ideogram-4" else row for row in local.SOURCES)
+resume.WAITS = download.WAITS = (0.01,) * 6
 if pause := float(os.environ.get("PACKING_PAUSE", 0)):
-    from ideogram_app.quantization import run
-    event = run.Meter.event
-    run.Meter.event = lambda *all, **named: (time.sleep(pause), event(*all, **named))[1]
+    from ideogram_app.prepare import run
+    event = run.ProgressMeter.event
+    run.ProgressMeter.event = lambda *all, **named: (time.sleep(pause), event(*all, **named))[1]
 import app
 sys.exit(app.main(sys.argv[1:]))
 """

@@ -11,11 +11,12 @@ import pytest
 
 from ideogram_app.catalog.reasons import NOTHING, SENTENCES, Reason, reason
 from ideogram_app.errors import RequestError
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
 from ideogram_app.wire import from_json, to_json, to_plain
 from tests.machines import RTX_3060, RTX_3090
+from tests.plan_by_name import plan
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 import golden_reasons
 

@@ -177,7 +177,6 @@ BUILD = f"""
 import sys
 from pathlib import Path
 import app
-from ideogram_app import local_backend
 from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build

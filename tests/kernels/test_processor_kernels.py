@@ -178,11 +178,12 @@ def test_a_product_that_is_missing_wrong_or_slow_is_told_apart(monkeypatch: pyte
 
 CHILD = """
 import numpy, torch
-from ideogram_app.kernels.contract import Rows
+from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.processor import choose_product, findings, processor_kernels
 kernels = processor_kernels()
 left, right = torch.full((32, 4608), 127, dtype=torch.int8), torch.full((64, 4608), 127, dtype=torch.int8)
-made = kernels.matmul(Rows(left, torch.ones(32, 1)), kernels.weight(right), torch.ones(64), None, torch.float32)
+rounded = QuantizedActivations(left, torch.ones(32, 1))
+made = kernels.matmul(rounded, kernels.weight(right), torch.ones(64), None, torch.float32)
 print(choose_product(findings())[0], bool((made == 127 * 127 * 4608).all()))
 """
 

@@ -38,9 +38,9 @@ HEAVY = (
 LOAD = f"""
 import sys, torch
 import ideogram_app.comparison.compare
-from ideogram_app.model.components import load_pipeline_parts
+from ideogram_app.model.components import load_components
 from ideogram_app.model.text_encoder.features import encode
-parts = load_pipeline_parts("miniature", "cpu", torch.float32)
+parts = load_components("miniature", "cpu", torch.float32)
 features = encode(parts.tokenizer, parts.text_encoder, "a red circle")
 parts.vae.decode(torch.zeros(1, 32, 4, 4))
 print([name for name in {HEAVY} if name in sys.modules])

@@ -27,7 +27,7 @@ from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, DeviceError
-from ideogram_app.generation.draw import Provenance, draw, share
+from ideogram_app.generation.draw import Provenance, SharedInputs, draw
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import make_noise, schedule, times
 from ideogram_app.machine import copies as copies_module
@@ -530,7 +530,7 @@ def test_memory_that_could_not_be_pinned_is_told_with_the_picture(deep: Store, t
     homes = Homes((CPU, CPU), (3, 3), copies={CPU: Refusing(CPU)})
     features = torch.randn(1, 9, DEEP.llm_features_dim, generator=torch.Generator().manual_seed(1))
     vae = find_components("miniature").vae(CPU, torch.float32)
-    shared = share(Request(NAME, "", width=64, height=64), CPU, lambda: features, vae, 1.0)
+    shared = SharedInputs(features, make_noise(0, 64, 64), 0.0, vae, 1.0)
     terms = Provenance(given_up=("Something before.",))
     for homes_now, told in ((homes, ("Something before.", NOT_PINNED)), (Homes.on(CPU), ("Something before.",))):
         load_now = partial(load, deep, "gguf-q8_0", homes_now)

@@ -17,11 +17,12 @@ from ideogram_app.planning.footprint import device_bytes, encoder_weights, footp
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.option import Candidate
 from ideogram_app.planning.placement import place
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.text import gb
 from tests.machines import GB, INT8, RTX_3060, RTX_3090, RTX_4060, RTX_4060_TI, RTX_4090, RTX_5090, label
+from tests.plan_by_name import plan
 
 # More is never worse.
 
@@ -111,7 +112,7 @@ def test_sizes_of_the_published_pair_are_those_that_were_counted() -> None:
 
 
 def test_an_option_holds_what_stays_and_the_places_of_what_travels() -> None:
-    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024))
     option: Candidate = place(job, RECIPES[INT8])
     moved = sum(option.streamed_blocks)
     expected = option.size.weights - (moved - option.slots) * option.size.block

@@ -13,7 +13,6 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.footprint import device_bytes, footprint
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.placement import place
-from ideogram_app.planning.planner import plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES, SLOWER_AT_MOST, STREAMED_AT_MOST, reason_against
 from ideogram_app.planning.profile import MachineProfile, MeasuredRates
 from tests.machines import (
@@ -34,6 +33,7 @@ from tests.machines import (
     machine,
     said,
 )
+from tests.plan_by_name import plan
 
 # Quality first, unless it costs more than 1.3 times the time.
 
@@ -51,21 +51,21 @@ def test_int8_gives_way_where_its_blocks_take_too_long_to_arrive(link_gb: float,
 @pytest.mark.parametrize(("times", "accepted"), [(0.9, True), (1.0, True), (1.299, True), (1.301, False), (2.0, False)])
 def test_the_rule_is_1_3_times_the_time_and_no_more(times: float, accepted: bool) -> None:
     assert SLOWER_AT_MOST == 1.3
-    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RTX_4060, MODELS["ideogram-4"], (1024, 1024))
     better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     against = reason_against(job, replace(better, seconds=3.0 * times), replace(smaller, seconds=3.0))
     assert against.code == ("" if accepted else "too_slow_from_ram")
 
 
 def test_a_resident_int8_is_taken_whatever_it_costs() -> None:
-    job = PlanInputs(RTX_3090, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RTX_3090, MODELS["ideogram-4"], (1024, 1024))
     better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     assert reason_against(job, replace(better, seconds=9.0), replace(smaller, seconds=1.0)) is NOTHING
 
 
 @pytest.mark.parametrize("over", [False, True])
 def test_where_no_time_is_known_a_fifth_may_travel_and_no_more(over: bool) -> None:
-    job = PlanInputs(RX_9070_XT, MODELS["ideogram-4"], (1024, 1024), "bfloat16")
+    job = PlanInputs(RX_9070_XT, MODELS["ideogram-4"], (1024, 1024))
     better, smaller = (place(job, find_recipe(name)) for name in PREFERRED_RECIPES)
     assert better.seconds is None
     moved = int(STREAMED_AT_MOST * better.size.weights / better.size.block) + over

@@ -8,10 +8,11 @@ import pytest
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.footprint import gb
-from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.planner import Plan
+from ideogram_app.text import gb
 from ideogram_app.wire import from_json, to_json
 from tests.machines import GTX_1060, H100, INT8, MACHINES, PROCESSOR, Q4_K, RTX_5090, TABLE, apple, label, said
+from tests.plan_by_name import plan
 
 
 @pytest.mark.parametrize(("hardware", "recipe", "residency", "dtype", "code"), TABLE, ids=label)

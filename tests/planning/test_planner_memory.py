@@ -9,12 +9,12 @@ import pytest
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.machine.hardware import DeviceUser
-from ideogram_app.planning.footprint import footprint, gb
+from ideogram_app.planning.footprint import footprint
 from ideogram_app.planning.inputs import TILE_SIDES, WINDOWS_LOCKED_SHARE, PlanInputs
 from ideogram_app.planning.option import with_slots
 from ideogram_app.planning.placement import place
-from ideogram_app.planning.planner import plan
 from ideogram_app.planning.profile import MachineProfile, MeasuredRates
+from ideogram_app.text import gb
 from tests.machines import (
     GB,
     GIB,
@@ -29,6 +29,7 @@ from tests.machines import (
     geforce,
     said,
 )
+from tests.plan_by_name import plan
 
 # Free memory counts.
 
@@ -125,7 +126,7 @@ def test_a_third_place_is_taken_where_it_makes_a_step_faster() -> None:
     slots = set()
     for link in range(6, 17):
         known = MachineProfile(MeasuredRates(link=link * 1e9))
-        job = PlanInputs(RTX_4090, MODELS["ideogram-4"], (1024, 1024), "bfloat16", limit_bytes=8 * GB, known=known)
+        job = PlanInputs(RTX_4090, MODELS["ideogram-4"], (1024, 1024), limit_bytes=8 * GB, known=known)
         placed = place(job, RECIPES[INT8])
         slots.add(placed.slots)
         two, three = (
