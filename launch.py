@@ -27,7 +27,7 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 # The default index serves Windows a torch without CUDA; this one is PyTorch's own, for drivers from R580 on.
 WINDOWS_CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
-CHECKS = (("ruff", "check", "."), ("mypy", "ideogram_app"))
+CHECKS = (("ruff", "check", "."), ("mypy",))
 # The tests of a file share what they have prepared; files go in order, those that drive a browser, the slowest, first.
 TESTS = ("pytest", "--numprocesses", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 FAST, FAST_TESTS = "--fast", ("-m", "fast")
