@@ -1,7 +1,7 @@
 """What a plan says beside its decision: one table of rules, each a reason or nothing, in the order of reading.
 
 The text encoder and the decoder, the peak, what was asked for, what is known of the machine, how matrices are
-multiplied. A rule decides whether there is something to say; planning/reasons.py says it.
+multiplied. A rule decides whether there is something to say; catalog/reasons.py says it.
 
 Left out: the decision itself and what was passed over (planning/placement.py, planning/policy.py).
 """

@@ -130,7 +130,7 @@ def test_a_profiled_step_of_products_alone_is_nearly_all_gemm() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such alarm clock")
 def test_of_a_step_with_too_many_operators_the_first_seconds_are_profiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "MOST_OPERATORS", 50)
-    monkeypatch.setattr(profiling, "LOOK_SECONDS", 0.5)  # time for more than those, on a busy machine too
+    monkeypatch.setattr(profiling, "PROFILE_SECONDS", 0.5)  # time for more than those, on a busy machine too
     x, calls = torch.zeros(4), []
 
     def step() -> None:

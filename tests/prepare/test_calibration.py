@@ -201,7 +201,7 @@ def test_a_finished_calibration_is_reused_without_loading_anything(
     def refuse(*_: Any) -> None:
         raise AssertionError("nothing needs to be loaded")
 
-    monkeypatch.setattr(driver, "load_pipeline_parts", refuse)
+    monkeypatch.setattr(driver, "load_components", refuse)
     (event,) = run(machine, finished[0])
     assert event.done == event.total and "ready" in event.message
     with pytest.raises(AssertionError):  # other settings are another calibration
