@@ -3,11 +3,11 @@
     with a card     {INT8, Q4_K} x {resident, half streamed, streamed} x {512², 1024², 2048²}, memory capped to 8, 12,
                     16 and 24 GB by `torch.cuda.set_per_process_memory_fraction`: PyTorch's own counters, and seconds
                     of a step; random weights, whose bytes are those of real ones
-    without one     what the same code asks for, counted on tensors without numbers (benchmark/memory/counted.py), and
-                    what CUDA's allocator would make of it (allocator.py there); rows are marked `counted`
+    without one     what the same code asks for, counted on tensors without numbers (counting/counted.py), and what
+                    CUDA's allocator would make of it (allocator.py there); rows are marked `counted`
 
-Without one, a plan for a card of each size decides how many blocks travel, through how many places, and in which tiles
-the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against
+Without one, a plan for a card of each size decides how many blocks are offloaded, through how many slots, and in which
+tiles the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against
 `max_memory_allocated`; `total` must be free before, with gaps and the driver's context. **No measured row was ever
 made by us**: there was no card. Left out: two devices, and blocks from disk, which take the device what blocks from RAM
 take.
@@ -30,7 +30,7 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.benchmark.memory.counted import Case, count_picture  # noqa: E402
+from benchmarks.counting.counted import Case, count_picture  # noqa: E402
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly  # noqa: E402
 from ideogram_app.benchmark.rows import effective  # noqa: E402
 from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
@@ -138,7 +138,7 @@ def counted(questions: list[Question]) -> Iterator[Row]:
 
 
 def _count(question: Question, name: str, cap: int) -> Row:
-    """The picture of a plan; its encoder is a guest that is gone before, so that plans with a resident one are not."""
+    """The picture of a plan; its encoder is staged and gone before, so that plans with a resident one are not."""
     size = question.width, question.height
     card, settled = replace(CARD, device_free_bytes=cap), {"recipe": name, "ready": (name,)}
     chosen = plan(PlanInputs.of(card, "ideogram-4", *size, text_tokens=question.text_tokens, **settled))

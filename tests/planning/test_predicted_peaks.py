@@ -1,9 +1,9 @@
-"""What a plan promises against what is counted when it is followed, travelling blocks and all.
+"""What a plan promises against what is counted when it is followed, offloaded blocks and all.
 
-The plan decides how many blocks travel, through how many places, and in which tiles the picture is decoded; the real
-code then runs so, on tensors that hold nothing (benchmark/memory/counted.py). Predicted is never below counted and at
-most 8 % above, in tensors; with the allocator's gaps and the driver it is never above the limit. Three layers of the
-published width stand for all 34 where every home is tried; at full depth one of them is counted.
+The plan decides how many blocks are offloaded, through how many slots, and in which tiles the picture is decoded; the
+real code then runs so, on tensors that hold nothing (benchmarks/counting/counted.py). Predicted is never below counted
+and at most 8 % above, in tensors; with the allocator's gaps and the driver it is never above the limit. Three layers
+of the published width stand for all 34 where every residency is tried; at full depth one of them is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 import pytest
 import torch
 
-from ideogram_app.benchmark.memory.counted import Case, count_picture, count_streamed_encode
+from benchmarks.counting.counted import Case, count_picture, count_streamed_encode
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.catalog.models import MODELS, Branch, Model
 from ideogram_app.catalog.recipes import RECIPES

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from ideogram_app.benchmark.memory.allocator import Allocator, fits, reserved_bytes
-from ideogram_app.benchmark.memory.counted import DEVICE, Case, FakeBranch, count_picture, pretended
-from ideogram_app.benchmark.memory.ledger import Ledger, attention_on
+from benchmarks.counting.allocator import Allocator, fits, reserved_bytes
+from benchmarks.counting.counted import DEVICE, Case, FakeBranch, count_picture, pretended
+from benchmarks.counting.ledger import Ledger, attention_on
 from ideogram_app.benchmark.shapes import Question, find_shape
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.models import MODELS, Branch
@@ -132,7 +132,7 @@ def test_a_fake_branch_holds_the_bytes_of_a_real_one(name: str) -> None:
 
 GROWTH = """
 import sys, torch, psutil
-from ideogram_app.benchmark.memory.ledger import Ledger
+from benchmarks.counting.ledger import Ledger
 torch.set_num_threads(1)
 process, ledger = psutil.Process(), Ledger()
 with Ledger():  # what torch loads when it is first looked on

@@ -1,4 +1,4 @@
-"""Device memory of a picture, counted by running the real code on tensors that hold nothing.
+"""Device memory of a picture, counted by running the real code on fake tensors (`FakeTensorMode`).
 
     counted = count_picture(case)            one picture from loading to pixels, phase by phase
     count_decode(...), count_encode(...)     what stands around the transformers, alone
@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ideogram_app.benchmark.memory.allocator import fits, reserved_bytes
-from ideogram_app.benchmark.memory.ledger import Ledger, Unguarded, attention_on
+from benchmarks.counting.allocator import fits, reserved_bytes
+from benchmarks.counting.ledger import Ledger, Unguarded, attention_on
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly
 from ideogram_app.benchmark.shapes import Question
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
@@ -67,7 +67,7 @@ class Case:
         arithmetic: of Q4_K, as for `Placement`.
         tile: side of the decoder's tiles in pixels; None decodes at once.
         decodes: whether latents become pictures, a small one between two steps and the last one.
-        travelling: how many blocks of each transformer come to the device in every step, through so many `slots`.
+        offloaded: how many blocks of each transformer are copied to the device in every step, through so many `slots`.
     """
 
     question: Question
@@ -344,8 +344,8 @@ def count_encode(
 
 
 @dataclass(frozen=True)
-class FakeParts:
-    """What `model.guest` asks of a `PartsFolder` whose encoder is all in host memory."""
+class FakeComponents:
+    """What `encoder_on_device` asks of a components folder whose encoder is all in host memory."""
 
     recipe: Recipe
     shape: TextEncoder
@@ -362,9 +362,9 @@ class FakeParts:
 def count_streamed_encode(
     recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED_ENCODER.num_hidden_layers
 ) -> Counted:
-    """The same of an encoder whose layers pass through the device: its places are kept."""
+    """The same of an encoder whose layers pass through the device: its slots are kept."""
     ledger = Ledger(attention_on(AMPERE_CAPABILITY))
-    parts: Any = FakeParts(recipe, replace(PUBLISHED_ENCODER, num_hidden_layers=layers))
+    parts: Any = FakeComponents(recipe, replace(PUBLISHED_ENCODER, num_hidden_layers=layers))
     visit = encoder_on_device(parts, "streamed", DEVICE, dtype, BlockingCopyStream(DEVICE))
     with pretended(ledger), torch.inference_mode(), visit as encoder, ledger.phase("encode"):
         kept = ledger.live[DEVICE]
