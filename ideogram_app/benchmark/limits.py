@@ -1,6 +1,6 @@
-"""What fits: rows into memory together, work into the seconds that are left.
+"""Limits of a benchmark: which rows fit into memory together, how many steps into the time budget; an alarm.
 
-Decisions here are arithmetic on numbers that were counted or measured; run.py acts on them and says so in sentences.
+Decisions here are arithmetic on numbers that were counted or measured; session.py acts on them and reports them.
 `time_limit` is what holds where arithmetic cannot know, a first step with compilation in it: it breaks off between two
 operations, by the system's alarm clock. Left out: breaking off a single long operation, and Windows, which has no such
 clock; there a row may pass the budget by one step.
@@ -72,8 +72,7 @@ def arrange(sizes: Sequence[Bytes], room: int | None) -> tuple[list[list[int]], 
     """Put rows into groups that lie in memory together, each row into the first group where it fits.
 
     Args:
-        sizes: of the rows, in their order.
-        room: bytes that are free; None where nobody knows, and then everything fits.
+        room: free bytes; None where nobody knows, and then everything fits.
 
     Returns:
         Groups of row numbers, and the numbers of rows that fit nowhere, not even alone.
@@ -94,11 +93,7 @@ def arrange(sizes: Sequence[Bytes], room: int | None) -> tuple[list[list[int]], 
 
 
 def setup_seconds(left: float, ready: Sequence[float]) -> float:
-    """What a row may spend on being built and warmed up.
-
-    Args:
-        ready: seconds that a step takes of each row which waits to be timed, once at least.
-    """
+    """What a row may spend on being built and warmed up, beside a step of each row that waits, in `ready` seconds."""
     return max(0.0, left - sum(ready)) * SETUP_SHARE
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: frozen rows, a table for people, one JSON object.
+"""Report of a benchmark: measured rows as frozen dataclasses, a text table, the JSON object, its file name.
 
 Field names are names on the wire (`Benchmark` in the design): `ms_per_step` is the median, `spread` is (slowest -
 fastest) / median, shares are between 0 and 1, sizes are bytes. Null means not measured, never zero.

@@ -1,4 +1,4 @@
-"""What a benchmark builds: the shape of a model by its name, and the type it computes in.
+"""Workload of a benchmark: the model's shape by its name, picture size, tokens, computing dtype.
 
     ideogram-4, miniature     the models of catalog/models.py
     layers=N                  the published widths with N layers in both branches: a whole step in small, for a device
@@ -22,7 +22,7 @@ BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as machine/hardware.p
 
 
 @dataclass(frozen=True)
-class Question:
+class Workload:
     """What is timed: a step of `model` at a size, after so many text tokens.
 
     Attributes:
@@ -74,7 +74,7 @@ def find_shape(text: str) -> Model:
     )
 
 
-def ask(shape: str, size: int, text_tokens: int, padding: int, steps: int, dtype: str) -> Question:
+def ask(shape: str, size: int, text_tokens: int, padding: int, steps: int, dtype: str) -> Workload:
     """Check the flags and put them together; pictures are square.
 
     Raises:
@@ -87,7 +87,7 @@ def ask(shape: str, size: int, text_tokens: int, padding: int, steps: int, dtype
         raise RequestError(
             "The caption does not fit its padding", expected=f"1 to {padding} text tokens", got=str(text_tokens)
         )
-    return Question(shape, find_shape(shape), size, size, text_tokens, padding, steps, dtype)
+    return Workload(shape, find_shape(shape), size, size, text_tokens, padding, steps, dtype)
 
 
 def choose_dtype(hardware: Hardware, kind: str, asked: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Random weights in every storage, made on the device: as fast as memory is written, valid as if encoded.
+"""Random weights in every storage format, made on the device at the speed of memory, valid as if encoded.
 
 A few rows of Gaussian noise go through the real encoder of a storage and are repeated down the matrix. So every scale,
 block and float8 is one that the encoder makes, outputs stay finite and of ordinary size, and 9.3 billion weights take
@@ -79,7 +79,7 @@ class Tiles:
 
 
 class RandomBranch:
-    """A branch of a recipe without a file: a `model.assemble.BranchWeights` of noise."""
+    """A branch of a recipe without a file: an `assemble.BranchWeights` of noise."""
 
     def __init__(self, branch: Branch, recipe: Recipe, tiles: Tiles) -> None:
         self.recipe, self.tiles = recipe, tiles
@@ -88,7 +88,7 @@ class RandomBranch:
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows."""
         height, *rest = self._held[name]
-        return self.tiles.dense((_count(rows, height), *rest), name)
+        return self.tiles.dense((height if rows is None else rows.stop - rows.start, *rest), name)
 
     def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
         """The weight of a Linear as it rests."""
@@ -105,10 +105,6 @@ class RandomBranch:
 def _seeded(text: str) -> torch.Generator:
     """Of the CPU, so that every device gets the same numbers."""
     return torch.Generator().manual_seed(zlib.crc32(text.encode()))
-
-
-def _count(rows: slice | None, height: int) -> int:
-    return height if rows is None else rows.stop - rows.start
 
 
 def _repeated(tile: Tensor, rows: int) -> Tensor:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.counting.counted import Case, count_picture, count_streamed_encode
-from ideogram_app.benchmark.shapes import Question
+from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import MODELS, Branch, Model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import DEFAULT, ENCODER_RECIPES, PUBLISHED_ENCODER
@@ -59,9 +59,9 @@ def planned(recipe: str, side: int, limit: int) -> Plan:
 def drawing_bytes(chosen: Plan, model: Model) -> tuple[int, int]:
     """Bytes of tensors: predicted and counted, from loading to pixels."""
     recipe = RECIPES[chosen.recipe or ""]
-    question = Question("", model, chosen.width, chosen.height, TEXT_TOKENS, 2048, STEPS, chosen.compute_dtype)
+    workload = Workload("", model, chosen.width, chosen.height, TEXT_TOKENS, 2048, STEPS, chosen.compute_dtype)
     homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
-    found = count_picture(Case(question, recipe, chosen.arithmetic, **homes))  # type: ignore[arg-type]
+    found = count_picture(Case(workload, recipe, chosen.arithmetic, **homes))  # type: ignore[arg-type]
     size = footprint(
         model,
         recipe,
