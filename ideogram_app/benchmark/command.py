@@ -68,11 +68,7 @@ def benchmark(
 
 
 def choose_device(hardware: Hardware, asked: str) -> str:
-    """The device as torch names it.
-
-    Raises:
-        RequestError: it is not there.
-    """
+    """The device as torch names it; RequestError where it is not there."""
     usable = "cuda" if hardware.kind == "rocm" else hardware.kind
     if asked == "auto":
         return usable

@@ -71,11 +71,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 def arrange(sizes: Sequence[Bytes], room: int | None) -> tuple[list[list[int]], list[int]]:
     """Put rows into groups that lie in memory together, each row into the first group where it fits.
 
-    Args:
-        room: free bytes; None where nobody knows, and then everything fits.
-
-    Returns:
-        Groups of row numbers, and the numbers of rows that fit nowhere, not even alone.
+    Where nobody knows how many bytes are free, in `room`, everything fits. Returns groups of row numbers, and the
+    numbers of rows that fit nowhere, not even alone.
     """
     groups: list[list[int]] = []
     too_large: list[int] = []
@@ -99,7 +96,7 @@ def setup_seconds(left: float, ready: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Turns:
-    """What is timed: how often each row, which rows (numbers), and whether a step of each is profiled."""
+    """What is timed: how many steps of each row, which rows (numbers), and whether a step of each is profiled."""
 
     steps: int
     kept: tuple[int, ...]
@@ -108,11 +105,7 @@ class Turns:
 
 def turns(seconds: float, steps: Sequence[float], asked: int) -> Turns:
     """As many turns as the seconds allow, of as many rows as possible: first fewer turns, then no profile, then the
-    slowest row goes.
-
-    Args:
-        steps: seconds that a step of each row takes.
-        asked: turns wanted; never more.
+    slowest row goes. `steps`: seconds that a step of each row takes.
     """
     kept = list(range(len(steps)))
     while kept:

@@ -55,7 +55,7 @@ def build_ours(row: Row, workload: Workload, tiles: Tiles, steps: int) -> tuple[
     """Both transformers of a recipe, prepared for so many steps.
 
     Returns:
-        A function that does the next step and returns the latents (1, tokens, 128); the kernels in use, and why.
+        A function that does the next step and returns the latents (1, tokens, 128); a note for readers of the row.
     """
     device, capability = tiles.device, compute_capability(tiles.device)
     name, reason = choose_kernels(device, capability)

@@ -29,19 +29,17 @@ class MeasuredRow:
     """One row.
 
     Attributes:
-        recipe: how the weights rest; stock rows name the recipe of the same storage.
+        recipe: stock rows name the recipe of the same storage.
         ms_per_step: median over `steps` steps of both transformers; spread: None where one step was timed.
         share_of_ceiling: the time that the counted work would take at the ceiling, over `ms_per_step`.
         peak_memory_bytes: of the device, or of the process where it has none: the row's weights and inputs, and what a
             step took besides.
         families: of one step under the profiler; None where it was not profiled.
-        fastest_ms: of the steps; what other programs on the machine disturb least.
+        fastest_ms: what other programs on the machine disturb least.
         tops: counted work over time. The work is that of the true caption: padding is no work.
         kept_bytes: weights and inputs.
-        seconds: build, first step (with compilation), everything.
         busy: on a device, time in kernels over time of a step: 1 where launches hide, None elsewhere.
         group: rows of one group lay in memory together and were timed in turn.
-        note: what a reader has to know about the row.
     """
 
     name: str
@@ -73,14 +71,13 @@ class MissingRow:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A whole run.
+    """A whole session, in `seconds` of the `budget`.
 
     Attributes:
         ceiling: of the first group of rows; `group_ceilings` has one for each. Every one was measured before and after
             its group, and the higher numbers count.
         step_tflop: counted work of one step.
-        notes: sentences about the run: groups, what was shortened, why this computing type.
-        seconds: the run took, of `budget` allowed.
+        notes: groups, what was shortened, why this computing type.
     """
 
     hardware: Hardware
@@ -104,7 +101,7 @@ class Benchmark:
 
 
 def table(found: Benchmark) -> str:
-    """The run in lines of text."""
+    """The session in lines of text."""
     best = found.ceiling
     int8 = f"{best.tops_int8:.2f} TOPS INT8" if best.tops_int8 else "no INT8 product"
     bf16 = f"{best.tflops_bf16:.2f} TFLOPS bf16" if best.tflops_bf16 else "no bf16 product"
@@ -133,7 +130,7 @@ def table(found: Benchmark) -> str:
 
 
 def file_name(found: Benchmark) -> str:
-    """Where a run is kept: benchmark-nvidia-h100-ideogram-4-1024.json."""
+    """The name of a session's file: benchmark-nvidia-h100-ideogram-4-1024.json."""
     name = found.hardware.name if found.device != "cpu" else "cpu"
     words = "".join(letter if letter.isalnum() else " " for letter in name.lower()).split()
     return f"benchmark-{'-'.join(words)}-{found.shape.replace('=', '-')}-{found.size[0]}.json"

@@ -32,13 +32,11 @@ class Row:
     """One thing to time.
 
     Attributes:
-        name: unique in a run.
-        recipe: how the weights rest; for stock, the recipe whose storage and packed layers are the same.
+        recipe: of the weights; for stock, the recipe whose storage and packed layers are the same.
         kind: ours, or which of stock.py's builders.
         arithmetic: of ours, as `capabilities.arithmetic` names it: bits of weights and activations.
         compiled: whether torch.compile is used: on stock's repeated blocks, on our kernels between two matrices.
         trimmed: whether a stock row computes with the caption's true length instead of padding it.
-        needs: packages that must be importable.
     """
 
     name: str
@@ -57,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bytes:
-    """What a row keeps while it exists, and what a step takes besides."""
+    """Memory of a row: what it holds while it exists, and what a step takes besides."""
 
     kept: int
     busy: int
@@ -82,8 +80,8 @@ def rows_for(recipes: Sequence[str], against: str, dtype: str, hardware: Hardwar
     """The rows asked for, ours first, in the order of the flags.
 
     Args:
-        recipes: names of recipes, each as `name`, computed as the program does on this hardware, or `name@arithmetic`;
-            either with `+compiled` behind it.
+        recipes: each as `name`, computed as the program does on this hardware, or `name@arithmetic`; either with
+            `+compiled` behind it.
         against: stock, none, or names of stock rows with commas.
 
     Raises:

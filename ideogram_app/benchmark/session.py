@@ -92,8 +92,27 @@ class BenchmarkSession:
                 self.ceilings.append(self._ceiling())
             measured += self._measure_group(group, number, to_come)
             to_come -= len(group)
-        order = [row.name for row in rows]
-        return self._report(hardware, sorted(measured, key=lambda row: order.index(row.name)))
+        order, workload = [row.name for row in rows], self.workload
+        return Benchmark(
+            hardware=hardware,
+            versions=versions(),
+            ceiling=self.ceilings[0],
+            rows=tuple(sorted(measured, key=lambda row: order.index(row.name))),
+            commit=commit(),
+            shape=workload.shape,
+            size=(workload.width, workload.height),
+            text_tokens=workload.text_tokens,
+            padded_tokens=workload.padding,
+            steps=workload.steps,
+            device=str(self.device),
+            dtype=workload.dtype,
+            step_tflop=(self.work.matrices + self.work.attention) / 1e12,
+            group_ceilings=tuple(self.ceilings),
+            missing=tuple(self.missing),
+            notes=tuple(dict.fromkeys(self.notes)),
+            seconds=self.clock.spent,
+            budget=self.clock.budget,
+        )
 
     def say(self, line: str) -> None:
         """Report progress, with the seconds so far."""
@@ -127,12 +146,11 @@ class BenchmarkSession:
         return groups
 
     def _measure_group(self, rows: Sequence[Row], number: int, to_come: int) -> list[MeasuredRow]:
-        """Build, time and profile rows that lie in memory together; all of them are gone afterwards.
-
-        Args:
-            to_come: rows that are still to be timed, these included.
-        """
-        warm = self._warm_up(rows)
+        """Build, time and profile rows that lie in memory together, of `to_come` that wait; all are gone afterwards."""
+        tiles, warm = Tiles(self.device, self.dtype), list[WarmRow]()
+        for row in rows:
+            if made := self._set_up(row, tiles, setup_seconds(self.clock.left, [made.warm for made in warm])):
+                warm.append(made)
         share = SPARE * self.clock.left * len(rows) / to_come
         chosen = turns(share, [row.warm for row in warm], self.workload.steps)
         timed = self._time(warm, chosen, share)
@@ -142,15 +160,6 @@ class BenchmarkSession:
         if any(made.row.compiled for made in warm):
             torch.compiler.reset()  # lets go of the compiled code, which may keep what it was compiled for
         return [self._measured(made, number) for made in timed]
-
-    def _warm_up(self, rows: Sequence[Row]) -> list[WarmRow]:
-        """The rows that could be built and warmed up in their share of the time."""
-        tiles, warm = Tiles(self.device, self.dtype), list[WarmRow]()
-        for row in rows:
-            made = self._set_up(row, tiles, setup_seconds(self.clock.left, [made.warm for made in warm]))
-            if made:
-                warm.append(made)
-        return warm
 
     def _time(self, warm: Sequence[WarmRow], chosen: Turns, seconds: float) -> list[WarmRow]:
         """Time the chosen rows in turn; those of which a step was timed, reasons noted for the others."""
@@ -170,8 +179,8 @@ class BenchmarkSession:
         """Build a row and take two steps; None, with its reason noted, where that cannot be done in the seconds."""
         least = self._ceiling_seconds(row)
         if least > seconds:
-            said = f"A step takes {least:.1f} s or more, and {seconds:.1f} s are left to build and warm it up."
-            self._skip(row, said)
+            left = f"{seconds:.1f} s are left to build and warm it up."
+            self._skip(row, f"A step takes {least:.1f} s or more, and {left}")
             return None
         self.say(f"{row.name}: build and warm up, {seconds:.0f} s at most")
         try:
@@ -252,42 +261,17 @@ class BenchmarkSession:
         )
 
     def _ceiling_seconds(self, row: Row, group: int = -1) -> float:
-        """What the counted work takes at the ceiling of a group; the last one measured where none is named."""
         return ceiling_seconds(self.work, int8_share(row, self.workload.model.conditional), self.ceilings[group])
 
     def _skip(self, row: Row, reason: str, failed: bool = False) -> None:
         self.say(f"{row.name}: not measured. {reason}")
         self.missing.append(MissingRow(row.name, reason, failed))
 
-    def _report(self, hardware: Hardware, measured: Sequence[MeasuredRow]) -> Benchmark:
-        workload = self.workload
-        return Benchmark(
-            hardware=hardware,
-            versions=versions(),
-            ceiling=self.ceilings[0],
-            rows=tuple(measured),
-            commit=commit(),
-            shape=workload.shape,
-            size=(workload.width, workload.height),
-            text_tokens=workload.text_tokens,
-            padded_tokens=workload.padding,
-            steps=workload.steps,
-            device=str(self.device),
-            dtype=workload.dtype,
-            step_tflop=(self.work.matrices + self.work.attention) / 1e12,
-            group_ceilings=tuple(self.ceilings),
-            missing=tuple(self.missing),
-            notes=tuple(dict.fromkeys(self.notes)),
-            seconds=self.clock.spent,
-            budget=self.clock.budget,
-        )
-
 
 def ceiling_seconds(work: Flops, int8: float, ceiling: Ceiling) -> float:
     """Seconds of a step in which every product runs at its ceiling and nothing else takes time.
 
-    Args:
-        int8: the share of the matrices that is multiplied in INT8; attention always is in the computing type.
+    The share `int8` of the matrices is multiplied in INT8; attention always is in the computing type.
     """
     dense = ((1 - int8) * work.matrices + work.attention) / (ceiling.tflops * 1e12)
     fast = ceiling.tops_int8 or ceiling.tflops

@@ -57,11 +57,7 @@ class Workload:
 
 
 def find_shape(text: str) -> Model:
-    """The model of a name, or the published one with another number of layers.
-
-    Raises:
-        RequestError: neither; lists what there is.
-    """
+    """The model of a name, or the published one with another number of layers; RequestError where there is neither."""
     if text in MODELS:
         return MODELS[text]
     count = text.removeprefix(LAYERS)
@@ -75,18 +71,13 @@ def find_shape(text: str) -> Model:
 
 
 def ask(shape: str, size: int, text_tokens: int, padding: int, steps: int, dtype: str) -> Workload:
-    """Check the flags and put them together; pictures are square.
-
-    Raises:
-        RequestError: a flag is out of range; says which and what would do.
-    """
+    """Check the flags and put them together; pictures are square. RequestError for a flag out of range."""
     check_size(size, size)
     if steps < 1:
         raise RequestError("There is nothing to time", expected="at least 1 step", got=str(steps))
     if not 1 <= text_tokens <= padding:
-        raise RequestError(
-            "The caption does not fit its padding", expected=f"1 to {padding} text tokens", got=str(text_tokens)
-        )
+        expected = f"1 to {padding} text tokens"
+        raise RequestError("The caption does not fit its padding", expected=expected, got=str(text_tokens))
     return Workload(shape, find_shape(shape), size, size, text_tokens, padding, steps, dtype)
 
 
@@ -94,10 +85,7 @@ def choose_dtype(hardware: Hardware, kind: str, asked: str) -> tuple[str, str]:
     """The computing type, and why.
 
     The program itself draws in float32 on a processor, for exactness. Here speed is the question and stock's bf16 the
-    measure, so a processor with bf16 units is timed in that.
-
-    Raises:
-        RequestError: no such type.
+    measure, so a processor with bf16 units is timed in that. RequestError where there is no such type.
     """
     if asked != "auto":
         if asked not in DTYPE_LABELS:

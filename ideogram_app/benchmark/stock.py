@@ -98,7 +98,7 @@ class StockLoop:
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        """One turn: the latents after it, (1, tokens, 128) float32. One that was broken off changed nothing."""
+        """One step: the latents after it, (1, tokens, 128) float32. One that was broken off changed nothing."""
         time, weight = self.scheduler.timesteps[self.index], self.guidance[self.index]
         t_model = 1.0 - (time.float() / self.scheduler.config.num_train_timesteps)
         t_model = t_model.expand(1).to(self.dtype)
@@ -120,11 +120,7 @@ class StockLoop:
 
 
 def build_stock(row: Row, workload: Workload, tiles: Tiles, steps: int) -> tuple[Callable[[], Tensor], str]:
-    """Both transformers of a row of stock, set up for so many steps.
-
-    Returns:
-        A function that does the next step and returns the latents; what a reader has to know of the row.
-    """
+    """Both transformers of a row of stock, set up for so many steps: as `build_ours`."""
     make, note = _linears(row, tiles)
     first, second = (_transformer(branch, row, tiles, make) for branch in workload.model.branches)
     padding = workload.text_tokens if row.trimmed else workload.padding
@@ -134,7 +130,7 @@ def build_stock(row: Row, workload: Workload, tiles: Tiles, steps: int) -> tuple
 
 
 def load_packages(row: Row) -> None:
-    """Import what a row of stock needs, so that neither its time nor its memory holds that."""
+    """Import what a row of stock needs, so that neither its time nor its memory includes that."""
     for package in row.needs:
         import_module(package)
     from diffusers import Ideogram4Pipeline, Ideogram4Transformer2DModel  # noqa: F401 - diffusers imports when asked

@@ -29,8 +29,8 @@ TILE_ROWS = 64  # that are drawn and encoded; Q4_K's search does 53248 columns o
 class Tiles:
     """Encoded rows of noise, drawn once for each storage and width, repeated at every use.
 
-    What is drawn depends on names and widths alone, not on the order of the calls or the device: two ways to run a
-    model get the same one.
+    They depend on names and widths alone, not on the order of the calls or the device: two ways to run a model get the
+    same one.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:

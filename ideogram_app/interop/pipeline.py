@@ -1,4 +1,4 @@
-"""Prepared weights in stock diffusers: its own classes, its own loaders, none of this program's kernels.
+"""Prepared weights in stock diffusers: a loader for `Ideogram4Pipeline`, and GGUF for `from_single_file`.
 
     pipe = load_pipeline("data/checkpoints/ideogram-4/gguf-q4_k", source)        Ideogram4Pipeline
     pipe("…", max_sequence_length=512, num_inference_steps=20, guidance_schedule=[7.0] * 18 + [3.0] * 2, std=1.75)
@@ -17,10 +17,10 @@ rows (blocks run along columns, so packed rows split like any others), `o` is re
 is decoded, because diffusers passes packed and BF16 norms, biases and embeddings on as bytes. It refuses what it does
 not know; diffusers alone would leave what is missing on the meta device and drop, with a warning, what is too much.
 
-    storage   in stock diffusers
-    dense     from_pretrained
-    int8      from_pretrained: config.json and torchao's metadata in the file say how
-    gguf      from_single_file, once registered; decoded to half precision at every use
+    storage        in stock diffusers
+    dense          from_pretrained
+    int8           from_pretrained: config.json and torchao's metadata in the file say how
+    gguf           from_single_file, once registered; decoded to half precision at every use
     fp8, convrot   not: no released loader applies these scales
 
 diffusers calls the entry's function only where a file's names are not already its own, so a GGUF of diffusers' names
@@ -65,7 +65,7 @@ READ_BY_DIFFUSERS = ("dense", "int8", "gguf")  # storages
 
 
 class TextSide(nn.Module):
-    """All that `Ideogram4Pipeline` uses of a text encoder: transformers' language model, where it is and of which type.
+    """All that `Ideogram4Pipeline` uses of a text encoder: transformers' language model, its device and dtype.
 
     It has no `forward` and no vision tower, so that prompt upsampling fails rather than writes nonsense.
     """
@@ -90,10 +90,8 @@ class TextSide(nn.Module):
 def register_gguf() -> Mapping[str, Any]:
     """Have `Ideogram4Transformer2DModel.from_single_file` read GGUF files of this model, from now on in this process.
 
-    Calling it again changes nothing, and neither does calling it in a diffusers that knows the model by itself.
-
-    Returns:
-        The entry now in diffusers' table, which holds the function from the names in a file to those in the module.
+    Calling it again changes nothing, and neither does calling it in a diffusers that knows the model by itself. Returns
+    the entry now in diffusers' table.
     """
     from diffusers.loaders import single_file_model
 
@@ -139,14 +137,13 @@ def load_pipeline(
 ) -> Ideogram4Pipeline:
     """A stock `Ideogram4Pipeline` whose transformers come from a folder that this program prepared.
 
-    Everything is in main memory; `.to("cuda")` and diffusers' own ways of offloading follow. The text encoder is the
-    text side alone, so prompt upsampling is not to be had.
+    Everything is in host memory; `.to("cuda")` and diffusers' own offloading follow. The text encoder is the text side
+    alone, so there is no prompt upsampling.
 
     Args:
         folder: of one recipe, such as "data/checkpoints/ideogram-4/int8-w8a8".
-        source: the pipeline folder that has text encoder, tokenizer, VAE and scheduler; where None, those kept beside
-            the folder, or else those of the source that it was prepared from.
-        dtype: the computing type.
+        source: the pipeline folder that has text encoder, tokenizer, VAE and scheduler; where None, those prepared
+            beside the folder, or else those of the source that it was prepared from.
 
     Raises:
         RequestError: stock diffusers cannot read this recipe.
@@ -184,7 +181,6 @@ def stock_parts(where: ComponentsFolder, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _transformer(folder: Path, manifest: Manifest, branch: str, dtype: torch.dtype) -> Ideogram4Transformer2DModel:
-    """One transformer by diffusers' loader for its storage."""
     from diffusers import GGUFQuantizationConfig, Ideogram4Transformer2DModel
 
     recipe = find_recipe(manifest.recipe)

@@ -1,4 +1,4 @@
-"""Which scales make a K-quant block closest to its weights.
+"""Scale search for K-quants: the steps, scales and minima that make a block closest to its weights.
 
 A block of 256 weights stores one fp16 step for its sub-blocks' small integer scales, so three roundings depend on each
 other: step, scales, quants. Rounding them one after another leaves error on the table; this file looks for a good
@@ -160,8 +160,7 @@ def fit_symmetric(x: Tensor, half_range: int, importance: Tensor | None = None) 
     step = round_up_to_half(largest * -(2**-7))  # int8 reaches further on the negative side
     scales = safe_ratio(slopes, step).round().clamp(-128, 127)
 
-    best_step, best_scales = step, scales
-    least = torch.full_like(step, torch.inf)
+    best_step, best_scales, least = step, scales, torch.full_like(step, torch.inf)
     for reach in SYMMETRIC_REACHES:
         scales, errors = _nudge_symmetric(x, step, scales, half_range, reach, importance)
         total = fold(errors).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""NF4, the 4-bit format of bitsandbytes: sixteen fixed levels, one scale for every 64 weights, in plain torch.
+"""NF4, the 4-bit format of bitsandbytes, in plain torch: sixteen fixed levels, one scale for every 64 weights.
 
     weight = levels[code] * absmax[block]      blocks of 64 along the flattened matrix, so one may span two rows
 
@@ -63,11 +63,7 @@ def decode(packed: Tensor, scales: Scales, levels: Tensor, block: int = BLOCK) -
 
 
 def encode(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Pack a matrix: the nearest level for every weight, uint8 (weights / 2,), and absmax, float32 (blocks,).
-
-    Raises:
-        RequestError: an odd number of weights.
-    """
+    """Pack a matrix: the nearest level for every weight, uint8 (weights / 2,), and absmax, float32 (blocks,)."""
     if weight.numel() % 2:
         raise RequestError("NF4 packs two weights a byte", expected="an even number", got=str(weight.numel()))
     flat = weight.detach().float().flatten()

@@ -44,7 +44,7 @@ from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.prepare import packing
 from ideogram_app.prepare.calibration import smoothing
-from ideogram_app.prepare.packing import Tuning
+from ideogram_app.prepare.calibration.tuning import Tuning
 from ideogram_app.prepare.transformers import prepare, quantize
 from ideogram_app.quantization import k_quants
 
