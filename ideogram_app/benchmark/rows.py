@@ -126,13 +126,7 @@ def row_bytes(row: Row, workload: Workload) -> Bytes:
         workload.text_tokens if row.kind == "ours" or row.trimmed else workload.padding,
     )
     counted = footprint(
-        workload.model,
-        recipe,
-        size,
-        dense,
-        text_tokens=text,
-        steps=workload.steps,
-        arithmetic=row.arithmetic,
+        workload.model, recipe, size, dense, text_tokens=text, steps=workload.steps, arithmetic=row.arithmetic
     )
     if row.kind == "ours":
         return Bytes(counted.weights + counted.once, counted.workspace)

@@ -102,8 +102,7 @@ class RandomBranch:
         return self.tiles.packed(self.recipe.storage, rows, columns, kind)
 
 
-def _seeded(text: str) -> torch.Generator:
-    """Of the CPU, so that every device gets the same numbers."""
+def _seeded(text: str) -> torch.Generator:  # of the CPU, so that every device gets the same numbers
     return torch.Generator().manual_seed(zlib.crc32(text.encode()))
 
 

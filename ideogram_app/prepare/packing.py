@@ -37,15 +37,7 @@ RUN_ON_CPU, RUN_ELSEWHERE = 2**22, 2**24
 # 0.027, 0.01, 0.01, 0.006, 0.08) and far below what a wrong order, scale or type gives (about 1): this finds faults of
 # the program or the machine; the quality of a recipe is measured on pictures. FP8 has a proof: half a step of 3 bits
 # is 1/16.
-LARGEST_ERROR = {
-    "fp8": 0.07,
-    "int8": 0.3,
-    "convrot": 0.3,
-    "Q8_0": 0.03,
-    "Q6_K": 0.1,
-    "Q5_K": 0.15,
-    "Q4_K": 0.3,
-}
+LARGEST_ERROR = {"fp8": 0.07, "int8": 0.3, "convrot": 0.3, "Q8_0": 0.03, "Q6_K": 0.1, "Q5_K": 0.15, "Q4_K": 0.3}
 
 
 # Block scales of GGUF are fp16, which ends at 6e-8: 127 levels of half of that may round to nothing. Trained layers

@@ -64,31 +64,24 @@ LEAST_IMPORTANCE = 1e-6
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """One GGML type: a block of `weights` weights takes `size` bytes.
-
-    Attributes:
-        pack: float32 (blocks, weights), importance like it or None, search -> uint8 (blocks, size).
-        unpack: uint8 (blocks, size) -> float32 (blocks, weights).
-    """
+    """One GGML type: a block of `weights` weights takes `size` bytes."""
 
     weights: int
     size: int
+    # float32 (blocks, weights), importance like it or None, search -> uint8 (blocks, size)
     pack: Callable[[Tensor, Tensor | None, Search], Tensor]
-    unpack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor], Tensor]  # the inverse
 
 
 def encode(weight: Tensor, gguf_type: str, importance: Tensor | None = None, search: Search | None = None) -> Tensor:
-    """Pack a matrix, block by block along its rows.
+    """Pack a matrix, block by block along its rows: uint8 (rows, bytes of a row) on the same device.
 
     Args:
-        weight: (rows, columns) of any floating type; the result is on the same device.
+        weight: (rows, columns) of any floating type.
         importance: (columns,) of any floating type: the mean square of each column's input, up to a common factor. The
             K-quants then keep the error of the layer's output small instead of that of its weights; Q8_0, which has
             nothing to choose, ignores it.
         search: an implementation of the search for scales; all find the same bytes. None: the fastest one.
-
-    Returns:
-        uint8 (rows, bytes of a row).
 
     Raises:
         RequestError: an unknown type, not a matrix of floats, a row that is not a whole number of blocks, or an
@@ -136,14 +129,9 @@ def _compiled_search() -> Search:
 
 
 def decode(packed: Tensor, gguf_type: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The inverse of `encode`, up to what the bits could hold.
+    """The inverse of `encode`: uint8 (rows, bytes of a row) to (rows, columns) on the same device.
 
-    Args:
-        packed: uint8 (rows, bytes of a row).
-        dtype: of the result; computed in float32 and rounded once.
-
-    Returns:
-        (rows, columns) on the same device.
+    Computed in float32 and rounded to `dtype` once.
 
     Raises:
         RequestError: an unknown type.
@@ -172,11 +160,8 @@ def packed_columns(columns: int, gguf_type: str) -> int:
     """Bytes of a packed row of so many weights; RequestError where it is not a whole number of blocks."""
     form = find_format(gguf_type)
     if columns % form.weights:
-        raise RequestError(
-            f"Rows of {columns} weights cannot be packed as {gguf_type}",
-            expected=f"a multiple of its block size, {form.weights}",
-            got=f"a row size of {columns}",
-        )
+        said, expected = f"Rows of {columns} weights cannot be packed as {gguf_type}", form.weights
+        raise RequestError(said, expected=f"a multiple of its block size, {expected}", got=f"a row size of {columns}")
     return columns // form.weights * form.size
 
 
@@ -184,11 +169,9 @@ def unpacked_columns(row_bytes: int, gguf_type: str) -> int:
     """Weights in a packed row of so many bytes; CheckpointError where it is not a whole number of blocks."""
     form = find_format(gguf_type)
     if row_bytes % form.size:
-        raise CheckpointError(
-            f"Rows of {row_bytes} bytes are not {gguf_type}",
-            expected=f"a multiple of its block size, {form.size} bytes",
-            got=f"a row size of {row_bytes} bytes",
-        )
+        expected = f"a multiple of its block size, {form.size} bytes"
+        got = f"a row size of {row_bytes} bytes"
+        raise CheckpointError(f"Rows of {row_bytes} bytes are not {gguf_type}", expected=expected, got=got)
     return row_bytes // form.size * form.weights
 
 

@@ -33,16 +33,11 @@ NF4_LEVELS = (
 
 @dataclass(frozen=True)
 class Scales:
-    """The scales of a matrix, widened when they are asked for.
+    """The scales of a matrix, widened when they are asked for."""
 
-    Attributes:
-        absmax: float32 (blocks,), or uint8 (blocks,) where they are nested.
-        nested_absmax, nested_levels: float32 (ceil(blocks / nested_block),) and (256,); None where they are not.
-    """
-
-    absmax: Tensor
-    nested_absmax: Tensor | None = None
-    nested_levels: Tensor | None = None
+    absmax: Tensor  # float32 (blocks,), or uint8 (blocks,) where they are nested
+    nested_absmax: Tensor | None = None  # float32 (ceil(blocks / nested_block),)
+    nested_levels: Tensor | None = None  # float32 (256,)
     nested_block: int = NESTED_BLOCK
     offset: float = 0.0
     first: int = 0  # which block of the matrix absmax[0] belongs to

@@ -98,11 +98,8 @@ def calibrate(
     """
     (recipe, *others) = request.recipes
     if others or recipe not in SOURCE_PRECISION:
-        raise RequestError(
-            "A calibration watches the model in the precision of its source",
-            expected=" or ".join(SOURCE_PRECISION),
-            got=", ".join(request.recipes),
-        )
+        said, expected = "A calibration watches the model in the precision of its source", " or ".join(SOURCE_PRECISION)
+        raise RequestError(said, expected=expected, got=", ".join(request.recipes))
     preset = shortened(find_preset(request.preset), steps)
     calibration = resume(path, request, captions, preset, recipe, sources)
     total = len(captions) * preset.steps
@@ -196,7 +193,7 @@ def resume(
     captions: Sequence[str],
     preset: Preset,
     recipe: str,
-    sources: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None,
 ) -> Calibration:
     """The finished or partial calibration of these very settings, else an empty one."""
     check_size(request.width, request.height)
@@ -239,11 +236,9 @@ def shortened(preset: Preset, steps: int | None) -> Preset:
 def summary(calibration: Calibration) -> str:
     """How sure the ranking is, and what leads it, in a line for people."""
     agreements = " and ".join(f"{found.agreement():.3f}" for found in calibration.branches)
+    alike = f"early and late steps rank layers alike (Spearman {agreements})"
     name, score = calibration.ranking()[0]
-    return (
-        f"{calibration.captions} captions; early and late steps rank layers alike (Spearman {agreements}); "
-        f"most fragile is {name} ({score:.0f})"
-    )
+    return f"{calibration.captions} captions; {alike}; most fragile is {name} ({score:.0f})"
 
 
 def weight_rows(module: nn.Module, name: str, rows: slice) -> Tensor:

@@ -26,18 +26,12 @@ MAXIMUM, KURTOSIS, CALLS, ROWS = range(4)  # columns of `InputStatistics.reach`
 
 @dataclass
 class InputStatistics:
-    """Running statistics of one Linear's input.
-
-    Attributes:
-        maximum: largest magnitude of every channel, float32 (columns,).
-        squares: sum of squares of every channel, float64 (columns,).
-        reach: float64 (halves, 4): largest magnitude, sum of kurtoses, calls with any signal, rows with any signal.
-    """
+    """Running statistics of one Linear's input."""
 
     columns: int
-    maximum: Tensor = field(init=False)
-    squares: Tensor = field(init=False)
-    reach: Tensor = field(init=False)
+    maximum: Tensor = field(init=False)  # float32 (columns,): largest magnitude of every channel
+    squares: Tensor = field(init=False)  # float64 (columns,): sum of squares of every channel
+    reach: Tensor = field(init=False)  # float64 (halves, 4): MAXIMUM, sum of KURTOSIS, CALLS and ROWS with any signal
 
     def __post_init__(self) -> None:
         self.maximum = torch.zeros(self.columns)
@@ -97,7 +91,7 @@ class Recorder:
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[Recorder]:
-        """Watch a module's Linears of those names for as long as the context is open."""
+        """Watch a module's Linears of those names while the context is open."""
         hooks = ((module.get_submodule(name), partial(self._add, found)) for name, found in self.inputs.items())
         handles = [linear.register_forward_pre_hook(hook) for linear, hook in hooks]
         try:
