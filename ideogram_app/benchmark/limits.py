@@ -120,6 +120,4 @@ def turns(seconds: float, steps: Sequence[float], asked: int) -> Turns:
 
 
 def _fits(sizes: Sequence[Bytes], room: int | None) -> bool:
-    if room is None:
-        return True
-    return sum(size.kept for size in sizes) + max(size.busy for size in sizes) <= FILLED * room
+    return room is None or sum(size.kept for size in sizes) + max(size.busy for size in sizes) <= FILLED * room

@@ -54,8 +54,7 @@ class OurLoop:
 def build_ours(row: Row, workload: Workload, tiles: Tiles, steps: int) -> tuple[Callable[[], Tensor], str]:
     """Both transformers of a recipe, prepared for so many steps.
 
-    Returns:
-        A function that does the next step and returns the latents (1, tokens, 128); a note for readers of the row.
+    Returns a function that does the next step and returns the latents (1, tokens, 128); a note for readers of the row.
     """
     device, capability = tiles.device, compute_capability(tiles.device)
     name, reason = choose_kernels(device, capability)

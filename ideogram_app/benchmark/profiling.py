@@ -57,16 +57,11 @@ ROTATION_SIDE = 16
 
 @dataclass(frozen=True)
 class Profile:
-    """What a step's time went into.
-
-    Attributes:
-        kernel_seconds: in kernels; None on a processor.
-        first_seconds: of the step that were profiled; None for all of it.
-    """
+    """What a step's time went into."""
 
     families: Families | None = None
-    kernel_seconds: float | None = None
-    first_seconds: float | None = None
+    kernel_seconds: float | None = None  # None on a processor
+    first_seconds: float | None = None  # that were profiled; None for the whole step
 
 
 def profile_step(step: Callable[[], object], device: torch.device) -> Profile:

@@ -29,23 +29,15 @@ DECODING_BYTES = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to time.
+    """One thing to time."""
 
-    Attributes:
-        recipe: of the weights; for stock, the recipe whose storage and packed layers are the same.
-        kind: ours, or which of stock.py's builders.
-        arithmetic: of ours, as `capabilities.arithmetic` names it: bits of weights and activations.
-        compiled: whether torch.compile is used: on stock's repeated blocks, on our kernels between two matrices.
-        trimmed: whether a stock row computes with the caption's true length instead of padding it.
-    """
-
-    name: str
-    recipe: Recipe
-    kind: str = "ours"
-    arithmetic: str = ""
-    compiled: bool = False
-    trimmed: bool = False
-    needs: tuple[str, ...] = ()
+    name: str  # unique in a session
+    recipe: Recipe  # of the weights; for stock, the recipe whose storage and packed layers are the same
+    kind: str = "ours"  # or one of stock.py's
+    arithmetic: str = ""  # of ours, as `capabilities.arithmetic` names it: bits of weights and activations
+    compiled: bool = False  # by torch.compile: stock's repeated blocks, our kernels between two matrices
+    trimmed: bool = False  # whether a stock row computes with the caption's true length instead of padding it
+    needs: tuple[str, ...] = ()  # packages
 
     @property
     def multiplies_int8(self) -> bool:

@@ -23,21 +23,16 @@ BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as machine/hardware.p
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed: a step of `model` at a size, after so many text tokens.
-
-    Attributes:
-        padding: text tokens that stock rows compute with; their pipeline pads every caption to 2048 unless told not to.
-        dtype: torch's name of the computing type.
-    """
+    """What is timed: a step of `model` at a size, after so many text tokens."""
 
     shape: str
     model: Model
     width: int
     height: int
     text_tokens: int
-    padding: int
+    padding: int  # text tokens that stock rows compute with: their pipeline pads captions to 2048 unless told not to
     steps: int
-    dtype: str
+    dtype: str  # torch's name of the computing type
 
     @property
     def rows(self) -> int:

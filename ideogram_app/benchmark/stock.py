@@ -56,12 +56,9 @@ class Nf4Linear(PackedLinear):
 
 
 class StockLoop:
-    """The state of the pipeline's denoising loop between two steps.
+    """The state of the pipeline's denoising loop between two steps, for the conditional and unconditional transformer.
 
-    Args:
-        modules: the conditional and the unconditional transformer.
-        text, noise: (1, n, features) and (1, tokens, 128), float32.
-        padding: text tokens of the sequence, the pipeline's `max_sequence_length`.
+    `text` and `noise` are (1, n, features) and (1, tokens, 128), float32; `padding` is `max_sequence_length`.
     """
 
     def __init__(
@@ -168,8 +165,8 @@ def _transformer(branch: Branch, row: Row, tiles: Tiles, make: MakeLinear | None
 def _linears(row: Row, tiles: Tiles) -> tuple[MakeLinear | None, str]:
     """What stands in place of packed Linears, None where they stay; and what a reader has to know of the row."""
     if row.kind == "gguf":
-        note = "GGUFLinear with compute_dtype set; its default, float32, is slower."
-        return partial(_gguf_linear, row.recipe, tiles), note
+        linear = partial(_gguf_linear, row.recipe, tiles)
+        return linear, "GGUFLinear with compute_dtype set; its default, float32, is slower."
     if row.kind == "fp8":
         return partial(_fp8_linear, tiles), ""
     if row.kind == "nf4":

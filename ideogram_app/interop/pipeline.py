@@ -103,11 +103,10 @@ def register_gguf() -> Mapping[str, Any]:
 def to_diffusers(
     checkpoint: Mapping[str, Tensor], config: Mapping[str, Any], branch: str | None = None
 ) -> dict[str, Tensor]:
-    """A file's tensors under diffusers' names, ready for the module that `config` describes.
+    """A file's tensors under diffusers' names, ready for the module that `config`, as in config.json, describes.
 
     Args:
         checkpoint: stored name to tensor; packed ones are diffusers' `GGUFParameter`, (rows, bytes of a row).
-        config: as in config.json.
         branch: "transformer" or "unconditional_transformer", for a file that holds both under prefixes;
             `from_single_file(..., branch=...)` passes it on.
 
@@ -124,8 +123,9 @@ def to_diffusers(
         parts = (tensor,) if len(names) == 1 else tensor.chunk(len(names))
         for name, part in zip(names, parts, strict=False):  # fewer rows than parts: the last are missing, and said so
             _check(stored, name, part, shapes, found)
-            keeps_packing = name in linears and _quant_type(part) != gguf.GGMLQuantizationType.BF16
-            found[name] = part if keeps_packing else _decoded(part)
+            kind = getattr(part, "quant_type", None)  # of diffusers' `GGUFParameter`
+            keeps = kind is None or (name in linears and kind != gguf.GGMLQuantizationType.BF16)
+            found[name] = part if keeps else _decoded(part, kind)
     missing = [name for name in shapes if name not in found]
     if missing:
         raise CheckpointError(f"This file lacks {len(missing)} tensors of the transformer", got=f"no {missing[0]}")
@@ -165,11 +165,7 @@ def load_pipeline(
 
 
 def stock_parts(where: ComponentsFolder, dtype: torch.dtype) -> dict[str, Any]:
-    """Tokenizer, text encoder, VAE and scheduler as transformers and diffusers have them, by their names in a pipeline.
-
-    Raises:
-        CheckpointError: missing or damaged; the message names file or folder.
-    """
+    """Tokenizer, text encoder, VAE and scheduler of transformers and diffusers, by their names in a pipeline."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return {
@@ -231,9 +227,8 @@ def _of_one_branch(checkpoint: Mapping[str, Tensor], branch: str | None) -> Iter
     """(stored name, name without prefix, tensor) of one transformer's tensors."""
     names = {stored: parse(stored) for stored in checkpoint}
     if len({name.branch for name in names.values() if name.branch is not None}) > 1 and branch not in BRANCHES:
-        raise RequestError(
-            "This file holds both transformers", expected=f"branch={' or '.join(BRANCHES)}", got=f"{branch!r:.60}"
-        )
+        expected = f"branch={' or '.join(BRANCHES)}"
+        raise RequestError("This file holds both transformers", expected=expected, got=f"{branch!r:.60}")
     for stored, name in names.items():
         if name.branch is not None and branch in BRANCHES and BRANCHES[name.branch] != branch:
             continue
@@ -258,16 +253,6 @@ def _check(
         raise CheckpointError(f"{stored} does not fit the transformer", expected=str(shapes[name]), got=str(shape))
 
 
-def _quant_type(tensor: Tensor) -> gguf.GGMLQuantizationType | None:
-    """The GGML type of diffusers' `GGUFParameter`; None of an ordinary tensor."""
-    kind: gguf.GGMLQuantizationType | None = getattr(tensor, "quant_type", None)
-    return kind
-
-
-def _decoded(tensor: Tensor) -> Tensor:
-    """The values of a packed tensor in float32; an ordinary one as it is."""
-    kind = _quant_type(tensor)
-    if kind is None:
-        return tensor
+def _decoded(tensor: Tensor, kind: gguf.GGMLQuantizationType) -> Tensor:
     packed = tensor.detach().as_subclass(Tensor)
     return torch.from_numpy(gguf.dequantize(packed.view(torch.uint8).numpy(), kind))

@@ -54,26 +54,17 @@ FINAL_LAYER = "final_layer."
 
 @dataclass(frozen=True)
 class Precision:
-    """One way in which stock diffusers quantizes while it loads.
+    """One way in which stock diffusers quantizes while it loads."""
 
-    Attributes:
-        backend: the package, torchao or bitsandbytes.
-        method: torchao's configuration class; "" for bitsandbytes.
-        arguments: of `BitsAndBytesConfig`.
-        granularity: what shares one scale, where torchao's default is the whole tensor.
-        encoder_method: torchao's class for the text encoder. Its inputs are never rounded: language models have outlier
-            channels (arXiv 2208.07339), and it runs once a picture.
-        protects_ffn_down: whether the feed-forward outputs stay, the Linears that INT8 inputs hurt most.
-        needs: what the machine must have beyond the pinned packages.
-    """
-
-    backend: str
-    method: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    granularity: str = ""
+    backend: str  # the package, torchao or bitsandbytes
+    method: str = ""  # torchao's configuration class
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of `BitsAndBytesConfig`
+    granularity: str = ""  # what shares one scale, where torchao's default is the whole tensor
+    # torchao's class for the text encoder. Its inputs are never rounded: language models have outlier channels
+    # (arXiv 2208.07339), and it runs once a picture.
     encoder_method: str = ""
-    protects_ffn_down: bool = False
-    needs: str = ""
+    protects_ffn_down: bool = False  # whether the feed-forward outputs stay, the Linears that INT8 inputs hurt most
+    needs: str = ""  # what the machine must have beyond the pinned packages
 
 
 _INT8, _FP8 = "Int8WeightOnlyConfig", "Float8WeightOnlyConfig"
@@ -100,21 +91,12 @@ PRECISIONS: dict[str, Precision] = {
 
 @dataclass(frozen=True)
 class QuantRecipe:
-    """What to quantize, how, and what to leave alone; checks itself.
-
-    Attributes:
-        num_layers: blocks of the deeper transformer.
-        components: those of the pipeline that are quantized.
-        protected_layers: whole names of Linears that both transformers keep in the computing type.
-
-    Raises:
-        RequestError: a value that does not exist; lists those that do.
-    """
+    """What to quantize, how, and what to leave alone; RequestError for a value that does not exist."""
 
     precision: str
-    num_layers: int
-    components: tuple[str, ...]
-    protected_layers: tuple[str, ...]
+    num_layers: int  # blocks of the deeper transformer
+    components: tuple[str, ...]  # those of the pipeline that are quantized
+    protected_layers: tuple[str, ...]  # whole names of Linears that both transformers keep in the computing type
 
     def __post_init__(self) -> None:
         choose(PRECISIONS, self.precision, "recipe")
@@ -219,9 +201,8 @@ def build_pipeline_quant_config(recipe: QuantRecipe | str, **overrides: Any) -> 
     try:
         mapping = {component: _configured(row, recipe, component, overrides) for component in recipe.components}
     except ImportError as problem:  # diffusers looks for a package's version when it is asked for a configuration
-        raise RequestError(
-            f"{recipe.precision} cannot be configured here", expected=row.needs or row.backend, got=str(problem)
-        ) from problem
+        said, expected = f"{recipe.precision} cannot be configured here", row.needs or row.backend
+        raise RequestError(said, expected=expected, got=str(problem)) from problem
     return PipelineQuantizationConfig(quant_mapping=mapping)
 
 
@@ -258,23 +239,17 @@ def _check_overrides(method: Any, overrides: Mapping[str, Any]) -> None:
 def _linears(num_layers: int) -> tuple[str, ...]:
     """Whole names of every Linear of a transformer of that many blocks; RequestError for a count that is none."""
     if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-        depths = (f"{model.conditional.num_layers} for {model.title}" for model in MODELS.values())
-        raise RequestError(
-            "A transformer of that many layers does not exist",
-            expected=f"a whole number from 1: {', '.join(depths)}",
-            got=f"{num_layers!r:.40}",
-        )
+        depths = ", ".join(f"{model.conditional.num_layers} for {model.title}" for model in MODELS.values())
+        said, expected = "A transformer of that many layers does not exist", f"a whole number from 1: {depths}"
+        raise RequestError(said, expected=expected, got=f"{num_layers!r:.40}")
     return tuple(linear.name for linear in replace(PUBLISHED_BRANCH, num_layers=num_layers).linears())
 
 
 def _unknown_layer(name: str, num_layers: int) -> RequestError:
-    one = _linears(1)
-    outside = ", ".join(linear for linear in one if not linear.startswith("layers."))
-    inside = ", ".join(linear.removeprefix("layers.0.") for linear in one if linear.startswith("layers."))
-    return RequestError(
-        f"There is no Linear {name!r:.80} in a transformer of {num_layers} layers",
-        expected=f"whole names: {outside}, or layers.0 to layers.{num_layers - 1} with {inside}",
-    )
+    outside = ", ".join(linear for linear in _linears(1) if not linear.startswith("layers."))
+    inside = ", ".join(linear.removeprefix("layers.0.") for linear in _linears(1) if linear.startswith("layers."))
+    expected = f"whole names: {outside}, or layers.0 to layers.{num_layers - 1} with {inside}"
+    return RequestError(f"There is no Linear {name!r:.80} in a transformer of {num_layers} layers", expected=expected)
 
 
 def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:

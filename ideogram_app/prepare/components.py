@@ -39,13 +39,10 @@ COPIED = {"tokenizer": ("*",), "scheduler": ("*.json",), "vae": ("*.json", "*.sa
 def prepare_components(
     store: Store, model_name: str, source: Path, encoder: str = DEFAULT, device: str = "cpu"
 ) -> Iterator[Event]:
-    """Make a model's components from a pipeline folder, or do nothing where they are ready.
+    """Make a model's components from a pipeline folder, or do nothing where they are ready: events as of a recipe.
 
     Args:
         encoder: a row of `ENCODER_RECIPES`; components made with another one are made again.
-
-    Yields:
-        Events as those of a recipe.
 
     Raises:
         RequestError: no such encoder recipe, or another process prepares them.

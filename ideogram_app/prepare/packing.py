@@ -58,21 +58,15 @@ class WeightSource(Protocol):
 
 @dataclass
 class Packing:
-    """One transformer, or the text encoder: its source, its file, and how it is tuned.
+    """One transformer, or the text encoder: its source, its file, and how it is tuned."""
 
-    Attributes:
-        name: the folder of its config.json.
-        path: of the file that is filled.
-        scaling, importance: as those of `Tuning`.
-    """
-
-    name: str
+    name: str  # of the folder with its config.json
     source: WeightSource
     component: Component
     recipe: Recipe
-    path: Path
+    path: Path  # of the file that is filled
     device: torch.device
-    scaling: Scaling = field(default_factory=dict)
+    scaling: Scaling = field(default_factory=dict)  # as importance, that of `Tuning`
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     units: list[Unit] = field(init=False)
     file_plan: FilePlan = field(init=False)

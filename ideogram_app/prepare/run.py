@@ -42,50 +42,35 @@ END_BYTES = 2**20  # of a source file's beginning and end, hashed to know it aga
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did.
-
-    Attributes:
-        seconds: of the whole; `passes` of its stages, `hash the source` of a thread beside `pack`.
-        weights: packed in this run; `weights_per_second` while packing.
-        kept: tensors that an earlier run had done.
-        smoke: the relative error of everything the smoke test compared.
-    """
+    """What a run did."""
 
     model: str
     recipe: str
     folder: str
     seconds: float = 0.0
-    passes: dict[str, float] = field(default_factory=dict)
-    weights: int = 0
-    weights_per_second: float = 0.0
-    kept: int = 0
-    smoke: dict[str, float] = field(default_factory=dict)
+    passes: dict[str, float] = field(default_factory=dict)  # seconds of its stages; `hash the source` beside `pack`
+    weights: int = 0  # packed in this run
+    weights_per_second: float = 0.0  # while packing
+    kept: int = 0  # tensors that an earlier run had done
+    smoke: dict[str, float] = field(default_factory=dict)  # relative error of everything the smoke test compared
     files: tuple[FileRow, ...] = ()
 
 
 @dataclass(frozen=True)
 class PrepareTask:
-    """What a run makes, and of what.
-
-    Attributes:
-        recipe: the effective one, with the protected list that is used.
-        packings: the files to fill.
-        sources: the files that are read; `folder` holds them all, `named` is what was asked to be opened.
-        smoke: yields what it compared, and the relative error; raises MismatchError above a bound.
-        tries: how much it compares in all.
-        copies: path inside the published folder -> file that goes there as it is.
-    """
+    """What a run makes, and of what."""
 
     model: str
-    recipe: Recipe
-    packings: tuple[Packing, ...]
-    sources: tuple[Path, ...]
-    folder: Path
-    named: Path
+    recipe: Recipe  # the effective one, with the protected list that is used
+    packings: tuple[Packing, ...]  # the files to fill
+    sources: tuple[Path, ...]  # the files that are read
+    folder: Path  # holds them all
+    named: Path  # what was asked to be opened
+    # Yields what it compared, and the relative error; raises MismatchError above a bound.
     smoke: Callable[[Packing], Iterator[tuple[str, float]]]
-    tries: int
+    tries: int  # how much `smoke` compares in all
     tuning: Tuning = UNTUNED
-    copies: Mapping[str, Path] = field(default_factory=dict)
+    copies: Mapping[str, Path] = field(default_factory=dict)  # path inside the published folder -> file to copy there
 
 
 class PrepareRun:

@@ -89,13 +89,9 @@ def quantize(
     tuning: Tuning = UNTUNED,
     device: str = "cpu",
 ) -> Generator[Event, None, Report]:
-    """Make a recipe's files in any folder, from any source; its shape is read from the source.
+    """Make a recipe's files in any folder, from any source; its shape is read from the source. Yields as `prepare`.
 
-    Args:
-        out: the folder to make; one that this program made is replaced.
-        unconditional: the second transformer, where it lies apart.
-
-    Yields, Raises: as `prepare`.
+    A folder `out` that this program made is replaced; `unconditional` is the second transformer, where it lies apart.
     """
     recipe, opened = find_recipe(recipe_name), open_source(source, unconditional)
     _expect_device(device)
@@ -159,11 +155,8 @@ def _made_before(place: PreparedFolder) -> Manifest:
     try:
         return read_manifest(place.final)
     except CheckpointError as problem:
-        raise RequestError(
-            f"{place.final} is there already and was not made by this program",
-            got=str(problem),
-            do="Name another folder, or remove this one",
-        ) from problem
+        said = f"{place.final} is there already and was not made by this program"
+        raise RequestError(said, got=str(problem), do="Name another folder, or remove this one") from problem
 
 
 def model_of(source: SourceModel) -> str:

@@ -77,20 +77,13 @@ class BranchStatistics:
 
 @dataclass
 class Calibration:
-    """Both branches' statistics, and what they were gathered from.
-
-    Attributes:
-        branches: conditional, unconditional.
-        settings: what must agree for a calibration to be continued (captions' hash, preset, steps, size, seed, recipe).
-        captions: how many are in it.
-        sources: the model's files -> their hashes, where known.
-    """
+    """Both branches' statistics, and what they were gathered from."""
 
     model: str
-    branches: tuple[BranchStatistics, BranchStatistics]
-    settings: dict[str, str] = field(default_factory=dict)
-    captions: int = 0
-    sources: dict[str, str] = field(default_factory=dict)
+    branches: tuple[BranchStatistics, BranchStatistics]  # conditional, unconditional
+    settings: dict[str, str] = field(default_factory=dict)  # must agree for a calibration to be continued
+    captions: int = 0  # how many are in it
+    sources: dict[str, str] = field(default_factory=dict)  # the model's files -> their hashes, where known
 
     @classmethod
     def empty(cls, model: Model, settings: Mapping[str, str], sources: Mapping[str, str] | None = None) -> Calibration:

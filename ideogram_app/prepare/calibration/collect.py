@@ -145,7 +145,7 @@ class Trajectory:
 
     @classmethod
     def of(cls, request: Request, preset: Preset, shift: float, device: torch.device) -> Trajectory:
-        """That of a request; `shift` is the scheduler's."""
+        """`shift` is the scheduler's."""
         guidance = guidance_for(preset, find_model(request.model), request.guidance)
         sigmas = schedule(preset, request.width, request.height, shift)
         rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN

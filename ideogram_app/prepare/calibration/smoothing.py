@@ -117,13 +117,9 @@ def exponents(input_maxima: Tensor, weight_maxima: Tensor) -> Tensor:
 
 
 def fold(branch: Branch, powers: Mapping[str, Tensor]) -> dict[str, Factors]:
-    """What every tensor of a branch has to be multiplied by.
+    """What every tensor of a branch has to be multiplied by, from `powers`: name of a group -> `exponents`.
 
-    Args:
-        powers: name of a group -> `exponents` of its channels; groups that are not named stay as they are.
-
-    Raises:
-        CheckpointError: a vector of another length than its group's input.
+    Groups that are not named stay as they are. CheckpointError: a vector of another length than its group's input.
     """
     shapes, rows, columns = branch.shapes(), dict[str, Tensor](), dict[str, Tensor]()
     for group in groups(branch):

@@ -84,7 +84,7 @@ def kurtosis(raw: Tensor) -> float:
 
 @dataclass
 class Recorder:
-    """Gathers into `inputs` (Linear name -> statistics) while it is attached; the driver sets `half` before a step."""
+    """Adds to `inputs` (Linear name -> statistics) while it is attached; the caller sets `half` before a step."""
 
     inputs: dict[str, InputStatistics]
     half: int = 0

@@ -26,19 +26,14 @@ from ideogram_app.prepare.calibration.smoothing import Scaling
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a calibration says of a model; nothing where there is none.
+    """What a recipe takes from a calibration, for each branch; nothing where there is none."""
 
-    Attributes:
-        scaling: for each branch, what its tensors are multiplied by before they are packed, by diffusers' names.
-        importance: for each branch, diffusers' name of a weight -> (columns,), for GGUF's search.
-        protected: name fragments of all layers that stay unpacked, in place of the recipe's own choice.
-        calibration: hash of the statistics, which manifests record; found from the rest where it is left out.
-    """
-
+    # what tensors are multiplied by before they are packed, by diffusers' names
     scaling: tuple[Scaling, Scaling] = ({}, {})
+    # diffusers' name of a weight -> (columns,), for GGUF's search
     importance: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = ({}, {})
-    protected: tuple[str, ...] | None = None
-    calibration: str = ""
+    protected: tuple[str, ...] | None = None  # name fragments of all unpacked layers, in place of the recipe's choice
+    calibration: str = ""  # hash of the statistics, which manifests record; found from the rest where it is left out
 
     @classmethod
     def of(cls, calibration: Calibration, recipe: Recipe, sha256: str) -> Tuning:
