@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ideogram_app.benchmark.rows import Bytes
+from ideogram_app.benchmark.rows import RowMemory
 
 # Of free memory that rows may fill: blocks are rounded up and leave gaps, and libraries take their own.
 FILLED = 0.9
@@ -68,20 +68,20 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def arrange(sizes: Sequence[Bytes], room: int | None) -> tuple[list[list[int]], list[int]]:
+def group_rows(sizes: Sequence[RowMemory], free: int | None) -> tuple[list[list[int]], list[int]]:
     """Put rows into groups that lie in memory together, each row into the first group where it fits.
 
-    Where nobody knows how many bytes are free, in `room`, everything fits. Returns groups of row numbers, and the
+    Where nobody knows how many bytes are free, in `free`, everything fits. Returns groups of row numbers, and the
     numbers of rows that fit nowhere, not even alone.
     """
     groups: list[list[int]] = []
     too_large: list[int] = []
     for index, size in enumerate(sizes):
-        if not _fits([size], room):
+        if not _fits([size], free):
             too_large.append(index)
             continue
         for group in groups:
-            if _fits([size, *(sizes[other] for other in group)], room):
+            if _fits([size, *(sizes[other] for other in group)], free):
                 group.append(index)
                 break
         else:
@@ -99,25 +99,23 @@ class Turns:
     """What is timed: how many steps of each row, which rows (numbers), and whether a step of each is profiled."""
 
     steps: int
-    kept: tuple[int, ...]
+    rows: tuple[int, ...]
     profiled: bool
 
 
 def turns(seconds: float, steps: Sequence[float], asked: int) -> Turns:
-    """As many turns as the seconds allow, of as many rows as possible: first fewer turns, then no profile, then the
-    slowest row goes. `steps`: seconds that a step of each row takes.
-    """
-    kept = list(range(len(steps)))
-    while kept:
-        whole = sum(steps[index] for index in kept)
+    """Turns that the seconds allow, given those of one step of each row: fewer turns, no profile, then fewer rows."""
+    left = list(range(len(steps)))
+    while left:
+        whole = sum(steps[index] for index in left)
         affordable = seconds / whole if whole > 0 else asked + PROFILED_STEPS
         if affordable >= 1 + PROFILED_STEPS:
-            return Turns(min(asked, int(affordable - PROFILED_STEPS)), tuple(kept), True)
+            return Turns(min(asked, int(affordable - PROFILED_STEPS)), tuple(left), True)
         if affordable >= 1:
-            return Turns(min(asked, int(affordable)), tuple(kept), False)
-        kept.remove(max(kept, key=lambda index: steps[index]))
+            return Turns(min(asked, int(affordable)), tuple(left), False)
+        left.remove(max(left, key=lambda index: steps[index]))
     return Turns(0, (), False)
 
 
-def _fits(sizes: Sequence[Bytes], room: int | None) -> bool:
-    return room is None or sum(size.kept for size in sizes) + max(size.busy for size in sizes) <= FILLED * room
+def _fits(sizes: Sequence[RowMemory], free: int | None) -> bool:
+    return free is None or sum(size.kept for size in sizes) + max(size.busy for size in sizes) <= FILLED * free

@@ -6,11 +6,11 @@
 
 On CUDA, ROCm and XPU the times are those of kernels, on a processor those of operators without what they call. There
 the profiler keeps 10 to 40 KB for every operator, shapes included, and Q4_K decoded in runs that fit a cache takes some
-100 000 of them for one block of the published model. So a short look tells how fast they come, and no more are recorded
+100 000 of them for one block of the published model. So a short look shows how fast they come, and no more are recorded
 than fit. Such a step begins with its blocks, which are all alike, so its first seconds stand for the whole.
 
 The first rule that fits a name counts; what none names is `other`, so an unknown kernel never looks like useful work.
-On a processor shapes tell a rotation from a product of the model, and callers tell what attention calls.
+On a processor shapes distinguish a rotation from a product of the model, and callers what attention calls.
 
 Left out: Apple's devices, which torch's profiler does not see; timelines, which torch exports itself; attention written
 out in products (torch's math fallback), whose kernels cannot be told from others on a device. Code that torch.compile

@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Bytes:
+class RowMemory:
     """Memory of a row: what it holds while it exists, and what a step takes besides."""
 
     kept: int
@@ -100,13 +100,13 @@ def rows_for(recipes: Sequence[str], against: str, dtype: str, hardware: Hardwar
     return rows
 
 
-def absent(row: Row) -> str:
+def missing_packages(row: Row) -> str:
     """Which packages a row lacks here, as a sentence; "" where none."""
     lacking = [name for name in row.needs if find_spec(name) is None]
     return f"Not installed: {', '.join(lacking)}." if lacking else ""
 
 
-def row_bytes(row: Row, workload: Workload) -> Bytes:
+def row_bytes(row: Row, workload: Workload) -> RowMemory:
     """Count a row's memory on the safe side, from shapes alone.
 
     Ours is what the planner counts. Stock keeps text features for the whole sequence of both branches and passes over
@@ -121,7 +121,7 @@ def row_bytes(row: Row, workload: Workload) -> Bytes:
         workload.model, recipe, size, dense, text_tokens=text, steps=workload.steps, arithmetic=row.arithmetic
     )
     if row.kind == "ours":
-        return Bytes(counted.weights + counted.once, counted.workspace)
+        return RowMemory(counted.weights + counted.once, counted.workspace)
     weights = sum(weight_bytes(branch, recipe, dense) for branch in workload.model.branches)
     branch = workload.model.conditional
     tokens = text + workload.image_tokens
@@ -131,7 +131,7 @@ def row_bytes(row: Row, workload: Workload) -> Bytes:
     if recipe.storage in ("gguf", "fp8", "nf4"):
         packed = (linear.rows * linear.columns for linear in branch.linears() if row.recipe.packs(linear.name))
         decoded = DECODING_BYTES * max(packed, default=0)
-    return Bytes(weights + features, max(counted.workspace, passed) + decoded)
+    return RowMemory(weights + features, max(counted.workspace, passed) + decoded)
 
 
 def effective(recipe: Recipe) -> Recipe:

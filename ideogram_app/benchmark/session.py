@@ -24,7 +24,7 @@ from ideogram_app.benchmark.limits import (
     Clock,
     TimeUp,
     Turns,
-    arrange,
+    group_rows,
     setup_seconds,
     time_limit,
     turns,
@@ -32,7 +32,7 @@ from ideogram_app.benchmark.limits import (
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import Profile, profile_step
 from ideogram_app.benchmark.report import Benchmark, MeasuredRow, MissingRow
-from ideogram_app.benchmark.rows import Row, absent, int8_share, row_bytes
+from ideogram_app.benchmark.rows import Row, int8_share, missing_packages, row_bytes
 from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.benchmark.stock import build_stock, load_packages
 from ideogram_app.benchmark.weights import Tiles
@@ -126,13 +126,13 @@ class BenchmarkSession:
 
     def _groups(self, rows: Sequence[Row], hardware: Hardware) -> list[list[Row]]:
         """The rows whose packages are installed, in groups that fit into free memory together."""
-        present = [row for row in rows if not absent(row)]
+        present = [row for row in rows if not missing_packages(row)]
         for row in rows:
             if row not in present:
-                self._skip(row, absent(row))
+                self._skip(row, missing_packages(row))
         free = hardware.host_free_bytes if self.device.type == "cpu" else hardware.device_free_bytes
         sizes = [row_bytes(row, self.workload) for row in present]
-        numbers, too_large = arrange(sizes, free)
+        numbers, too_large = group_rows(sizes, free)
         for index in too_large:
             needs = sizes[index].kept + sizes[index].busy
             self._skip(present[index], f"Needs about {gb(needs)}, and {gb(free or 0)} are free.")
@@ -163,17 +163,17 @@ class BenchmarkSession:
 
     def _time(self, warm: Sequence[WarmRow], chosen: Turns, seconds: float) -> list[WarmRow]:
         """Time the chosen rows in turn; those of which a step was timed, reasons noted for the others."""
-        kept = [warm[index] for index in chosen.kept]
-        for slow in (made for index, made in enumerate(warm) if index not in chosen.kept):
+        timed = [warm[index] for index in chosen.rows]
+        for slow in (made for index, made in enumerate(warm) if index not in chosen.rows):
             self._skip(slow.row, f"A step takes {slow.warm:.1f} s, and {seconds:.0f} s were left to its group.")
-        if kept and chosen.steps < self.workload.steps:
+        if timed and chosen.steps < self.workload.steps:
             self.notes.append(f"Timed {chosen.steps} of {self.workload.steps} steps: the budget allows no more.")
-        if kept and not chosen.profiled:
+        if timed and not chosen.profiled:
             self.notes.append("No step was profiled: the budget allows no more.")
-        self._take_turns(kept, chosen.steps)
-        for made in (made for made in kept if not made.times):
+        self._take_turns(timed, chosen.steps)
+        for made in (made for made in timed if not made.times):
             self._skip(made.row, "The budget was over before a step of it was timed.")
-        return [made for made in kept if made.times]
+        return [made for made in timed if made.times]
 
     def _set_up(self, row: Row, tiles: Tiles, seconds: float) -> WarmRow | None:
         """Build a row and take two steps; None, with its reason noted, where that cannot be done in the seconds."""

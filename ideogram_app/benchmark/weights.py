@@ -47,7 +47,7 @@ class Tiles:
         return _repeated(self._rows(shape[1]).to(self.dtype), shape[0])
 
     def packed(self, storage: str, rows: int, columns: int, gguf_type: str = "") -> PackedWeight:
-        """A matrix as it rests in a storage: fp8, int8, convrot or gguf."""
+        """A packed matrix: fp8, int8, convrot or gguf."""
         key = (f"{storage} {gguf_type}", columns)
         if key not in self._encoded:
             noise = self._rows(columns)
@@ -91,7 +91,7 @@ class RandomBranch:
         return self.tiles.dense((height if rows is None else rows.stop - rows.start, *rest), name)
 
     def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
-        """The weight of a Linear as it rests."""
+        """The weight of a Linear as it is stored."""
         return tuple(map(self._one, held_as(self.recipe, linear)))
 
     def _one(self, held: str) -> Tensor | PackedWeight:

@@ -6,7 +6,7 @@ Made once for a model, shared by its recipes, and enough to draw with: when it i
 encoder's file goes through the same run as a transformer's (run.py), so it is resumable and compared row by row. Its
 smoke test fills transformers' own decoder layer once from the source and once from the file.
 
-The encoder rests as Q8_0: behind layers of full width its features are off by 2.7 % where INT8 rows give 8.2 and Q4_K
+The encoder is packed as Q8_0: behind layers of full width its features are off by 2.7 %, INT8 rows give 8.2 and Q4_K
 26, for 8.0 GB instead of 7.6 and 4.6 (benchmarks/results/encoder.json). Left out: packing the VAE, 0.17 GB in all.
 """
 
@@ -49,14 +49,14 @@ def prepare_components(
         CheckpointError: the folder lacks one of them, or holds something else.
         DiskError: too little room.
     """
-    recipe, place = find_encoder_recipe(encoder), store.companions(model_name)
-    with place.lock():
+    recipe, prepared = find_encoder_recipe(encoder), store.companions(model_name)
+    with prepared.lock():
         status = store.components_status(model_name)
         if status.usable and status.recipe == encoder:
             yield Event("prepare", encoder, status.bytes, status.bytes, message=f"{encoder} is ready")
             return
         reader = SourceEncoder(source / ENCODER)
-        path = place.staging / encoder_file(encoder)
+        path = prepared.staging / encoder_file(encoder)
         packing = Packing(ENCODER, reader, reader.encoder, recipe, path, torch.device(device))
         copies = _copies(source)
         layers = sorted({0, reader.encoder.num_hidden_layers - 1})
@@ -71,7 +71,7 @@ def prepare_components(
             tries=len(layers),
             copies=copies,
         )
-        yield from PrepareRun(place, task).guarded()
+        yield from PrepareRun(prepared, task).guarded()
 
 
 def _copies(source: Path) -> dict[str, Path]:

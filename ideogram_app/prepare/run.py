@@ -76,13 +76,13 @@ class PrepareTask:
 class PrepareRun:
     """From the source to the published folder: a method a stage, iterators of events that return what they made."""
 
-    def __init__(self, place: PreparedFolder, task: PrepareTask) -> None:
-        self.place, self.task, self.recipe, self.packings = place, task, task.recipe, task.packings
+    def __init__(self, prepared: PreparedFolder, task: PrepareTask) -> None:
+        self.prepared, self.task, self.recipe, self.packings = prepared, task, task.recipe, task.packings
         self._seen = [_file_identity(path) for path in task.sources]
         copied = sum(path.stat().st_size for path in task.copies.values())
         self.written = copied + sum(packing.file_plan.size for packing in self.packings)
         self.meter = ProgressMeter(task.recipe.name, self.written)
-        self.journal = Journal(place.journal, self._identity())
+        self.journal = Journal(prepared.journal, self._identity())
         self.weights = self.kept = 0
 
     def guarded(self) -> Generator[Event, None, Report]:
@@ -90,25 +90,27 @@ class PrepareRun:
         filled_up = f"The disk filled up while {self.recipe.name} was being prepared"
         again = "Make room and prepare it again: what is done is kept"
         try:
-            with full_disk_told(filled_up, self.place.final, again):
+            with full_disk_told(filled_up, self.prepared.final, again):
                 return (yield from self.run())
         except MismatchError:
-            shutil.rmtree(self.place.staging, ignore_errors=True)
-            self.place.journal.unlink(missing_ok=True)
+            shutil.rmtree(self.prepared.staging, ignore_errors=True)
+            self.prepared.journal.unlink(missing_ok=True)
             raise
 
     def run(self) -> Generator[Event, None, Report]:
         """All stages: pack, hash the source beside that, smoke test, copy, hash what was written, publish."""
         self._check_disk()
         if not self.journal.resumed:
-            shutil.rmtree(self.place.staging, ignore_errors=True)
+            shutil.rmtree(self.prepared.staging, ignore_errors=True)
             self.journal.begin()
         sources = yield from self._pack_and_hash_sources()
         smoke = yield from self._smoke_test()
         beside = yield from self._copy()
         files = yield from self._hash_files(beside)
         self._publish(sources, smoke, files)
-        yield self.meter.event(self.meter.total - self.meter.done, f"{self.recipe.name} is ready in {self.place.final}")
+        yield self.meter.event(
+            self.meter.total - self.meter.done, f"{self.recipe.name} is ready in {self.prepared.final}"
+        )
         return self._report(smoke, files)
 
     def _identity(self) -> dict[str, object]:
@@ -126,10 +128,10 @@ class PrepareRun:
     def _check_disk(self) -> None:
         units = [(packing, unit) for packing in self.packings for unit in packing.units]
         there = sum(packing.size(unit) for packing, unit in units if (packing.name, unit.name) in self.journal)
-        needed, free = round((self.written - there) * DISK_MARGIN), disk_free(self.place.final)
+        needed, free = round((self.written - there) * DISK_MARGIN), disk_free(self.prepared.final)
         if needed > free:
             raise DiskError(
-                f"There is too little room in {self.place.final.parent} for {self.recipe.name}",
+                f"There is too little room in {self.prepared.final.parent} for {self.recipe.name}",
                 expected=f"{gb(needed)} free, a margin of {DISK_MARGIN - 1:.0%} included",
                 got=f"{gb(free)}",
                 do="Make room, or delete a recipe that is no longer needed",
@@ -206,9 +208,9 @@ class PrepareRun:
 
     def _copy(self) -> Generator[Event, None, list[Path]]:
         """Notices, and the files that go along as they are: all that stands beside the packed ones."""
-        beside = write_notices(self.place.staging, self.task.model, self.recipe.name, self.task.folder)
+        beside = write_notices(self.prepared.staging, self.task.model, self.recipe.name, self.task.folder)
         for name, source in self.task.copies.items():
-            target = self.place.staging / name
+            target = self.prepared.staging / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
             beside.append(target)
@@ -217,7 +219,7 @@ class PrepareRun:
 
     def _hash_files(self, beside: list[Path]) -> Generator[Event, None, tuple[FileRow, ...]]:
         """A row for every file of the folder; what a killed run left beside them is removed."""
-        staging = self.place.staging
+        staging = self.prepared.staging
         hashes = {path: hash_file(path) for path in (*beside, *map(self._config, self.packings))}
         with self.meter.timed("hash the files"):
             for packing in self.packings:
@@ -233,7 +235,7 @@ class PrepareRun:
         return tuple(FileRow(path.relative_to(staging).as_posix(), path.stat().st_size, sha) for path, sha in rows)
 
     def _config(self, packing: Packing) -> Path:
-        return self.place.staging / packing.name / "config.json"
+        return self.prepared.staging / packing.name / "config.json"
 
     def _publish(self, sources: tuple[FileRow, ...], smoke: dict[str, float], files: tuple[FileRow, ...]) -> None:
         manifest = Manifest(
@@ -250,13 +252,13 @@ class PrepareRun:
             smoke=smoke,
         )
         with self.meter.timed("publish"):
-            self.place.publish(manifest)
+            self.prepared.publish(manifest)
 
     def _report(self, smoke: dict[str, float], files: tuple[FileRow, ...]) -> Report:
         return Report(
             model=self.task.model,
             recipe=self.recipe.name,
-            folder=str(self.place.final),
+            folder=str(self.prepared.final),
             seconds=time.monotonic() - self.meter.started,
             passes={name: round(value, 3) for name, value in self.meter.seconds.items()},
             weights=self.weights,

@@ -65,19 +65,19 @@ def prepare(
         CheckpointError: the source is not what it should be, or what was written does not match it.
     """
     recipe, status = find_recipe(recipe_name), store.status(model_name, recipe_name)
-    place = store.place(model_name, recipe_name)
+    prepared = store.place(model_name, recipe_name)
     if status.state == "included" or (status.state == "ready" and source is None and not tuning.identity):
         yield _ready(recipe_name, status.bytes)
         return
     folder = local_folder(model_name, source)
     _expect_device(device)
-    with place.lock():
+    with prepared.lock():
         opened = open_source(folder, expected=find_model(model_name))
         status = store.status(model_name, recipe_name)
-        if status.state == "ready" and _same(read_manifest(place.final), opened, folder, tuning):
+        if status.state == "ready" and _same(read_manifest(prepared.final), opened, folder, tuning):
             yield _ready(recipe_name, status.bytes)
             return
-        yield from PrepareRun(place, _task(place, model_name, recipe, opened, folder, tuning, device)).guarded()
+        yield from PrepareRun(prepared, _task(prepared, model_name, recipe, opened, folder, tuning, device)).guarded()
 
 
 def quantize(
@@ -95,20 +95,22 @@ def quantize(
     """
     recipe, opened = find_recipe(recipe_name), open_source(source, unconditional)
     _expect_device(device)
-    model, place = model_of(opened), PreparedFolder(out.absolute(), str(out))
-    with place.lock():
-        if place.final.exists():
-            made = _made_before(place)
+    model, prepared = model_of(opened), PreparedFolder(out.absolute(), str(out))
+    with prepared.lock():
+        if prepared.final.exists():
+            made = _made_before(prepared)
             same = (made.model, made.recipe, made.format) == (model, recipe_name, MANIFEST_FORMAT)
             if same and made.protected == tuning.effective(recipe).protected and _same(made, opened, source, tuning):
-                place.verify()
+                prepared.verify()
                 yield _ready(recipe_name, sum(row.size for row in made.files))
-                return Report(model, recipe_name, str(place.final), files=made.files)
-        return (yield from PrepareRun(place, _task(place, model, recipe, opened, source, tuning, device)).guarded())
+                return Report(model, recipe_name, str(prepared.final), files=made.files)
+        return (
+            yield from PrepareRun(prepared, _task(prepared, model, recipe, opened, source, tuning, device)).guarded()
+        )
 
 
 def _task(
-    place: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
+    prepared: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
 ) -> PrepareTask:
     effective = tuning.effective(recipe)
     packings = tuple(
@@ -117,7 +119,7 @@ def _task(
             reader,
             reader.branch,
             effective,
-            path=place.staging / formats.branch_file(model, effective, name),
+            path=prepared.staging / formats.branch_file(model, effective, name),
             device=torch.device(device),
             scaling=tuning.scaling[index],
             importance=tuning.importance[index],
@@ -150,12 +152,12 @@ def _same(made: Manifest, source: SourceModel, folder: Path, tuning: Tuning) -> 
     return made.made_from(str(folder), source.folder, source.files) and calibration in ("", made.calibration)
 
 
-def _made_before(place: PreparedFolder) -> Manifest:
+def _made_before(prepared: PreparedFolder) -> Manifest:
     """The manifest of a folder that is there already; RequestError where this program did not make it."""
     try:
-        return read_manifest(place.final)
+        return read_manifest(prepared.final)
     except CheckpointError as problem:
-        said = f"{place.final} is there already and was not made by this program"
+        said = f"{prepared.final} is there already and was not made by this program"
         raise RequestError(said, got=str(problem), do="Name another folder, or remove this one") from problem
 
 

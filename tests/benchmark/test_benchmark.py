@@ -23,11 +23,11 @@ from ideogram_app.benchmark import limits, profiling
 from ideogram_app.benchmark import session as running
 from ideogram_app.benchmark import stock as stock_rows
 from ideogram_app.benchmark.command import benchmark, choose_device
-from ideogram_app.benchmark.limits import TimeUp, arrange, time_limit, turns
+from ideogram_app.benchmark.limits import TimeUp, group_rows, time_limit, turns
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import family, profile_step, shares
 from ideogram_app.benchmark.report import Benchmark, file_name
-from ideogram_app.benchmark.rows import STOCK_ROWS, Bytes, Row, absent, int8_share, row_bytes, rows_for
+from ideogram_app.benchmark.rows import STOCK_ROWS, Row, RowMemory, int8_share, missing_packages, row_bytes, rows_for
 from ideogram_app.benchmark.session import BenchmarkSession, ceiling_seconds
 from ideogram_app.benchmark.shapes import Workload, ask, choose_dtype, find_shape
 from ideogram_app.benchmark.stock import build_stock
@@ -323,20 +323,20 @@ def test_blocks_of_the_compiled_row_are_compiled(monkeypatch: pytest.MonkeyPatch
 
 
 def test_rows_share_memory_first_fit_and_what_fits_nowhere_is_named() -> None:
-    sizes = [Bytes(40, 5), Bytes(30, 20), Bytes(50, 5), Bytes(10, 1), Bytes(95, 5)]
-    groups, too_large = arrange(sizes, 100)  # of which 90 may be filled
+    sizes = [RowMemory(40, 5), RowMemory(30, 20), RowMemory(50, 5), RowMemory(10, 1), RowMemory(95, 5)]
+    groups, too_large = group_rows(sizes, 100)  # of which 90 may be filled
     assert groups == [[0, 1], [2, 3]] and too_large == [4]
-    assert arrange(sizes, None) == ([[0, 1, 2, 3, 4]], [])
+    assert group_rows(sizes, None) == ([[0, 1, 2, 3, 4]], [])
 
 
 def test_turns_shrink_before_profiles_go_and_profiles_before_rows() -> None:
     assert turns(100, [1.0, 2.0], 4) == running.turns(100, [1.0, 2.0], 4)
     all_of_it, fewer, without, one = (turns(seconds, [1.0, 2.0], 4) for seconds in (18, 9, 3, 2))
-    assert (all_of_it.steps, all_of_it.kept, all_of_it.profiled) == (4, (0, 1), True)
-    assert (fewer.steps, fewer.kept, fewer.profiled) == (1, (0, 1), True)
-    assert (without.steps, without.kept, without.profiled) == (1, (0, 1), False)
-    assert (one.steps, one.kept, one.profiled) == (2, (0,), False)
-    assert turns(0.5, [1.0, 2.0], 4).kept == ()
+    assert (all_of_it.steps, all_of_it.rows, all_of_it.profiled) == (4, (0, 1), True)
+    assert (fewer.steps, fewer.rows, fewer.profiled) == (1, (0, 1), True)
+    assert (without.steps, without.rows, without.profiled) == (1, (0, 1), False)
+    assert (one.steps, one.rows, one.profiled) == (2, (0,), False)
+    assert turns(0.5, [1.0, 2.0], 4).rows == ()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such alarm clock")
@@ -427,7 +427,7 @@ def test_a_row_that_fails_leaves_the_others(quick: None, monkeypatch: pytest.Mon
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    lacking = {row.name: absent(row) for row in STOCK_ROWS}
+    lacking = {row.name: missing_packages(row) for row in STOCK_ROWS}
     assert lacking["stock-torchao-int8"] == "Not installed: torchao." and lacking["stock-bf16"] == ""
 
 

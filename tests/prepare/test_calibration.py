@@ -139,7 +139,7 @@ def test_a_calibration_holds_what_the_layers_read(
     found = calibration.branches[0].of(linear)
     assert np.allclose(found.maximum.numpy(), np.abs(every).max(0), rtol=1e-5)
     moment = (every.astype(np.float64) ** 2).mean(0)
-    assert np.allclose(calibration.second_moment(0, linear).numpy(), moment, rtol=1e-4, atol=1e-9)
+    assert np.allclose(calibration.branches[0].of(linear).second_moment.numpy(), moment, rtol=1e-4, atol=1e-9)
     early = [kurtosis(step, axis=None, fisher=False) for caption in loud for step in caption[: STEPS // 2]]
     late_maximum = max(np.abs(step).max() for caption in loud for step in caption[STEPS // 2 :])
     assert found.fragility((0,)) == pytest.approx(

@@ -6,13 +6,13 @@
     <branch>/<linear>/exponents   I8 (columns,)    log2 of the smoothing factors, once the calibration is complete
 
 Linears that share an input share its statistics (`smoothing.input_of`). The header's metadata say of which model shape,
-from which captions and with how many steps. Sums and not means are kept, so an unfinished calibration is the same file
+from which captions and with how many steps. It holds sums, not means, so an unfinished calibration is the same file
 with fewer captions in it and goes on to the same bits as an undisturbed one. 20 MB for the published model, 0.3 MB
 for the miniature: made once on any machine, it can be shared and used on all.
 
-The pass over the model that fills it is `ideogram_app/prepare/calibration/collect.py`. Published recipes choose what to
-protect on raw prompts and on the conditional transformer alone; here captions are what the model was trained on and
-both count. Left out: static activation scales, which per-token rounding does not need.
+The pass over the model that fills it is collect.py. Published recipes choose what to protect on raw prompts and on the
+conditional transformer alone; here captions are what the model was trained on and both count. Left out: static
+activation scales, which per-token rounding does not need.
 """
 
 from __future__ import annotations
@@ -90,10 +90,6 @@ class Calibration:
         """Before the first caption."""
         first, second = (BranchStatistics(branch) for branch in model.branches)
         return cls(model.name, (first, second), dict(settings), 0, dict(sources or {}))
-
-    def second_moment(self, branch: int, linear: str) -> Tensor:
-        """Mean square of every input channel of a Linear, float32 (columns,): how much errors in a column weigh."""
-        return self.branches[branch].of(linear).second_moment
 
     def scaling(self, branch: int) -> dict[str, Factors]:
         """What every tensor of a branch is multiplied by to smooth it; nothing where the calibration is unfinished."""

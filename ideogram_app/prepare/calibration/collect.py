@@ -1,4 +1,4 @@
-"""Calibration pass: the source-precision model draws a few captions while statistics of every Linear's input are kept.
+"""Calibration pass: the source-precision model draws captions, statistics of every Linear's input are recorded.
 
     encode every caption -> draw each, recording what every Linear reads -> smoothing, ranking, protected set -> file
 

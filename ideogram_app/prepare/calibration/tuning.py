@@ -78,7 +78,7 @@ def _moments(calibration: Calibration, branch: int, recipe: Recipe) -> dict[str,
     if recipe.storage != "gguf":
         return {}
     linears = [linear.name for linear in calibration.branches[branch].branch.linears() if recipe.packs(linear.name)]
-    return {f"{name}.weight": calibration.second_moment(branch, name) for name in linears}
+    return {f"{name}.weight": calibration.branches[branch].of(name).second_moment for name in linears}
 
 
 def calibration_file(root: Path, model: str) -> Path:
