@@ -28,7 +28,7 @@ from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.packing import Packing
 from ideogram_app.prepare.run import PrepareRun, PrepareTask
-from ideogram_app.prepare.smoke_test import BLOCK, SEED, TOKENS, check, fill
+from ideogram_app.prepare.smoke_test import BLOCK, SEED, TOKENS, check_error, fill
 from ideogram_app.quantization.rows import RowReader
 from ideogram_app.records import Event
 
@@ -98,7 +98,7 @@ def _smoke_test(packing: Packing, reader: SourceEncoder, layers: Iterable[int]) 
         _, packed = _output(reader.config, index, written.values)
         scale = max(float((source - hidden).norm()), LEAST_CHANGE * float(hidden.norm()))
         error, name = float((packed - source).norm()) / scale, f"layer {index}"
-        yield name, check(name, error, BLOCK[recipe.gguf_type or recipe.storage])
+        yield name, check_error(name, error, BLOCK[recipe.gguf_type or recipe.storage])
 
 
 def _output(config: dict[str, Any], index: int, read: RowReader) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Licence notices of a quantized copy, as the licence of Ideogram 4 demands: notice, mark, the source's own texts.
+"""Licence notices of a quantized copy, as Ideogram 4's licence demands: notice, mark, the source's own texts.
 
 A quantized copy is a Model Derivative under the Ideogram Non-Commercial Model Agreement (section 3): whoever passes it
 on gives a copy of the agreement, the sentence below word for word, and a prominent mark that files were modified. Both

@@ -114,8 +114,7 @@ class PrepareRun:
         return self._report(smoke, files)
 
     def _identity(self) -> dict[str, object]:
-        """What a journal must say of its task for this one to continue it."""
-        return {
+        return {  # what a journal must say of its task for this one to continue it
             "format": MANIFEST_FORMAT,
             "program": __version__,
             "recipe": self.recipe.name,

@@ -52,13 +52,13 @@ def smoke_test(packing: Packing) -> Iterator[tuple[str, float]]:
     for index in sorted({0, branch.num_layers - 1}):
         *before, error = block_errors(branch, source.config, index, (source.tensor, *scaled, written))
         for change in before:
-            check(f"block {index}, scaled but not yet rounded,", change, CANCELLED)
-        yield f"block {index}", check(f"block {index}", error, max(bound, SCALED_BLOCK) if scaled else bound)
+            check_error(f"block {index}, scaled but not yet rounded,", change, CANCELLED)
+        yield f"block {index}", check_error(f"block {index}", error, max(bound, SCALED_BLOCK) if scaled else bound)
     for linear in branch.linears():
         if not linear.in_block:
             shape, name = (linear.rows, linear.columns), f"{linear.name}.weight"
             error = _product_error(shape, name, (*scaled, source.tensor)[0], written)
-            yield linear.name, check(linear.name, error, bound)
+            yield linear.name, check_error(linear.name, error, bound)
 
 
 def tries(branch: Branch) -> int:
@@ -126,7 +126,7 @@ def _product_error(shape: tuple[int, int], name: str, source: RowReader, written
     return relative_error(got, expected)
 
 
-def check(name: str, error: float, bound: float) -> float:
+def check_error(name: str, error: float, bound: float) -> float:
     """The error; MismatchError where it is above the bound or NaN."""
     if not error <= bound:
         raise MismatchError(

@@ -34,7 +34,6 @@ class BackgroundHashes:
         self._pool.shutdown(cancel_futures=True)
 
     def finished(self) -> list[tuple[Path, str]]:
-        """Those that are known by now."""
         return [(path, future.result()) for path, future in self._found.items() if future.done()]
 
     def wait(self, path: Path) -> str:

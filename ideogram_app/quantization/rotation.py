@@ -1,4 +1,4 @@
-"""Hadamard rotation, block-diagonal (ConvRot): outlier channels are spread over their block of 256 before rounding.
+"""Hadamard rotation, block-diagonal (ConvRot): spreads outlier channels over their block of 256 before rounding.
 
     R = diag(H, H, ...)      H = H4 (x) H4 (x) H4 (x) H4, 256 x 256      (x R) (W R)^T = x W^T
 

@@ -1,4 +1,4 @@
-"""Rows of a matrix: runs of rows of bounded size, and dequantization with one scale a row; imported without torch.
+"""Rows of a matrix: runs of bounded size, and dequantization with one scale a row; imported without torch.
 
 What runs hold for a moment is planned for (planning counts bytes by shape alone), so their lengths stand here, beside
 the code that works in such runs, and both import them. Left out: runs of other lengths, which nobody plans with.

@@ -142,7 +142,7 @@ def powers(branch, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("recipe", ["reference", "int8-w8a8-smooth"])
 def test_scaled_tensors_are_the_source_s_times_the_factors(store, source, recipe) -> None:
-    scaling = tuple(smoothing.fold(branch, powers(branch, 1)) for branch in SMALL)
+    scaling = tuple(smoothing.folded(branch, powers(branch, 1)) for branch in SMALL)
     list(prepare(store, NAME, recipe, source, tuning=Tuning(scaling=scaling)))
     packed = prepared(store, recipe)
     assert len(scaling[0]) > 15

@@ -30,7 +30,7 @@ from ideogram_app.catalog.models import Branch, Model
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import replacing
-from ideogram_app.prepare.calibration.smoothing import Factors, column_maxima, exponents, fold, groups, input_of
+from ideogram_app.prepare.calibration.smoothing import Factors, column_maxima, exponents, folded, groups, input_of
 from ideogram_app.prepare.calibration.statistics import InputStatistics
 from ideogram_app.quantization.rows import RowReader
 
@@ -93,7 +93,7 @@ class Calibration:
 
     def scaling(self, branch: int) -> dict[str, Factors]:
         """What every tensor of a branch is multiplied by to smooth it; nothing where the calibration is unfinished."""
-        return fold(self.branches[branch].branch, self.branches[branch].powers)
+        return folded(self.branches[branch].branch, self.branches[branch].powers)
 
     def ranking(self) -> list[tuple[str, float]]:
         """Linears with their scores, the most fragile first; a name in both branches counts with its worse score.

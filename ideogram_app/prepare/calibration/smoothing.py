@@ -116,7 +116,7 @@ def exponents(input_maxima: Tensor, weight_maxima: Tensor) -> Tensor:
     return torch.where(alive, centred, 0.0).round().to(torch.int8)
 
 
-def fold(branch: Branch, powers: Mapping[str, Tensor]) -> dict[str, Factors]:
+def folded(branch: Branch, powers: Mapping[str, Tensor]) -> dict[str, Factors]:
     """What every tensor of a branch has to be multiplied by, from `powers`: name of a group -> `exponents`.
 
     Groups that are not named stay as they are. CheckpointError: a vector of another length than its group's input.

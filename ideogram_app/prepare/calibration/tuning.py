@@ -1,4 +1,4 @@
-"""Tuning of a recipe by a calibration: smoothing, importance, protected layers; and which calibration file is used.
+"""Tuning of a recipe by a calibration: smoothing, importance, protected layers; which calibration file is used.
 
     <root>/calibrations/<model>.safetensors     made by `calibrate`, or put there from another machine
     <included source>/calibration.safetensors   ships with the program, for a model that does
