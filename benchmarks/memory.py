@@ -3,11 +3,11 @@
     with a card     {INT8, Q4_K} x {resident, half streamed, streamed} x {512², 1024², 2048²}, memory capped to 8, 12,
                     16 and 24 GB by `torch.cuda.set_per_process_memory_fraction`: PyTorch's own counters, and seconds
                     of a step; random weights, whose bytes are those of real ones
-    without one     what the same code asks for, counted on tensors without numbers (benchmark/memory/counted.py), and
-                    what CUDA's allocator would make of it (allocator.py there); rows are marked `counted`
+    without one     what the same code asks for, counted on tensors without numbers (counting/counted.py), and what
+                    CUDA's allocator would make of it (allocator.py there); rows are marked `counted`
 
-Without one, a plan for a card of each size decides how many blocks travel, through how many places, and in which tiles
-the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against
+Without one, a plan for a card of each size decides how many blocks are offloaded, through how many slots, and in which
+tiles the picture is decoded. Every row has the prediction beside it. `allocated` is of tensors, to be held against
 `max_memory_allocated`; `total` must be free before, with gaps and the driver's context. **No measured row was ever
 made by us**: there was no card. Left out: two devices, and blocks from disk, which take the device what blocks from RAM
 take.
@@ -30,10 +30,10 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.benchmark.memory.counted import Case, count_picture  # noqa: E402
+from benchmarks.counting.counted import Case, count_picture  # noqa: E402
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly  # noqa: E402
 from ideogram_app.benchmark.rows import effective  # noqa: E402
-from ideogram_app.benchmark.shapes import Question, find_shape  # noqa: E402
+from ideogram_app.benchmark.shapes import Workload, find_shape  # noqa: E402
 from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
 from ideogram_app.catalog.recipes import find_recipe  # noqa: E402
 from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
@@ -107,12 +107,12 @@ def main(
 ) -> None:
     """Measure where there is a card, else count, and write."""
     measures = torch.cuda.is_available()
-    questions = [
-        Question(shape, find_shape(shape), side, side, text_tokens, 2048, 48, "bfloat16")
+    workloads = [
+        Workload(shape, find_shape(shape), side, side, text_tokens, 2048, 48, "bfloat16")
         for side in map(int, sides.split(","))
     ]
     rows = []
-    for row in measured(questions) if measures else counted(questions):
+    for row in measured(workloads) if measures else counted(workloads):
         rows.append(row)
         found = row.allocated
         print(
@@ -129,31 +129,31 @@ def main(
     print(json.dumps({"rows": to_plain(rows)}))
 
 
-def counted(questions: list[Question]) -> Iterator[Row]:
+def counted(workloads: list[Workload]) -> Iterator[Row]:
     """Without a card: what a plan within each cap asks for."""
     for name, _ in RECIPES:
-        for question in questions:
+        for workload in workloads:
             for cap in CAPS:
-                yield _count(question, name, cap * GB)
+                yield _count(workload, name, cap * GB)
 
 
-def _count(question: Question, name: str, cap: int) -> Row:
-    """The picture of a plan; its encoder is a guest that is gone before, so that plans with a resident one are not."""
-    size = question.width, question.height
+def _count(workload: Workload, name: str, cap: int) -> Row:
+    """The picture of a plan; its encoder is staged and gone before, so that plans with a resident one are not."""
+    size = workload.width, workload.height
     card, settled = replace(CARD, device_free_bytes=cap), {"recipe": name, "ready": (name,)}
-    chosen = plan(PlanInputs.of(card, "ideogram-4", *size, text_tokens=question.text_tokens, **settled))
+    chosen = plan(PlanInputs.of(card, "ideogram-4", *size, text_tokens=workload.text_tokens, **settled))
     homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
-    found = count_picture(Case(question, effective(find_recipe(name)), chosen.arithmetic, **homes))
+    found = count_picture(Case(workload, effective(find_recipe(name)), chosen.arithmetic, **homes))
     made = footprint(
-        question.model,
+        workload.model,
         effective(find_recipe(name)),
-        (question.width, question.height),
-        question.dense_bytes,
-        text_tokens=question.text_tokens,
+        (workload.width, workload.height),
+        workload.dense_bytes,
+        text_tokens=workload.text_tokens,
         arithmetic=chosen.arithmetic,
     )
     kept = made.weights - (sum(chosen.streamed_blocks) - chosen.slots) * made.block
-    drawn = question.model, *size.values(), question.dense_bytes, chosen.decode_tile or None
+    drawn = workload.model, *size.values(), workload.dense_bytes, chosen.decode_tile or None
     decoding = made.standing + decode_bytes(*drawn)
     busy, with_gaps = max(made.workspace, decoding), max(made.workspace, decoding + tile_gaps(*drawn))
     return Row(
@@ -161,8 +161,8 @@ def _count(question: Question, name: str, cap: int) -> Row:
         name,
         chosen.arithmetic,
         chosen.residency or "",
-        question.width,
-        question.text_tokens,
+        workload.width,
+        workload.text_tokens,
         chosen.decode_tile or None,
         cap,
         device_share(kept, busy).allocated,
@@ -179,61 +179,61 @@ def _count(question: Question, name: str, cap: int) -> Row:
 def predicted(
     name: str,
     arithmetic: str,
-    question: Question,
+    workload: Workload,
     home: str,
     tile: int | None,
     cap: int | None,
     kernels: str = "triton",
 ) -> Row:
     """A row with nothing but its prediction."""
-    size = question.width, question.height
+    size = workload.width, workload.height
     made = footprint(
-        question.model,
+        workload.model,
         effective(find_recipe(name)),
         size,
-        question.dense_bytes,
-        text_tokens=question.text_tokens,
+        workload.dense_bytes,
+        text_tokens=workload.text_tokens,
         arithmetic=arithmetic,
         kernels=kernels,
     )
-    offloaded = sum(travellers(question, home))
+    offloaded = sum(travellers(workload, home))
     kept = made.weights + (FEWEST_SLOTS - offloaded if offloaded else 0) * made.block
-    busy = max(made.workspace, made.standing + decode_bytes(question.model, *size, question.dense_bytes, tile))
+    busy = max(made.workspace, made.standing + decode_bytes(workload.model, *size, workload.dense_bytes, tile))
     allocated = device_share(kept, busy).allocated
-    tokens, side = question.text_tokens, question.width
+    tokens, side = workload.text_tokens, workload.width
     return Row("predicted", name, arithmetic, home, side, tokens, tile, cap, allocated, device_bytes(kept, busy))
 
 
-def travellers(question: Question, home: str) -> tuple[int, int]:
+def travellers(workload: Workload, home: str) -> tuple[int, int]:
     """How many blocks of each transformer travel."""
-    first, second = (round(HOMES[home] * branch.num_layers) for branch in question.model.branches)
+    first, second = (round(HOMES[home] * branch.num_layers) for branch in workload.model.branches)
     return first, second
 
 
-def measured(questions: list[Question]) -> Iterator[Row]:
+def measured(workloads: list[Workload]) -> Iterator[Row]:
     """On a card: every combination within every cap that the card has."""
     device, (_, total) = torch.device("cuda", 0), torch.cuda.mem_get_info(0)
     for cap in (cap * GB for cap in CAPS if cap * GB <= total):
         torch.cuda.set_per_process_memory_fraction(cap / total, device)
         for name, arithmetic in RECIPES:
             for home in HOMES:
-                for question in questions:
+                for workload in workloads:
                     kernels = choose_kernels(device, compute_capability(device))[0]
-                    whole = predicted(name, arithmetic, question, home, None, cap, kernels)
+                    whole = predicted(name, arithmetic, workload, home, None, cap, kernels)
                     tile = None if whole.predicted_total <= cap else TILE
-                    row = predicted(name, arithmetic, question, home, tile, cap, kernels)
-                    yield _measure(replace(row, source="measured"), question, device)
+                    row = predicted(name, arithmetic, workload, home, tile, cap, kernels)
+                    yield _measure(replace(row, source="measured"), workload, device)
                     release(device)
     torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
-def _measure(row: Row, question: Question, device: torch.device) -> Row:
+def _measure(row: Row, workload: Workload, device: torch.device) -> Row:
     """Draw once and read the counters; what does not fit is a row too."""
     release(device)
     torch.cuda.reset_peak_memory_stats(device)
     seconds, problem = None, ""
     try:
-        seconds = draw(question, row.recipe, row.arithmetic, travellers(question, row.home), row.tile, device)
+        seconds = draw(workload, row.recipe, row.arithmetic, travellers(workload, row.home), row.tile, device)
     except torch.OutOfMemoryError as error:
         problem = str(error).splitlines()[0]
     allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -242,20 +242,20 @@ def _measure(row: Row, question: Question, device: torch.device) -> Row:
 
 @torch.inference_mode()
 def draw(
-    question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], tile: int | None, device: torch.device
+    workload: Workload, name: str, arithmetic: str, offloaded: tuple[int, int], tile: int | None, device: torch.device
 ) -> float:
     """A few steps and the decoder, on random weights; the median seconds of a step."""
     offload = Offload()
-    tiles = Tiles(device, getattr(torch, question.dtype))
+    tiles = Tiles(device, getattr(torch, workload.dtype))
     try:
-        loaded = _loaded(question, name, arithmetic, offloaded, offload, tiles)
+        loaded = _loaded(workload, name, arithmetic, offloaded, offload, tiles)
         if device.type == "cuda":  # noise is made on the device, also that of blocks which files would bring to RAM
             torch.cuda.reset_peak_memory_stats(device)
-        sigmas = schedule(evenly(question.steps), question.width, question.height, SCHEDULE_SHIFT)
-        features = torch.randn(1, question.text_tokens, question.model.conditional.llm_features_dim)
-        noise = make_noise(0, question.width, question.height).to(device)
+        sigmas = schedule(evenly(workload.steps), workload.width, workload.height, SCHEDULE_SHIFT)
+        features = torch.randn(1, workload.text_tokens, workload.model.conditional.llm_features_dim)
+        noise = make_noise(0, workload.width, workload.height).to(device)
         vae = _decoder(tiles.dtype, tile).to(device)
-        velocity = GuidedModel(loaded, features, question.rows, question.columns, times(sigmas))
+        velocity = GuidedModel(loaded, features, workload.rows, workload.columns, times(sigmas))
         steps, spent = denoise(velocity, noise, sigmas, (GUIDANCE,) * (1 + TIMED)), []
         for _ in range(1 + TIMED):
             synchronize(device)
@@ -267,20 +267,20 @@ def draw(
         del velocity, steps, step  # as pipeline.draw does
         loaded.rest()
         release(device)
-        decode(vae, latents, question.rows, question.columns)
+        decode(vae, latents, workload.rows, workload.columns)
         return statistics.median(spent[1:])
     finally:
         offload.close()
 
 
 def _loaded(
-    question: Question, name: str, arithmetic: str, offloaded: tuple[int, int], offload: Offload, tiles: Tiles
+    workload: Workload, name: str, arithmetic: str, offloaded: tuple[int, int], offload: Offload, tiles: Tiles
 ) -> Loaded:
     """Both transformers of noise, some of whose blocks travel."""
     device, capability = tiles.device, compute_capability(tiles.device)
     kernels, made = find_kernels(choose_kernels(device, capability)[0]), []
     hooks, recipe = offload.on(device), effective(find_recipe(name))
-    for number, branch in enumerate(question.model.branches):
+    for number, branch in enumerate(workload.model.branches):
         away = spread(offloaded[number], branch.num_layers)
         placement = Placement(tiles.dtype, device, kernels=kernels, arithmetic=arithmetic, offloaded=away)
         weights = RandomBranch(branch, recipe, tiles)

@@ -47,16 +47,16 @@ def benchmark(
     """Time a step of our recipes beside stock diffusers, on the true shapes with random weights."""
     import torch
 
-    from ideogram_app.benchmark.run import BenchmarkRun
+    from ideogram_app.benchmark.session import BenchmarkSession
 
     print("Looking at this machine ...", file=sys.stderr)
     hardware = detect(Path())
     chosen = torch.device(choose_device(hardware, device))
     computing, reason = choose_dtype(hardware, chosen.type, dtype)
-    question = ask(shape, size, text_tokens, padding, steps, computing)
+    workload = ask(shape, size, text_tokens, padding, steps, computing)
     here = replace(hardware, kind="cpu") if chosen.type == "cpu" else hardware
     rows = rows_for([name.strip() for name in recipes.split(",") if name.strip()], against, computing, here)
-    run = BenchmarkRun(question, chosen, budget, lambda line: print(line, file=sys.stderr, flush=True))
+    run = BenchmarkSession(workload, chosen, budget, lambda line: print(line, file=sys.stderr, flush=True))
     run.notes.append(reason)
     found = run.all(rows, hardware)
     print(table(found))
@@ -68,11 +68,7 @@ def benchmark(
 
 
 def choose_device(hardware: Hardware, asked: str) -> str:
-    """The device as torch names it.
-
-    Raises:
-        RequestError: it is not there.
-    """
+    """The device as torch names it; RequestError where it is not there."""
     usable = "cuda" if hardware.kind == "rocm" else hardware.kind
     if asked == "auto":
         return usable

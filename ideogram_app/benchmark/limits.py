@@ -1,6 +1,6 @@
-"""What fits: rows into memory together, work into the seconds that are left.
+"""Limits of a benchmark: which rows fit into memory together, how many steps into the time budget; an alarm.
 
-Decisions here are arithmetic on numbers that were counted or measured; run.py acts on them and says so in sentences.
+Decisions here are arithmetic on numbers that were counted or measured; session.py acts on them and reports them.
 `time_limit` is what holds where arithmetic cannot know, a first step with compilation in it: it breaks off between two
 operations, by the system's alarm clock. Left out: breaking off a single long operation, and Windows, which has no such
 clock; there a row may pass the budget by one step.
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ideogram_app.benchmark.rows import Bytes
+from ideogram_app.benchmark.rows import RowMemory
 
 # Of free memory that rows may fill: blocks are rounded up and leave gaps, and libraries take their own.
 FILLED = 0.9
@@ -68,24 +68,20 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def arrange(sizes: Sequence[Bytes], room: int | None) -> tuple[list[list[int]], list[int]]:
+def group_rows(sizes: Sequence[RowMemory], free: int | None) -> tuple[list[list[int]], list[int]]:
     """Put rows into groups that lie in memory together, each row into the first group where it fits.
 
-    Args:
-        sizes: of the rows, in their order.
-        room: bytes that are free; None where nobody knows, and then everything fits.
-
-    Returns:
-        Groups of row numbers, and the numbers of rows that fit nowhere, not even alone.
+    Where nobody knows how many bytes are free, in `free`, everything fits. Returns groups of row numbers, and the
+    numbers of rows that fit nowhere, not even alone.
     """
     groups: list[list[int]] = []
     too_large: list[int] = []
     for index, size in enumerate(sizes):
-        if not _fits([size], room):
+        if not _fits([size], free):
             too_large.append(index)
             continue
         for group in groups:
-            if _fits([size, *(sizes[other] for other in group)], room):
+            if _fits([size, *(sizes[other] for other in group)], free):
                 group.append(index)
                 break
         else:
@@ -94,44 +90,32 @@ def arrange(sizes: Sequence[Bytes], room: int | None) -> tuple[list[list[int]], 
 
 
 def setup_seconds(left: float, ready: Sequence[float]) -> float:
-    """What a row may spend on being built and warmed up.
-
-    Args:
-        ready: seconds that a step takes of each row which waits to be timed, once at least.
-    """
+    """What a row may spend on being built and warmed up, beside a step of each row that waits, in `ready` seconds."""
     return max(0.0, left - sum(ready)) * SETUP_SHARE
 
 
 @dataclass(frozen=True)
 class Turns:
-    """What is timed: how often each row, which rows (numbers), and whether a step of each is profiled."""
+    """What is timed: how many steps of each row, which rows (numbers), and whether a step of each is profiled."""
 
     steps: int
-    kept: tuple[int, ...]
+    rows: tuple[int, ...]
     profiled: bool
 
 
 def turns(seconds: float, steps: Sequence[float], asked: int) -> Turns:
-    """As many turns as the seconds allow, of as many rows as possible: first fewer turns, then no profile, then the
-    slowest row goes.
-
-    Args:
-        steps: seconds that a step of each row takes.
-        asked: turns wanted; never more.
-    """
-    kept = list(range(len(steps)))
-    while kept:
-        whole = sum(steps[index] for index in kept)
+    """Turns that the seconds allow, given those of one step of each row: fewer turns, no profile, then fewer rows."""
+    left = list(range(len(steps)))
+    while left:
+        whole = sum(steps[index] for index in left)
         affordable = seconds / whole if whole > 0 else asked + PROFILED_STEPS
         if affordable >= 1 + PROFILED_STEPS:
-            return Turns(min(asked, int(affordable - PROFILED_STEPS)), tuple(kept), True)
+            return Turns(min(asked, int(affordable - PROFILED_STEPS)), tuple(left), True)
         if affordable >= 1:
-            return Turns(min(asked, int(affordable)), tuple(kept), False)
-        kept.remove(max(kept, key=lambda index: steps[index]))
+            return Turns(min(asked, int(affordable)), tuple(left), False)
+        left.remove(max(left, key=lambda index: steps[index]))
     return Turns(0, (), False)
 
 
-def _fits(sizes: Sequence[Bytes], room: int | None) -> bool:
-    if room is None:
-        return True
-    return sum(size.kept for size in sizes) + max(size.busy for size in sizes) <= FILLED * room
+def _fits(sizes: Sequence[RowMemory], free: int | None) -> bool:
+    return free is None or sum(size.kept for size in sizes) + max(size.busy for size in sizes) <= FILLED * free

@@ -1,4 +1,4 @@
-"""Our recipes as the program runs them: the same assembly, kernels and denoising loop, on random weights.
+"""Our rows of a benchmark: recipes run with the program's own kernels and denoising loop, on random weights.
 
 Text is projected and adaLN computed once, before any step is timed, as for a picture; the seconds of building hold
 that. Nothing here is a shortcut of the benchmark's own: a step is one turn of `sampler.denoise`.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.benchmark.rows import Row, effective
-from ideogram_app.benchmark.shapes import Question
+from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.generation.guidance import GuidedModel
@@ -51,18 +51,17 @@ class OurLoop:
         return step.latents
 
 
-def build_ours(row: Row, question: Question, tiles: Tiles, steps: int) -> tuple[Callable[[], Tensor], str]:
+def build_ours(row: Row, workload: Workload, tiles: Tiles, steps: int) -> tuple[Callable[[], Tensor], str]:
     """Both transformers of a recipe, prepared for so many steps.
 
-    Returns:
-        A function that does the next step and returns the latents (1, tokens, 128); the kernels in use, and why.
+    Returns a function that does the next step and returns the latents (1, tokens, 128); a note for readers of the row.
     """
     device, capability = tiles.device, compute_capability(tiles.device)
     name, reason = choose_kernels(device, capability)
     kernels = compiled_kernels(find_kernels(name), device) if row.compiled else find_kernels(name)
     placement = Placement(tiles.dtype, device, torch.device("cpu"), kernels, row.arithmetic)
     backbones = []
-    for number, branch in enumerate(question.model.branches):
+    for number, branch in enumerate(workload.model.branches):
         weights = RandomBranch(branch, effective(row.recipe), tiles)
         backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0)
         backbone.trunk.order = backends(capability)
@@ -70,13 +69,12 @@ def build_ours(row: Row, question: Question, tiles: Tiles, steps: int) -> tuple[
     first, second = backbones
     held = weight_bytes(first) + weight_bytes(second)
     loaded = Loaded(first, second, held, row.recipe.name, (device, device), row.arithmetic, kernels.name)
-    features = tiles.dense((question.text_tokens, question.model.conditional.llm_features_dim))[None]
+    features = tiles.dense((workload.text_tokens, workload.model.conditional.llm_features_dim))[None]
     preset = evenly(steps)
-    sigmas = schedule(preset, question.width, question.height, SCHEDULE_SHIFT)
-    velocity = GuidedModel(loaded, features, question.rows, question.columns, times(sigmas))
-    noise = make_noise(0, question.width, question.height).to(device)
+    sigmas = schedule(preset, workload.width, workload.height, SCHEDULE_SHIFT)
+    velocity = GuidedModel(loaded, features, workload.rows, workload.columns, times(sigmas))
+    noise = make_noise(0, workload.width, workload.height).to(device)
     loop = OurLoop(lambda: denoise(velocity, noise, sigmas, preset.guidance))
-    kept = (
-        f" No calibration is at hand, so {', '.join(row.recipe.fragile)} are not packed." if row.recipe.fragile else ""
-    )
-    return loop, f"Kernels: {kernels.name}, because {reason}.{kept}"
+    fragile = ", ".join(row.recipe.fragile)
+    unpacked = f" No calibration is at hand, so {fragile} are not packed." if fragile else ""
+    return loop, f"Kernels: {kernels.name}, because {reason}.{unpacked}"

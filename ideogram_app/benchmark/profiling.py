@@ -1,23 +1,33 @@
-"""One step under torch's profiler: the share of its time in each family.
+"""Profile of one step by torch's profiler: the share of its time in gemm, attention and other kernels.
+
+    gemm        products of matrices, whoever wrote them, the summing of their parts included
+    attention   fused attention
+    other       norms, rotations, rounding, decoding, copies: what should hide behind the two above
 
 On CUDA, ROCm and XPU the times are those of kernels, on a processor those of operators without what they call. There
 the profiler keeps 10 to 40 KB for every operator, shapes included, and Q4_K decoded in runs that fit a cache takes some
-100 000 of them for one block of the published model. So a short look tells how fast they come, and no more are recorded
+100 000 of them for one block of the published model. So a short look shows how fast they come, and no more are recorded
 than fit. Such a step begins with its blocks, which are all alike, so its first seconds stand for the whole.
 
-Left out: Apple's devices, which torch's profiler does not see; timelines, which torch exports itself.
+The first rule that fits a name counts; what none names is `other`, so an unknown kernel never looks like useful work.
+On a processor shapes distinguish a rotation from a product of the model, and callers what attention calls.
+
+Left out: Apple's devices, which torch's profiler does not see; timelines, which torch exports itself; attention written
+out in products (torch's math fallback), whose kernels cannot be told from others on a device. Code that torch.compile
+generates for a processor is one operator, and counts as other with all that was fused into it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ideogram_app.benchmark.families import ATTENTION, family, shares
 from ideogram_app.benchmark.limits import TimeUp, time_limit
 from ideogram_app.benchmark.report import Families
 from ideogram_app.machine.meter import synchronize
@@ -25,27 +35,39 @@ from ideogram_app.machine.meter import synchronize
 ACTIVITIES = {"cpu": ProfilerActivity.CPU, "cuda": ProfilerActivity.CUDA, "xpu": ProfilerActivity.XPU}
 PROFILE_SECONDS = 0.1
 MOST_OPERATORS = 30_000  # at 40 KB, 1.2 GB
+GEMM, ATTENTION, OTHER = "gemm", "attention", "other"
+# Inductor names pointwise kernels after everything around them, `triton_poi_fused_mm_mul_3`: they are neither.
+RULES = (
+    (OTHER, r"^triton_(poi|red|per|for)_"),
+    (
+        ATTENTION,
+        r"scaled_dot_product|flash_fwd|flash_fprop|flash_attn|flash_attention|fmha|sdpa|efficient_attention|mem_eff"
+        r"|attn_fwd|attention_kernel|^_?attention",
+    ),
+    (
+        GEMM,
+        r"gemm|gemv|cutlass|xmma|nvjet|cublas|splitk|wgmma|imma_|hmma|s16816|matmul"
+        r"|^triton_tem_|^triton_mm|ck_tile.*tile|\bcijk_"  # Inductor's templates; rocBLAS
+        r"|(^|::|_)(add|b|baddb)?mm(_out|_for_cpu|$)|mkldnn_linear|qlinear|linear_pointwise|linear_unary",
+    ),
+)
+# A group of 256 is rotated by two matrices of 16 x 16 (quantization/rotation.py); no matrix of a model is that small.
+ROTATION_SIDE = 16
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a step's time went into.
-
-    Attributes:
-        kernel_seconds: in kernels; None on a processor.
-        first_seconds: of the step that were profiled; None for all of it.
-    """
+    """What a step's time went into."""
 
     families: Families | None = None
-    kernel_seconds: float | None = None
-    first_seconds: float | None = None
+    kernel_seconds: float | None = None  # None on a processor
+    first_seconds: float | None = None  # that were profiled; None for the whole step
 
 
 def profile_step(step: Callable[[], object], device: torch.device) -> Profile:
     """Run one step under the profiler; without families where it sees nothing of the device.
 
-    Args:
-        step: may be broken off and called again.
+    On a processor the step may be broken off, and called again.
     """
     if device.type not in ACTIVITIES:
         return Profile()
@@ -66,11 +88,8 @@ def _recorded(step: Callable[[], object], device: torch.device, seconds: float |
     whole = True
     with profile(activities=[ACTIVITIES[device.type]], record_shapes=device.type == "cpu", acc_events=True) as session:
         try:
-            if seconds is None:
+            with nullcontext() if seconds is None else time_limit(seconds):
                 step()
-            else:
-                with time_limit(seconds):
-                    step()
         except TimeUp:
             whole = False
         synchronize(device)
@@ -98,3 +117,22 @@ def _inside_attention(event: Any) -> bool:
             return True
         event = event.cpu_parent
     return False
+
+
+def family(name: str, shapes: Sequence[Sequence[int]] = ()) -> str:
+    """gemm, attention or other, from the name of an operator or kernel and the shapes of its tensors, where known."""
+    lowered = name.lower()
+    for found, rule in RULES:
+        if re.search(rule, lowered):
+            rotation = any(len(shape) > 1 and max(shape[-2:]) <= ROTATION_SIDE for shape in shapes)
+            return OTHER if found == GEMM and rotation else found
+    return OTHER
+
+
+def shares(times: Iterable[tuple[str, float]]) -> Families | None:
+    """Each family's share of the whole, from (family, time); None where no time was spent."""
+    totals = dict.fromkeys((GEMM, ATTENTION, OTHER), 0.0)
+    for name, time in times:
+        totals[name] += time
+    whole = sum(totals.values())
+    return Families(**{name: time / whole for name, time in totals.items()}) if whole else None

@@ -1,4 +1,4 @@
-"""What a benchmark found: frozen rows, a table for people, one JSON object.
+"""Report of a benchmark: measured rows as frozen dataclasses, a text table, the JSON object, its file name.
 
 Field names are names on the wire (`Benchmark` in the design): `ms_per_step` is the median, `spread` is (slowest -
 fastest) / median, shares are between 0 and 1, sizes are bytes. Null means not measured, never zero.
@@ -26,39 +26,24 @@ class Families:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """One row.
-
-    Attributes:
-        recipe: how the weights rest; stock rows name the recipe of the same storage.
-        ms_per_step: median over `steps` steps of both transformers; spread: None where one step was timed.
-        share_of_ceiling: the time that the counted work would take at the ceiling, over `ms_per_step`.
-        peak_memory_bytes: of the device, or of the process where it has none: the row's weights and inputs, and what a
-            step took besides.
-        families: of one step under the profiler; None where it was not profiled.
-        fastest_ms: of the steps; what other programs on the machine disturb least.
-        tops: counted work over time. The work is that of the true caption: padding is no work.
-        kept_bytes: weights and inputs.
-        seconds: build, first step (with compilation), everything.
-        busy: on a device, time in kernels over time of a step: 1 where launches hide, None elsewhere.
-        group: rows of one group lay in memory together and were timed in turn.
-        note: what a reader has to know about the row.
-    """
+    """One row."""
 
     name: str
-    recipe: str
-    ms_per_step: float
-    spread: float | None
-    share_of_ceiling: float
+    recipe: str  # stock rows name the recipe of the same storage
+    ms_per_step: float  # median over `steps` steps of both transformers
+    spread: float | None  # None where one step was timed
+    share_of_ceiling: float  # the time that the counted work would take at the ceiling, over `ms_per_step`
+    # of the device, or of the process where it has none: weights and inputs, and what a step took besides
     peak_memory_bytes: int
-    families: Families | None
-    fastest_ms: float
-    tops: float
-    kept_bytes: int
+    families: Families | None  # of one step under the profiler; None where it was not profiled
+    fastest_ms: float  # what other programs on the machine disturb least
+    tops: float  # counted work over time; the work is that of the true caption: padding is no work
+    kept_bytes: int  # weights and inputs
     steps: int
     build_seconds: float
     first_step_seconds: float
-    busy: float | None = None
-    group: int = 0
+    busy: float | None = None  # on a device, time in kernels over time of a step: 1 where launches hide
+    group: int = 0  # rows of one group lay in memory together and were timed in turn
     note: str = ""
 
 
@@ -73,19 +58,11 @@ class MissingRow:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A whole run.
-
-    Attributes:
-        ceiling: of the first group of rows; `group_ceilings` has one for each. Every one was measured before and after
-            its group, and the higher numbers count.
-        step_tflop: counted work of one step.
-        notes: sentences about the run: groups, what was shortened, why this computing type.
-        seconds: the run took, of `budget` allowed.
-    """
+    """A whole session, in `seconds` of the `budget`."""
 
     hardware: Hardware
     versions: dict[str, str]
-    ceiling: Ceiling
+    ceiling: Ceiling  # of the first group of rows
     rows: tuple[MeasuredRow, ...]
     commit: str
     shape: str
@@ -95,16 +72,16 @@ class Benchmark:
     steps: int
     device: str
     dtype: str
-    step_tflop: float
-    group_ceilings: tuple[Ceiling, ...]
+    step_tflop: float  # counted work of one step
+    group_ceilings: tuple[Ceiling, ...]  # each measured before and after its group; the higher numbers count
     missing: tuple[MissingRow, ...]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # groups, what was shortened, why this computing type
     seconds: float
     budget: float
 
 
 def table(found: Benchmark) -> str:
-    """The run in lines of text."""
+    """The session in lines of text."""
     best = found.ceiling
     int8 = f"{best.tops_int8:.2f} TOPS INT8" if best.tops_int8 else "no INT8 product"
     bf16 = f"{best.tflops_bf16:.2f} TFLOPS bf16" if best.tflops_bf16 else "no bf16 product"
@@ -133,7 +110,7 @@ def table(found: Benchmark) -> str:
 
 
 def file_name(found: Benchmark) -> str:
-    """Where a run is kept: benchmark-nvidia-h100-ideogram-4-1024.json."""
+    """The name of a session's file: benchmark-nvidia-h100-ideogram-4-1024.json."""
     name = found.hardware.name if found.device != "cpu" else "cpu"
     words = "".join(letter if letter.isalnum() else " " for letter in name.lower()).split()
     return f"benchmark-{'-'.join(words)}-{found.shape.replace('=', '-')}-{found.size[0]}.json"

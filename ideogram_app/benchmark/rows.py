@@ -1,7 +1,7 @@
-"""What may be timed: a row for each of our recipes, and one for each way in which stock diffusers is run.
+"""Rows of a benchmark: our recipes, and each way to run stock diffusers; packages they need, memory they take.
 
-A row says what it is, what has to be installed, and what it will take, counted before anything is built. Rows of stock
-begin with `stock-`; stock-bf16 is called stock-fp16 or stock-fp32 where that is the computing type.
+Memory is counted before anything is built. Rows of stock begin with `stock-`; stock-bf16 is called stock-fp16 or
+stock-fp32 where that is the computing type.
 
 Left out: how rows are built (ours.py, stock.py).
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from ideogram_app.benchmark.shapes import DTYPE_LABELS, Question
+from ideogram_app.benchmark.shapes import DTYPE_LABELS, Workload
 from ideogram_app.catalog.models import Branch, weight_bytes
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.errors import RequestError
@@ -29,25 +29,15 @@ DECODING_BYTES = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One thing to time.
+    """One thing to time."""
 
-    Attributes:
-        name: unique in a run.
-        recipe: how the weights rest; for stock, the recipe whose storage and packed layers are the same.
-        kind: ours, or which of stock.py's builders.
-        arithmetic: of ours, as `verdicts.arithmetic` names it: bits of weights and activations.
-        compiled: whether torch.compile is used: on stock's repeated blocks, on our kernels between two matrices.
-        trimmed: whether a stock row is told the caption's true length instead of padding it.
-        needs: packages that must be importable.
-    """
-
-    name: str
-    recipe: Recipe
-    kind: str = "ours"
-    arithmetic: str = ""
-    compiled: bool = False
-    trimmed: bool = False
-    needs: tuple[str, ...] = ()
+    name: str  # unique in a session
+    recipe: Recipe  # of the weights; for stock, the recipe whose storage and packed layers are the same
+    kind: str = "ours"  # or one of stock.py's
+    arithmetic: str = ""  # of ours, as `capabilities.arithmetic` names it: bits of weights and activations
+    compiled: bool = False  # by torch.compile: stock's repeated blocks, our kernels between two matrices
+    trimmed: bool = False  # whether a stock row computes with the caption's true length instead of padding it
+    needs: tuple[str, ...] = ()  # packages
 
     @property
     def multiplies_int8(self) -> bool:
@@ -56,29 +46,24 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Bytes:
-    """What a row keeps while it exists, and what a step takes besides."""
+class RowMemory:
+    """Memory of a row: what it holds while it exists, and what a step takes besides."""
 
     kept: int
     busy: int
 
 
+_INT8 = RECIPES["int8-w8a8-rotated"]
 _STOCK_NEEDS = ("diffusers", "transformers", "accelerate")
 # Plain first, then what its users reach for; what compiles comes last, because nobody knows for how long.
 STOCK_ROWS: tuple[Row, ...] = (
     Row("stock-bf16", RECIPES["reference"], "dense", needs=_STOCK_NEEDS),
-    Row("stock-torchao-int8", RECIPES["int8-w8a8-rotated"], "torchao", needs=(*_STOCK_NEEDS, "torchao")),
+    Row("stock-torchao-int8", _INT8, "torchao", needs=(*_STOCK_NEEDS, "torchao")),
     Row("stock-gguf-q4_k", RECIPES["gguf-q4_k"], "gguf", needs=(*_STOCK_NEEDS, "gguf")),
     Row("stock-fp8", RECIPES["fp8"], "fp8", needs=_STOCK_NEEDS),
     Row("stock-nf4", NF4, "nf4", needs=_STOCK_NEEDS),
     Row("stock-bf16-trimmed", RECIPES["reference"], "dense", trimmed=True, needs=_STOCK_NEEDS),
-    Row(
-        "stock-torchao-int8-compiled",
-        RECIPES["int8-w8a8-rotated"],
-        "torchao",
-        compiled=True,
-        needs=(*_STOCK_NEEDS, "torchao"),
-    ),
+    Row("stock-torchao-int8-compiled", _INT8, "torchao", compiled=True, needs=(*_STOCK_NEEDS, "torchao")),
 )
 ARITHMETICS = ("w4a8", "w4a16")  # 4-bit weights decoded to INT8, or to the computing type
 
@@ -87,8 +72,8 @@ def rows_for(recipes: Sequence[str], against: str, dtype: str, hardware: Hardwar
     """The rows asked for, ours first, in the order of the flags.
 
     Args:
-        recipes: names of recipes, each as `name`, computed as the program does on this hardware, or `name@arithmetic`;
-            either with `+compiled` behind it.
+        recipes: each as `name`, computed as the program does on this hardware, or `name@arithmetic`; either with
+            `+compiled` behind it.
         against: stock, none, or names of stock rows with commas.
 
     Raises:
@@ -115,39 +100,38 @@ def rows_for(recipes: Sequence[str], against: str, dtype: str, hardware: Hardwar
     return rows
 
 
-def absent(row: Row) -> str:
+def missing_packages(row: Row) -> str:
     """Which packages a row lacks here, as a sentence; "" where none."""
     lacking = [name for name in row.needs if find_spec(name) is None]
     return f"Not installed: {', '.join(lacking)}." if lacking else ""
 
 
-def row_bytes(row: Row, question: Question) -> Bytes:
+def row_bytes(row: Row, workload: Workload) -> RowMemory:
     """Count a row's memory on the safe side, from shapes alone.
 
     Ours is what the planner counts. Stock keeps text features for the whole sequence of both branches and passes over
     them at every step: masked, squared in float32, normed and masked again.
     """
-    size, dense = (question.width, question.height), question.dense_bytes
-    text = question.text_tokens if row.kind == "ours" or row.trimmed else question.padding
-    counted = footprint(
-        question.model,
+    size, dense = (workload.width, workload.height), workload.dense_bytes
+    recipe, text = (
         effective(row.recipe),
-        size,
-        dense,
-        text_tokens=text,
-        steps=question.steps,
-        arithmetic=row.arithmetic,
+        workload.text_tokens if row.kind == "ours" or row.trimmed else workload.padding,
+    )
+    counted = footprint(
+        workload.model, recipe, size, dense, text_tokens=text, steps=workload.steps, arithmetic=row.arithmetic
     )
     if row.kind == "ours":
-        return Bytes(counted.weights + counted.once, counted.workspace)
-    weights = sum(weight_bytes(branch, effective(row.recipe), dense) for branch in question.model.branches)
-    branch = question.model.conditional
-    tokens = text + question.image_tokens
-    features = (tokens + question.image_tokens) * branch.llm_features_dim * dense
+        return RowMemory(counted.weights + counted.once, counted.workspace)
+    weights = sum(weight_bytes(branch, recipe, dense) for branch in workload.model.branches)
+    branch = workload.model.conditional
+    tokens = text + workload.image_tokens
+    features = (tokens + workload.image_tokens) * branch.llm_features_dim * dense
     passed = tokens * branch.llm_features_dim * (2 * dense + 8)
-    return Bytes(
-        weights + features, max(counted.workspace, passed) + DECODING_BYTES * _largest_packed(row.recipe, branch)
-    )
+    decoded = 0
+    if recipe.storage in ("gguf", "fp8", "nf4"):
+        packed = (linear.rows * linear.columns for linear in branch.linears() if row.recipe.packs(linear.name))
+        decoded = DECODING_BYTES * max(packed, default=0)
+    return RowMemory(weights + features, max(counted.workspace, passed) + decoded)
 
 
 def effective(recipe: Recipe) -> Recipe:
@@ -159,19 +143,17 @@ def int8_share(row: Row, branch: Branch) -> float:
     """The share of a block's matrices that a row multiplies in INT8, from 0 to 1."""
     if not row.multiplies_int8:
         return 0.0
-    counted = packed = 0
     recipe = effective(row.recipe)
-    for linear in branch.linears():
-        if linear.in_block and "adaln" not in linear.name:
-            counted += linear.rows * linear.columns
-            packed += linear.rows * linear.columns * recipe.packs(linear.name)
-    return packed / counted
+    linears = [linear for linear in branch.linears() if linear.in_block and "adaln" not in linear.name]
+    weights = [linear.rows * linear.columns for linear in linears]
+    packed = [count for count, linear in zip(weights, linears, strict=True) if recipe.packs(linear.name)]
+    return sum(packed) / sum(weights)
 
 
 def _own(text: str, hardware: Hardware) -> Row:
     plain, plus, compiled = text.partition("+")
     name, _, arithmetic = plain.partition("@")
-    if compiled != "compiled" * bool(plus):
+    if compiled != ("compiled" if plus else ""):
         raise RequestError(f"Unknown way to run {name}: {compiled!r:.40}", expected="+compiled, or nothing")
     recipe = find_recipe(name)
     if arithmetic and (arithmetic not in ARITHMETICS or recipe.gguf_type != "Q4_K"):
@@ -179,8 +161,3 @@ def _own(text: str, hardware: Hardware) -> Row:
             f"{name} has no arithmetic {arithmetic!r:.40}", expected=f"{' or '.join(ARITHMETICS)}, of gguf-q4_k alone"
         )
     return Row(text, recipe, arithmetic=arithmetic or verdict(hardware, recipe)[0], compiled=bool(plus))
-
-
-def _largest_packed(recipe: Recipe, branch: Branch) -> int:
-    decoded = (linear.rows * linear.columns for linear in branch.linears() if recipe.packs(linear.name))
-    return max(decoded, default=0) if recipe.storage in ("gguf", "fp8", "nf4") else 0

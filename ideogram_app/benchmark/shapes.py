@@ -1,4 +1,4 @@
-"""What a benchmark builds: the shape of a model by its name, and the type it computes in.
+"""Workload of a benchmark: the model's shape by its name, picture size, tokens, computing dtype.
 
     ideogram-4, miniature     the models of catalog/models.py
     layers=N                  the published widths with N layers in both branches: a whole step in small, for a device
@@ -22,22 +22,17 @@ BF16_UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as machine/hardware.p
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is timed: a step of `model` at a size, after so many text tokens.
-
-    Attributes:
-        padding: text tokens that stock rows compute with; their pipeline pads every caption to 2048 unless told not to.
-        dtype: torch's name of the computing type.
-    """
+class Workload:
+    """What is timed: a step of `model` at a size, after so many text tokens."""
 
     shape: str
     model: Model
     width: int
     height: int
     text_tokens: int
-    padding: int
+    padding: int  # text tokens that stock rows compute with: their pipeline pads captions to 2048 unless told not to
     steps: int
-    dtype: str
+    dtype: str  # torch's name of the computing type
 
     @property
     def rows(self) -> int:
@@ -57,11 +52,7 @@ class Question:
 
 
 def find_shape(text: str) -> Model:
-    """The model of a name, or the published one with another number of layers.
-
-    Raises:
-        RequestError: neither; lists what there is.
-    """
+    """The model of a name, or the published one with another number of layers; RequestError where there is neither."""
     if text in MODELS:
         return MODELS[text]
     count = text.removeprefix(LAYERS)
@@ -74,30 +65,22 @@ def find_shape(text: str) -> Model:
     )
 
 
-def ask(shape: str, size: int, text_tokens: int, padding: int, steps: int, dtype: str) -> Question:
-    """Check the flags and put them together; pictures are square.
-
-    Raises:
-        RequestError: a flag is out of range; says which and what would do.
-    """
+def ask(shape: str, size: int, text_tokens: int, padding: int, steps: int, dtype: str) -> Workload:
+    """Check the flags and put them together; pictures are square. RequestError for a flag out of range."""
     check_size(size, size)
     if steps < 1:
         raise RequestError("There is nothing to time", expected="at least 1 step", got=str(steps))
     if not 1 <= text_tokens <= padding:
-        raise RequestError(
-            "The caption does not fit its padding", expected=f"1 to {padding} text tokens", got=str(text_tokens)
-        )
-    return Question(shape, find_shape(shape), size, size, text_tokens, padding, steps, dtype)
+        expected = f"1 to {padding} text tokens"
+        raise RequestError("The caption does not fit its padding", expected=expected, got=str(text_tokens))
+    return Workload(shape, find_shape(shape), size, size, text_tokens, padding, steps, dtype)
 
 
 def choose_dtype(hardware: Hardware, kind: str, asked: str) -> tuple[str, str]:
     """The computing type, and why.
 
     The program itself draws in float32 on a processor, for exactness. Here speed is the question and stock's bf16 the
-    measure, so a processor with bf16 units is timed in that.
-
-    Raises:
-        RequestError: no such type.
+    measure, so a processor with bf16 units is timed in that. RequestError where there is no such type.
     """
     if asked != "auto":
         if asked not in DTYPE_LABELS:

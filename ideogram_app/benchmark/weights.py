@@ -1,4 +1,4 @@
-"""Random weights in every storage, made on the device: as fast as memory is written, valid as if encoded.
+"""Random weights in every storage format, made on the device at the speed of memory, valid as if encoded.
 
 A few rows of Gaussian noise go through the real encoder of a storage and are repeated down the matrix. So every scale,
 block and float8 is one that the encoder makes, outputs stay finite and of ordinary size, and 9.3 billion weights take
@@ -29,8 +29,8 @@ TILE_ROWS = 64  # that are drawn and encoded; Q4_K's search does 53248 columns o
 class Tiles:
     """Encoded rows of noise, drawn once for each storage and width, repeated at every use.
 
-    What is drawn depends on names and widths alone, not on the order of the calls or the device: two ways to run a
-    model get the same one.
+    They depend on names and widths alone, not on the order of the calls or the device: two ways to run a model get the
+    same one.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -47,7 +47,7 @@ class Tiles:
         return _repeated(self._rows(shape[1]).to(self.dtype), shape[0])
 
     def packed(self, storage: str, rows: int, columns: int, gguf_type: str = "") -> PackedWeight:
-        """A matrix as it rests in a storage: fp8, int8, convrot or gguf."""
+        """A packed matrix: fp8, int8, convrot or gguf."""
         key = (f"{storage} {gguf_type}", columns)
         if key not in self._encoded:
             noise = self._rows(columns)
@@ -79,7 +79,7 @@ class Tiles:
 
 
 class RandomBranch:
-    """A branch of a recipe without a file: a `model.assemble.BranchWeights` of noise."""
+    """A branch of a recipe without a file: an `assemble.BranchWeights` of noise."""
 
     def __init__(self, branch: Branch, recipe: Recipe, tiles: Tiles) -> None:
         self.recipe, self.tiles = recipe, tiles
@@ -88,10 +88,10 @@ class RandomBranch:
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A tensor that is not packed, or some of its rows."""
         height, *rest = self._held[name]
-        return self.tiles.dense((_count(rows, height), *rest), name)
+        return self.tiles.dense((height if rows is None else rows.stop - rows.start, *rest), name)
 
     def stored(self, linear: str) -> tuple[Tensor | PackedWeight, ...]:
-        """The weight of a Linear as it rests."""
+        """The weight of a Linear as it is stored."""
         return tuple(map(self._one, held_as(self.recipe, linear)))
 
     def _one(self, held: str) -> Tensor | PackedWeight:
@@ -102,13 +102,8 @@ class RandomBranch:
         return self.tiles.packed(self.recipe.storage, rows, columns, kind)
 
 
-def _seeded(text: str) -> torch.Generator:
-    """Of the CPU, so that every device gets the same numbers."""
+def _seeded(text: str) -> torch.Generator:  # of the CPU, so that every device gets the same numbers
     return torch.Generator().manual_seed(zlib.crc32(text.encode()))
-
-
-def _count(rows: slice | None, height: int) -> int:
-    return height if rows is None else rows.stop - rows.start
 
 
 def _repeated(tile: Tensor, rows: int) -> Tensor:

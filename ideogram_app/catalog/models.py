@@ -211,7 +211,7 @@ MODELS: dict[str, Model] = {
             _PUBLISHED,
             _PUBLISHED,
             text_encoder="qwen3-vl-8b",
-            vae_parameters=49_620_259,  # counted (benchmark/memory/counted.py): 0.10 GB in bf16
+            vae_parameters=49_620_259,  # counted (benchmarks/counting/counted.py): 0.10 GB in bf16
             default_size=(1024, 1024),
             source_bytes=27_500_000_000,  # ideogram-ai/ideogram-4-fp8
         ),

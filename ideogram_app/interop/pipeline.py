@@ -1,4 +1,4 @@
-"""Prepared weights in stock diffusers: its own classes, its own loaders, none of this program's kernels.
+"""Prepared weights in stock diffusers: a loader for `Ideogram4Pipeline`, and GGUF for `from_single_file`.
 
     pipe = load_pipeline("data/checkpoints/ideogram-4/gguf-q4_k", source)        Ideogram4Pipeline
     pipe("…", max_sequence_length=512, num_inference_steps=20, guidance_schedule=[7.0] * 18 + [3.0] * 2, std=1.75)
@@ -17,10 +17,10 @@ rows (blocks run along columns, so packed rows split like any others), `o` is re
 is decoded, because diffusers passes packed and BF16 norms, biases and embeddings on as bytes. It refuses what it does
 not know; diffusers alone would leave what is missing on the meta device and drop, with a warning, what is too much.
 
-    storage   in stock diffusers
-    dense     from_pretrained
-    int8      from_pretrained: config.json and torchao's metadata in the file say how
-    gguf      from_single_file, once registered; decoded to half precision at every use
+    storage        in stock diffusers
+    dense          from_pretrained
+    int8           from_pretrained: config.json and torchao's metadata in the file say how
+    gguf           from_single_file, once registered; decoded to half precision at every use
     fp8, convrot   not: no released loader applies these scales
 
 diffusers calls the entry's function only where a file's names are not already its own, so a GGUF of diffusers' names
@@ -65,7 +65,7 @@ READ_BY_DIFFUSERS = ("dense", "int8", "gguf")  # storages
 
 
 class TextSide(nn.Module):
-    """All that `Ideogram4Pipeline` uses of a text encoder: transformers' language model, where it is and of which type.
+    """All that `Ideogram4Pipeline` uses of a text encoder: transformers' language model, its device and dtype.
 
     It has no `forward` and no vision tower, so that prompt upsampling fails rather than writes nonsense.
     """
@@ -90,10 +90,8 @@ class TextSide(nn.Module):
 def register_gguf() -> Mapping[str, Any]:
     """Have `Ideogram4Transformer2DModel.from_single_file` read GGUF files of this model, from now on in this process.
 
-    Calling it again changes nothing, and neither does calling it in a diffusers that knows the model by itself.
-
-    Returns:
-        The entry now in diffusers' table, which holds the function from the names in a file to those in the module.
+    Calling it again changes nothing, and neither does calling it in a diffusers that knows the model by itself. Returns
+    the entry now in diffusers' table.
     """
     from diffusers.loaders import single_file_model
 
@@ -105,11 +103,10 @@ def register_gguf() -> Mapping[str, Any]:
 def to_diffusers(
     checkpoint: Mapping[str, Tensor], config: Mapping[str, Any], branch: str | None = None
 ) -> dict[str, Tensor]:
-    """A file's tensors under diffusers' names, ready for the module that `config` describes.
+    """A file's tensors under diffusers' names, ready for the module that `config`, as in config.json, describes.
 
     Args:
         checkpoint: stored name to tensor; packed ones are diffusers' `GGUFParameter`, (rows, bytes of a row).
-        config: as in config.json.
         branch: "transformer" or "unconditional_transformer", for a file that holds both under prefixes;
             `from_single_file(..., branch=...)` passes it on.
 
@@ -126,8 +123,9 @@ def to_diffusers(
         parts = (tensor,) if len(names) == 1 else tensor.chunk(len(names))
         for name, part in zip(names, parts, strict=False):  # fewer rows than parts: the last are missing, and said so
             _check(stored, name, part, shapes, found)
-            keeps_packing = name in linears and _quant_type(part) != gguf.GGMLQuantizationType.BF16
-            found[name] = part if keeps_packing else _decoded(part)
+            kind = getattr(part, "quant_type", None)  # of diffusers' `GGUFParameter`
+            keeps = kind is None or (name in linears and kind != gguf.GGMLQuantizationType.BF16)
+            found[name] = part if keeps else _decoded(part, kind)
     missing = [name for name in shapes if name not in found]
     if missing:
         raise CheckpointError(f"This file lacks {len(missing)} tensors of the transformer", got=f"no {missing[0]}")
@@ -139,14 +137,13 @@ def load_pipeline(
 ) -> Ideogram4Pipeline:
     """A stock `Ideogram4Pipeline` whose transformers come from a folder that this program prepared.
 
-    Everything is in main memory; `.to("cuda")` and diffusers' own ways of offloading follow. The text encoder is the
-    text side alone, so prompt upsampling is not to be had.
+    Everything is in host memory; `.to("cuda")` and diffusers' own offloading follow. The text encoder is the text side
+    alone, so there is no prompt upsampling.
 
     Args:
         folder: of one recipe, such as "data/checkpoints/ideogram-4/int8-w8a8".
-        source: the pipeline folder that has text encoder, tokenizer, VAE and scheduler; where None, those kept beside
-            the folder, or else those of the source that it was prepared from.
-        dtype: the computing type.
+        source: the pipeline folder that has text encoder, tokenizer, VAE and scheduler; where None, those prepared
+            beside the folder, or else those of the source that it was prepared from.
 
     Raises:
         RequestError: stock diffusers cannot read this recipe.
@@ -168,11 +165,7 @@ def load_pipeline(
 
 
 def stock_parts(where: ComponentsFolder, dtype: torch.dtype) -> dict[str, Any]:
-    """Tokenizer, text encoder, VAE and scheduler as transformers and diffusers have them, by their names in a pipeline.
-
-    Raises:
-        CheckpointError: missing or damaged; the message names file or folder.
-    """
+    """Tokenizer, text encoder, VAE and scheduler of transformers and diffusers, by their names in a pipeline."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return {
@@ -184,7 +177,6 @@ def stock_parts(where: ComponentsFolder, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _transformer(folder: Path, manifest: Manifest, branch: str, dtype: torch.dtype) -> Ideogram4Transformer2DModel:
-    """One transformer by diffusers' loader for its storage."""
     from diffusers import GGUFQuantizationConfig, Ideogram4Transformer2DModel
 
     recipe = find_recipe(manifest.recipe)
@@ -235,9 +227,8 @@ def _of_one_branch(checkpoint: Mapping[str, Tensor], branch: str | None) -> Iter
     """(stored name, name without prefix, tensor) of one transformer's tensors."""
     names = {stored: parse(stored) for stored in checkpoint}
     if len({name.branch for name in names.values() if name.branch is not None}) > 1 and branch not in BRANCHES:
-        raise RequestError(
-            "This file holds both transformers", expected=f"branch={' or '.join(BRANCHES)}", got=f"{branch!r:.60}"
-        )
+        expected = f"branch={' or '.join(BRANCHES)}"
+        raise RequestError("This file holds both transformers", expected=expected, got=f"{branch!r:.60}")
     for stored, name in names.items():
         if name.branch is not None and branch in BRANCHES and BRANCHES[name.branch] != branch:
             continue
@@ -262,16 +253,6 @@ def _check(
         raise CheckpointError(f"{stored} does not fit the transformer", expected=str(shapes[name]), got=str(shape))
 
 
-def _quant_type(tensor: Tensor) -> gguf.GGMLQuantizationType | None:
-    """The GGML type of diffusers' `GGUFParameter`; None of an ordinary tensor."""
-    kind: gguf.GGMLQuantizationType | None = getattr(tensor, "quant_type", None)
-    return kind
-
-
-def _decoded(tensor: Tensor) -> Tensor:
-    """The values of a packed tensor in float32; an ordinary one as it is."""
-    kind = _quant_type(tensor)
-    if kind is None:
-        return tensor
+def _decoded(tensor: Tensor, kind: gguf.GGMLQuantizationType) -> Tensor:
     packed = tensor.detach().as_subclass(Tensor)
     return torch.from_numpy(gguf.dequantize(packed.view(torch.uint8).numpy(), kind))

@@ -1,4 +1,4 @@
-"""Recipes for people who write their own diffusers script: which layers to keep, and the configuration that does it.
+"""Recipe API for diffusers scripts: which layers to protect, and the `PipelineQuantizationConfig` that does it.
 
     >>> from ideogram_app.recipe_api import available_recipes, ideogram4_quant_recipe
     >>> available_recipes()
@@ -54,26 +54,17 @@ FINAL_LAYER = "final_layer."
 
 @dataclass(frozen=True)
 class Precision:
-    """One way in which stock diffusers quantizes while it loads.
+    """One way in which stock diffusers quantizes while it loads."""
 
-    Attributes:
-        backend: torchao or bitsandbytes; an installed package.
-        method: torchao's configuration class; "" for bitsandbytes.
-        arguments: of `BitsAndBytesConfig`.
-        granularity: what shares one scale, where torchao's default is the whole tensor.
-        encoder_method: torchao's class for the text encoder. Its inputs are never rounded: language models have outlier
-            channels (arXiv 2208.07339), and it runs once a picture.
-        protects_ffn_down: whether the feed-forward outputs stay, the Linears that INT8 inputs hurt most.
-        needs: what the machine must have beyond the pinned packages; "" where nothing.
-    """
-
-    backend: str
-    method: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    granularity: str = ""
+    backend: str  # the package, torchao or bitsandbytes
+    method: str = ""  # torchao's configuration class
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of `BitsAndBytesConfig`
+    granularity: str = ""  # what shares one scale, where torchao's default is the whole tensor
+    # torchao's class for the text encoder. Its inputs are never rounded: language models have outlier channels
+    # (arXiv 2208.07339), and it runs once a picture.
     encoder_method: str = ""
-    protects_ffn_down: bool = False
-    needs: str = ""
+    protects_ffn_down: bool = False  # whether the feed-forward outputs stay, the Linears that INT8 inputs hurt most
+    needs: str = ""  # what the machine must have beyond the pinned packages
 
 
 _INT8, _FP8 = "Int8WeightOnlyConfig", "Float8WeightOnlyConfig"
@@ -100,22 +91,12 @@ PRECISIONS: dict[str, Precision] = {
 
 @dataclass(frozen=True)
 class QuantRecipe:
-    """What to quantize, how, and what to leave alone; checks itself.
-
-    Attributes:
-        precision: a name of `available_recipes()`.
-        num_layers: blocks of the deeper transformer.
-        components: parts of the pipeline that are quantized.
-        protected_layers: whole names of Linears that both transformers keep in the computing type.
-
-    Raises:
-        RequestError: a value that does not exist; lists those that do.
-    """
+    """What to quantize, how, and what to leave alone; RequestError for a value that does not exist."""
 
     precision: str
-    num_layers: int
-    components: tuple[str, ...]
-    protected_layers: tuple[str, ...]
+    num_layers: int  # blocks of the deeper transformer
+    components: tuple[str, ...]  # those of the pipeline that are quantized
+    protected_layers: tuple[str, ...]  # whole names of Linears that both transformers keep in the computing type
 
     def __post_init__(self) -> None:
         choose(PRECISIONS, self.precision, "recipe")
@@ -161,16 +142,16 @@ def ideogram4_protected_layers(
         RequestError: fewer than one block, or an extra name that is none.
     """
     names = _linears(num_layers)
-    kept = {name for name in names if any(fragment in name for fragment in ONE_ROW_LAYERS)}
+    protected = {name for name in names if any(fragment in name for fragment in ONE_ROW_LAYERS)}
     for fragment, keeps in ((FEED_FORWARD_OUTPUT, protect_ffn_down), (FINAL_LAYER, protect_final_layer)):
         found = {name for name in names if fragment in name}
-        kept = kept | found if keeps else kept - found
+        protected = protected | found if keeps else protected - found
     for module in _as_tuple(extra):
         inside = {name for name in names if f"{name}.".startswith(f"{module}.")}
         if not inside:
             raise _unknown_layer(module, num_layers)
-        kept |= inside
-    return tuple(name for name in names if name in kept)
+        protected |= inside
+    return tuple(name for name in names if name in protected)
 
 
 def ideogram4_quant_recipe(
@@ -187,7 +168,7 @@ def ideogram4_quant_recipe(
     Args:
         precision: a name of `available_recipes()`.
         num_layers: blocks of the deeper transformer: 34, or 6 for the miniature.
-        components: any of "transformer", "unconditional_transformer", "text_encoder".
+        components: any of `COMPONENTS`.
         extra_protected_layers: as `extra` of `ideogram4_protected_layers`.
 
     Raises:
@@ -220,9 +201,8 @@ def build_pipeline_quant_config(recipe: QuantRecipe | str, **overrides: Any) -> 
     try:
         mapping = {component: _configured(row, recipe, component, overrides) for component in recipe.components}
     except ImportError as problem:  # diffusers looks for a package's version when it is asked for a configuration
-        raise RequestError(
-            f"{recipe.precision} cannot be configured here", expected=row.needs or row.backend, got=str(problem)
-        ) from problem
+        said, expected = f"{recipe.precision} cannot be configured here", row.needs or row.backend
+        raise RequestError(said, expected=expected, got=str(problem)) from problem
     return PipelineQuantizationConfig(quant_mapping=mapping)
 
 
@@ -231,25 +211,25 @@ def _configured(row: Precision, recipe: QuantRecipe, component: str, overrides: 
     import diffusers
     import transformers
 
-    encodes, kept = component == TEXT_ENCODER, list(recipe.protected_layers)
+    protected = list(recipe.protected_layers)
     if row.backend == "bitsandbytes":
         _check_overrides(diffusers.BitsAndBytesConfig, overrides)
         arguments = {**row.arguments, **overrides}
-        if encodes:
+        if component == TEXT_ENCODER:
             return transformers.BitsAndBytesConfig(**arguments)
-        return diffusers.BitsAndBytesConfig(**arguments, llm_int8_skip_modules=kept)
+        return diffusers.BitsAndBytesConfig(**arguments, llm_int8_skip_modules=protected)
     from torchao import quantization
 
     method = getattr(quantization, row.method)
     _check_overrides(method, overrides)
-    if encodes:
+    if component == TEXT_ENCODER:
         return transformers.TorchAoConfig(getattr(quantization, row.encoder_method)())
     shared = {"granularity": getattr(quantization, row.granularity)()} if row.granularity else {}
-    return diffusers.TorchAoConfig(method(**{**shared, **overrides}), modules_to_not_convert=kept)
+    return diffusers.TorchAoConfig(method(**{**shared, **overrides}), modules_to_not_convert=protected)
 
 
 def _check_overrides(method: Any, overrides: Mapping[str, Any]) -> None:
-    """Refuse what a configuration class would drop in silence or fail on with a TypeError."""
+    """Reject what a configuration class would drop in silence or fail on with a TypeError."""
     known = [name for name in inspect.signature(method).parameters if name not in ("kwargs", "llm_int8_skip_modules")]
     unknown = sorted(overrides.keys() - set(known))
     if unknown:
@@ -257,25 +237,19 @@ def _check_overrides(method: Any, overrides: Mapping[str, Any]) -> None:
 
 
 def _linears(num_layers: int) -> tuple[str, ...]:
-    """Whole names of every Linear of a transformer of that many blocks."""
+    """Whole names of every Linear of a transformer of that many blocks; RequestError for a count that is none."""
     if isinstance(num_layers, bool) or not isinstance(num_layers, int) or num_layers < 1:
-        depths = (f"{model.conditional.num_layers} for {model.title}" for model in MODELS.values())
-        raise RequestError(
-            "A transformer of that many layers does not exist",
-            expected=f"a whole number from 1: {', '.join(depths)}",
-            got=f"{num_layers!r:.40}",
-        )
+        depths = ", ".join(f"{model.conditional.num_layers} for {model.title}" for model in MODELS.values())
+        said, expected = "A transformer of that many layers does not exist", f"a whole number from 1: {depths}"
+        raise RequestError(said, expected=expected, got=f"{num_layers!r:.40}")
     return tuple(linear.name for linear in replace(PUBLISHED_BRANCH, num_layers=num_layers).linears())
 
 
 def _unknown_layer(name: str, num_layers: int) -> RequestError:
-    one = _linears(1)
-    outside = ", ".join(linear for linear in one if not linear.startswith("layers."))
-    inside = ", ".join(linear.removeprefix("layers.0.") for linear in one if linear.startswith("layers."))
-    return RequestError(
-        f"There is no Linear {name!r:.80} in a transformer of {num_layers} layers",
-        expected=f"whole names: {outside}, or layers.0 to layers.{num_layers - 1} with {inside}",
-    )
+    outside = ", ".join(linear for linear in _linears(1) if not linear.startswith("layers."))
+    inside = ", ".join(linear.removeprefix("layers.0.") for linear in _linears(1) if linear.startswith("layers."))
+    expected = f"whole names: {outside}, or layers.0 to layers.{num_layers - 1} with {inside}"
+    return RequestError(f"There is no Linear {name!r:.80} in a transformer of {num_layers} layers", expected=expected)
 
 
 def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:

@@ -6,8 +6,8 @@
     decode      the decoder at its widest, whole or one tile after another
 
 Every function names the tensors that are alive at once in the code that it speaks of, so the most of them is what an
-allocator is asked for. `benchmark/memory/counted.py` counts the same by running that code on tensors that hold nothing,
-and tests hold the two together: never below, at most 8 % above.
+allocator is asked for. `benchmarks/counting/counted.py` counts the same by running that code on tensors that hold
+nothing, and tests hold the two together: never below, at most 8 % above.
 
 Left out: gaps that an allocator leaves and what libraries keep for themselves (planning/footprint.py), and plain
 kernels, which run where there are no others and hold more for a moment.

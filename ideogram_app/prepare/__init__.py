@@ -1,4 +1,4 @@
-"""Quantize, the process: source weights to a prepared folder that survives being killed at any moment.
+"""Quantization process: source weights to a prepared folder, resumable after a kill at any moment.
 
 Its modules (this list is made by tools/docs.py):
 

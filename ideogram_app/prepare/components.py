@@ -1,4 +1,4 @@
-"""What stands around the transformers, kept beside them: text encoder packed, tokenizer, scheduler and VAE as they are.
+"""Components beside the transformers: the text encoder packed; tokenizer, scheduler and VAE copied as they are.
 
     <root>/checkpoints/<model>/companions/    text_encoder/, tokenizer/, scheduler/, vae/, manifest.json
 
@@ -6,13 +6,14 @@ Made once for a model, shared by its recipes, and enough to draw with: when it i
 encoder's file goes through the same run as a transformer's (run.py), so it is resumable and compared row by row. Its
 smoke test fills transformers' own decoder layer once from the source and once from the file.
 
-The encoder rests as Q8_0: behind layers of full width its features are off by 2.7 % where INT8 rows give 8.2 and Q4_K
+The encoder is packed as Q8_0: behind layers of full width its features are off by 2.7 %, INT8 rows give 8.2 and Q4_K
 26, for 8.0 GB instead of 7.6 and 4.6 (benchmarks/results/encoder.json). Left out: packing the VAE, 0.17 GB in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.packing import Packing
 from ideogram_app.prepare.run import PrepareRun, PrepareTask
-from ideogram_app.prepare.smoke_test import BLOCK, SEED, TOKENS, Read, check, fill
+from ideogram_app.prepare.smoke_test import BLOCK, SEED, TOKENS, check_error, fill
+from ideogram_app.quantization.rows import RowReader
 from ideogram_app.records import Event
 
 LEAST_CHANGE = 0.01  # of the hidden states: a trained layer that adds less than this is judged as if it added so much
@@ -37,41 +39,43 @@ COPIED = {"tokenizer": ("*",), "scheduler": ("*.json",), "vae": ("*.json", "*.sa
 def prepare_components(
     store: Store, model_name: str, source: Path, encoder: str = DEFAULT, device: str = "cpu"
 ) -> Iterator[Event]:
-    """Make a model's companions from a pipeline folder, or do nothing where they are ready.
+    """Make a model's components from a pipeline folder, or do nothing where they are ready: events as of a recipe.
 
     Args:
-        encoder: a row of `ENCODER_RECIPES`; companions made with another one are made again.
-
-    Yields:
-        Events as those of a recipe.
+        encoder: a row of `ENCODER_RECIPES`; components made with another one are made again.
 
     Raises:
         RequestError: no such encoder recipe, or another process prepares them.
         CheckpointError: the folder lacks one of them, or holds something else.
         DiskError: too little room.
     """
-    recipe, place = find_encoder_recipe(encoder), store.companions(model_name)
-    with place.lock():
+    recipe, prepared = find_encoder_recipe(encoder), store.companions(model_name)
+    with prepared.lock():
         status = store.components_status(model_name)
         if status.usable and status.recipe == encoder:
             yield Event("prepare", encoder, status.bytes, status.bytes, message=f"{encoder} is ready")
             return
         reader = SourceEncoder(source / ENCODER)
-        path = place.staging / encoder_file(encoder)
+        path = prepared.staging / encoder_file(encoder)
         packing = Packing(ENCODER, reader, reader.encoder, recipe, path, torch.device(device))
         copies = _copies(source)
-        read = (*(file.path for file in reader.files), *copies.values())
-        smoke, tries = _smoke(reader, recipe.name), len(_tried(reader))
-        work = PrepareTask(model_name, recipe, (packing,), read, source, source, smoke, tries, copies=copies)
-        yield from PrepareRun(place, work).guarded()
+        layers = sorted({0, reader.encoder.num_hidden_layers - 1})
+        task = PrepareTask(
+            model_name,
+            recipe,
+            (packing,),
+            sources=(*(file.path for file in reader.files), *copies.values()),
+            folder=source,
+            named=source,
+            smoke=partial(_smoke_test, reader=reader, layers=layers),
+            tries=len(layers),
+            copies=copies,
+        )
+        yield from PrepareRun(prepared, task).guarded()
 
 
 def _copies(source: Path) -> dict[str, Path]:
-    """Path inside the companions' folder -> file of the source.
-
-    Raises:
-        CheckpointError: a folder of the pipeline is missing.
-    """
+    """Path inside the components' folder -> file of the source; CheckpointError where one of its folders is missing."""
     found: dict[str, Path] = {}
     for name, patterns in COPIED.items():
         files = sorted({path for pattern in patterns for path in (source / name).glob(pattern) if path.is_file()})
@@ -85,32 +89,19 @@ def _copies(source: Path) -> dict[str, Path]:
     return found
 
 
-def _smoke(reader: SourceEncoder, recipe: str) -> Any:
-    """First and last decoder layer, filled from the source and from the file; what they add must agree."""
-    row = find_encoder_recipe(recipe)
-
-    def smoke(packing: Packing) -> Iterator[tuple[str, float]]:
-        written = PackedBranch(packing.path, row, reader.encoder)
-        for index in _tried(reader):
-            hidden, source = _output(reader.config, index, _all_rows(reader))
-            _, packed = _output(reader.config, index, written.values)
-            scale = max(float((source - hidden).norm()), LEAST_CHANGE * float(hidden.norm()))
-            error, name = float((packed - source).norm()) / scale, f"layer {index}"
-            yield name, check(name, error, BLOCK[row.gguf_type or row.storage])
-
-    return smoke
+def _smoke_test(packing: Packing, reader: SourceEncoder, layers: Iterable[int]) -> Iterator[tuple[str, float]]:
+    """Decoder layers, filled from the source and from the file: what they add must agree."""
+    recipe = packing.recipe
+    written = PackedBranch(packing.path, recipe, reader.encoder)
+    for index in layers:
+        hidden, source = _output(reader.config, index, reader.tensor)
+        _, packed = _output(reader.config, index, written.values)
+        scale = max(float((source - hidden).norm()), LEAST_CHANGE * float(hidden.norm()))
+        error, name = float((packed - source).norm()) / scale, f"layer {index}"
+        yield name, check_error(name, error, BLOCK[recipe.gguf_type or recipe.storage])
 
 
-def _tried(reader: SourceEncoder) -> list[int]:
-    """The layers that the smoke test computes."""
-    return sorted({0, reader.encoder.num_hidden_layers - 1})
-
-
-def _all_rows(reader: SourceEncoder) -> Read:
-    return lambda name, rows: reader.tensor(name, rows)
-
-
-def _output(config: dict[str, Any], index: int, read: Read) -> tuple[Tensor, Tensor]:
+def _output(config: dict[str, Any], index: int, read: RowReader) -> tuple[Tensor, Tensor]:
     """Random hidden states (1, 16, hidden) before and after decoder layer `index`, in float32."""
     from transformers import Qwen3VLTextConfig
     from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer, Qwen3VLTextRotaryEmbedding

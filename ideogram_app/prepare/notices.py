@@ -1,4 +1,4 @@
-"""What the licence of Ideogram 4 asks of whoever makes a quantized copy: a notice, a mark, the source's own texts.
+"""Licence notices of a quantized copy, as Ideogram 4's licence demands: notice, mark, the source's own texts.
 
 A quantized copy is a Model Derivative under the Ideogram Non-Commercial Model Agreement (section 3): whoever passes it
 on gives a copy of the agreement, the sentence below word for word, and a prominent mark that files were modified. Both
@@ -33,15 +33,9 @@ has neither made nor endorsed them.
 
 
 def write_notices(folder: Path, model: str, recipe: str, source: Path) -> list[Path]:
-    """Write what must stand beside a quantized copy of a published model; nothing for the program's own.
+    """Write what must stand beside a quantized copy of a published model, nothing for the program's own; the files.
 
-    Args:
-        folder: of the copy.
-        recipe: how the weights were modified.
-        source: the folder whose LICENSE and NOTICE files are copied; its own NOTICE gets the name NOTICE-SOURCE.
-
-    Returns:
-        The files written.
+    LICENSE and NOTICE files of the folder `source` are copied; its own NOTICE gets the name NOTICE-SOURCE.
     """
     if model in OWN_WEIGHTS:
         return []

@@ -1,4 +1,4 @@
-"""A transformer, or the text encoder, on its way into its file, in runs of rows: read, scale, pack, write, compare.
+"""Packing of a transformer or text encoder, in runs of rows: read, scale, pack, write, compare with the source.
 
     rows of the source -> * factors -> pack -> write behind the last rows -> read through the code that loads -> compare
 
@@ -6,15 +6,13 @@ A run of rows is read from the source once and checked at once, so a file costs 
 itself. Memory is that of a few runs, whatever the matrix: llm_cond_proj of the published model is 4608 x 53248, 981 MB
 in float32, and a run of it 16 MB. diffusers and llama.cpp hold or map a whole model to convert it.
 
-Left out: what to scale and to protect (calibration.py decides, `Tuning` carries it), several processes.
+Left out: what to scale and to protect (calibration/tuning.py), several processes.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from math import prod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,10 +25,8 @@ from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.journal import MismatchError
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, rows_of_parts
 from ideogram_app.errors import CheckpointError
-from ideogram_app.prepare.calibration.calibration import Calibration
 from ideogram_app.prepare.calibration.smoothing import Factors, Scaling
 from ideogram_app.quantization.rows import row_runs
 
@@ -41,81 +37,7 @@ RUN_ON_CPU, RUN_ELSEWHERE = 2**22, 2**24
 # 0.027, 0.01, 0.01, 0.006, 0.08) and far below what a wrong order, scale or type gives (about 1): this finds faults of
 # the program or the machine; the quality of a recipe is measured on pictures. FP8 has a proof: half a step of 3 bits
 # is 1/16.
-LARGEST_ERROR = {
-    "fp8": 0.07,
-    "int8": 0.3,
-    "convrot": 0.3,
-    "Q8_0": 0.03,
-    "Q6_K": 0.1,
-    "Q5_K": 0.15,
-    "Q4_K": 0.3,
-}
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What a calibration says of a model; nothing where there is none.
-
-    Attributes:
-        scaling: for each branch, what its tensors are multiplied by before they are packed, by diffusers' names.
-        importance: for each branch, diffusers' name of a weight -> (columns,), for GGUF's search.
-        protected: name fragments of all layers that stay unpacked, in place of the recipe's own choice.
-        calibration: hash of the statistics, which manifests record; found from the rest where it is left out.
-    """
-
-    scaling: tuple[Scaling, Scaling] = ({}, {})
-    importance: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] = ({}, {})
-    protected: tuple[str, ...] | None = None
-    calibration: str = ""
-
-    @classmethod
-    def of(cls, calibration: Calibration, recipe: Recipe, sha256: str) -> Tuning:
-        """What of a calibration a recipe uses: nothing of it, for some.
-
-        Args:
-            sha256: of the calibration's file.
-        """
-        tuned = cls(
-            scaling=(calibration.scaling(0), calibration.scaling(1)) if recipe.smoothed else ({}, {}),
-            importance=(_moments(calibration, 0, recipe), _moments(calibration, 1, recipe)),
-            protected=recipe.protecting(calibration.protected(recipe.packs)).protected if recipe.fragile else None,
-        )
-        return tuned if tuned == UNTUNED else replace(tuned, calibration=sha256)
-
-    def effective(self, recipe: Recipe) -> Recipe:
-        """The recipe with the protected list to use."""
-        return recipe.protecting() if self.protected is None else replace(recipe, protected=self.protected)
-
-    @property
-    def identity(self) -> str:
-        """Changes with anything that changes the files made; "" where nothing is tuned."""
-        if self == UNTUNED:
-            return ""
-        digest = hashlib.sha256(f"{self.calibration} {self.protected}".encode())
-        for name, tensor in self._tensors():
-            digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that is a number, named, in one order."""
-        for branch in range(len(BRANCHES)):
-            for name, factors in sorted(self.scaling[branch].items()):
-                for kind, tensor in (("rows", factors.rows), ("columns", factors.columns)):
-                    if tensor is not None:
-                        yield f"{branch} {name} {kind}", tensor
-            for name, importance in sorted(self.importance[branch].items()):
-                yield f"{branch} {name} importance", importance
-
-
-UNTUNED = Tuning()
-
-
-def _moments(calibration: Calibration, branch: int, recipe: Recipe) -> dict[str, Tensor]:
-    """How much every column of the weights matters that a GGUF recipe packs; no other storage asks."""
-    if recipe.storage != "gguf":
-        return {}
-    linears = [linear.name for linear in calibration.branches[branch].branch.linears() if recipe.packs(linear.name)]
-    return {f"{name}.weight": calibration.second_moment(branch, name) for name in linears}
+LARGEST_ERROR = {"fp8": 0.07, "int8": 0.3, "convrot": 0.3, "Q8_0": 0.03, "Q6_K": 0.1, "Q5_K": 0.15, "Q4_K": 0.3}
 
 
 # Block scales of GGUF are fp16, which ends at 6e-8: 127 levels of half of that may round to nothing. Trained layers
@@ -123,7 +45,7 @@ def _moments(calibration: Calibration, branch: int, recipe: Recipe) -> dict[str,
 VANISHING = 127 * 2**-25
 
 
-class Reader(Protocol):
+class WeightSource(Protocol):
     """What weights are read from: `SourceBranch` or `SourceEncoder`."""
 
     folder: Path
@@ -136,38 +58,29 @@ class Reader(Protocol):
 
 @dataclass
 class Packing:
-    """One transformer, or the text encoder: where it comes from, what it becomes, and how it is tuned.
+    """One transformer, or the text encoder: its source, its file, and how it is tuned."""
 
-    Attributes:
-        name: the folder of its config.json.
-        path: of the file that is filled.
-    """
-
-    name: str
-    reader: Reader
+    name: str  # of the folder with its config.json
+    source: WeightSource
     component: Component
     recipe: Recipe
-    path: Path
+    path: Path  # of the file that is filled
     device: torch.device
-    scaling: Scaling = field(default_factory=dict)
+    scaling: Scaling = field(default_factory=dict)  # as importance, that of `Tuning`
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     units: list[Unit] = field(init=False)
-    blank: FilePlan = field(init=False)
+    file_plan: FilePlan = field(init=False)
 
     def __post_init__(self) -> None:
-        self.units = formats.units(self.recipe, self.component, self.reader.dtypes)
+        self.units = formats.units(self.recipe, self.component, self.source.dtypes)
         shapes = self.component.shapes()
-        dense = next(self.reader.dtypes[name] for name, shape in shapes.items() if len(shape) == 1)
+        dense = next(self.source.dtypes[name] for name, shape in shapes.items() if len(shape) == 1)
         self._heights = {name: shape[0] for name, shape in shapes.items()}
-        self.blank = formats.plan_file(self.recipe, self.units, dense)
+        self.file_plan = formats.plan_file(self.recipe, self.units, dense)
 
     def size(self, unit: Unit) -> int:
         """Bytes of a unit in the file."""
-        return sum(stop - start for start, stop in (self.blank.spans[part.name] for part in unit.parts))
-
-    def weights(self, unit: Unit) -> int:
-        """How many weights of a unit are packed."""
-        return prod(unit.shape) if unit.packed else 0
+        return sum(stop - start for start, stop in (self.file_plan.spans[part.name] for part in unit.parts))
 
     def runs(self, unit: Unit) -> list[slice]:
         """Rows of a unit's source, as many at a time as are worked on at once."""
@@ -175,19 +88,14 @@ class Packing:
         return [slice(unit.first + rows.start, unit.first + rows.stop) for rows in row_runs(unit.shape, most)]
 
     def scaled(self, name: str, rows: slice) -> Tensor:
-        """Rows of the source, multiplied as tuned, on the device.
-
-        Raises:
-            CheckpointError: some are NaN or infinite, which would spread over whole rows.
-        """
-        tensor = self.reader.tensor(name, rows).to(self.device)
+        """Rows of the source, multiplied as tuned, on the device; CheckpointError where some are NaN or infinite."""
+        tensor = self.source.tensor(name, rows).to(self.device)
         if self.scaling:
             tensor = self._multiplied(name, rows, tensor)
         # A sum that is finite has finite terms, and takes an eighth of the time of looking at each.
         if not bool(torch.isfinite(tensor.sum(dtype=torch.float32))) and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(
-                f"{name} in {self.reader.folder} holds numbers that are not finite", do="Fetch the source again"
-            )
+            said = f"{name} in {self.source.folder} holds numbers that are not finite"
+            raise CheckpointError(said, do="Fetch the source again")
         return tensor
 
     def packed(self, unit: Unit, tensor: Tensor) -> list[Tensor]:
@@ -196,11 +104,7 @@ class Packing:
         return formats.pack(self.recipe, unit, tensor, importance)
 
     def compare(self, written: PackedBranch, unit: Unit, rows: slice, tensor: Tensor) -> None:
-        """Read rows back through the code that loads them.
-
-        Raises:
-            MismatchError: they are not the source's, or not near them where they are packed.
-        """
+        """Read rows back through the code that loads them; MismatchError where they are not (nearly) the source's."""
         name = unit.source
         got = written.values(name, rows, self.device)
         if not unit.packed:
@@ -223,7 +127,7 @@ class Packing:
 
     def _mismatch(self, name: str, expected: str, got: str) -> MismatchError:
         return MismatchError(
-            f"{name} in {self.path.name} does not match its source {self.reader.folder}",
+            f"{name} in {self.path.name} does not match its source {self.source.folder}",
             expected=expected,
             got=got,
             do="The unfinished files were removed; check the source and prepare it again",

@@ -1,4 +1,4 @@
-"""Does what was written compute what the source computes? Asked before a file gets its final name.
+"""Smoke test of packed weights: they compute what the source computes, before a file gets its final name.
 
     first and last block    random hidden states (1, 16, hidden) through diffusers' own block class, filled once from
                             the source and once from the file; |difference of the changes| / |change by the source|
@@ -14,17 +14,18 @@ Left out: rounding of activations, which the layer that runs does, and judging q
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.journal import MismatchError
+from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.published.tensor_names import official_place
-from ideogram_app.quantization.rows import row_runs
+from ideogram_app.prepare.packing import Packing
+from ideogram_app.quantization.rows import RowReader, row_runs
 
 TOKENS, INPUTS, SEED = 16, 4, 4
 SMOKE_CHUNK = 2**22  # weights read at once
@@ -37,52 +38,27 @@ SCALED_BLOCK = 0.7
 CANCELLED = 0.01  # of a scaled block before rounding; it is 0 where every factor is a power of two and cancels
 
 
-class Read(Protocol):
-    """Rows of a tensor by its official name."""
-
-    def __call__(self, name: str, rows: slice, /) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is compared.
-
-    Attributes:
-        config: the branch's config.json.
-        kind: a key of `BLOCK`.
-        source: the source as it is.
-        scaled: the source as it was packed; None where nothing was scaled.
-        written: the file.
-    """
-
-    branch: Branch
-    config: dict[str, Any]
-    kind: str
-    source: Read
-    scaled: Read | None
-    written: Read
-
-
-def smoke_test(subject: Subject) -> Iterator[tuple[str, float]]:
-    """Compare what a file computes with what its source computes.
-
-    Yields:
-        What was compared, and its relative error.
+def smoke_test(packing: Packing) -> Iterator[tuple[str, float]]:
+    """Compare a transformer's file with its source: yields what was compared, and its relative error.
 
     Raises:
         MismatchError: an error above the bound, or a result that is not finite.
     """
-    bound, scaled = BLOCK[subject.kind], subject.scaled
-    for index in sorted({0, subject.branch.num_layers - 1}):
-        *before, error = block_errors(subject, index)
+    recipe, branch, source = packing.recipe, packing.component, packing.source
+    assert isinstance(branch, Branch)
+    written = PackedBranch(packing.path, recipe, branch).values
+    bound = BLOCK[recipe.gguf_type or recipe.storage]
+    scaled: list[RowReader] = [packing.scaled] if packing.scaling else []
+    for index in sorted({0, branch.num_layers - 1}):
+        *before, error = block_errors(branch, source.config, index, (source.tensor, *scaled, written))
         for change in before:
-            check(f"block {index}, scaled but not yet rounded,", change, CANCELLED)
-        yield f"block {index}", check(f"block {index}", error, max(bound, SCALED_BLOCK) if scaled else bound)
-    for linear in subject.branch.linears():
+            check_error(f"block {index}, scaled but not yet rounded,", change, CANCELLED)
+        yield f"block {index}", check_error(f"block {index}", error, max(bound, SCALED_BLOCK) if scaled else bound)
+    for linear in branch.linears():
         if not linear.in_block:
             shape, name = (linear.rows, linear.columns), f"{linear.name}.weight"
-            error = _product_error(shape, name, scaled or subject.source, subject.written)
-            yield linear.name, check(linear.name, error, bound)
+            error = _product_error(shape, name, (*scaled, source.tensor)[0], written)
+            yield linear.name, check_error(linear.name, error, bound)
 
 
 def tries(branch: Branch) -> int:
@@ -90,23 +66,22 @@ def tries(branch: Branch) -> int:
     return len({0, branch.num_layers - 1}) + sum(not linear.in_block for linear in branch.linears())
 
 
-def block_errors(subject: Subject, index: int) -> list[float]:
-    """|change - change by the source| / |change by the source| of one block's hidden states: scaled, written."""
+def block_errors(branch: Branch, config: dict[str, Any], index: int, readers: Iterable[RowReader]) -> list[float]:
+    """|change - first change| / |first change| of one block's hidden states, for all readers but the first."""
     from diffusers.models.transformers.transformer_ideogram4 import Ideogram4TransformerBlock
 
-    branch = subject.branch
     with torch.device("meta"):
         block = Ideogram4TransformerBlock(
             hidden_size=branch.hidden_size,
             intermediate_size=branch.intermediate_size,
             num_heads=branch.num_attention_heads,
-            norm_eps=subject.config.get("norm_eps", 1e-5),
+            norm_eps=config.get("norm_eps", 1e-5),
             adaln_dim=branch.adaln_dim,
         )
     block = block.to_empty(device="cpu").requires_grad_(False)
     inputs = _block_inputs(branch)
     changes = []
-    for read in filter(None, (subject.source, subject.scaled, subject.written)):
+    for read in readers:
         fill(block, f"layers.{index}.", read)
         changes.append(block(**inputs) - inputs["hidden_states"])
     return [relative_error(change, changes[0]) for change in changes[1:]]
@@ -119,7 +94,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def _block_inputs(branch: Branch) -> dict[str, Any]:
-    """Hidden states, conditioning and rotary angles of a short sequence, all random and the same every time."""
+    """Inputs of a short sequence, all random and the same every time."""
     generator = torch.Generator().manual_seed(SEED)
     hidden = torch.randn(1, TOKENS, branch.hidden_size, generator=generator)
     conditioning = torch.randn(1, 1, branch.adaln_dim, generator=generator)
@@ -132,8 +107,8 @@ def _block_inputs(branch: Branch) -> dict[str, Any]:
     }
 
 
-def fill(block: nn.Module, prefix: str, read: Callable[[str, slice], Tensor]) -> None:
-    """Copy every parameter of a block from somewhere, in float32; diffusers' has q, k and v apart."""
+def fill(block: nn.Module, prefix: str, read: RowReader) -> None:
+    """Copy every parameter of a block from a reader, in float32; diffusers' block has q, k and v apart."""
     for name, parameter in block.named_parameters():
         official, part = official_place(prefix + name)
         first = part * parameter.shape[0]
@@ -141,7 +116,7 @@ def fill(block: nn.Module, prefix: str, read: Callable[[str, slice], Tensor]) ->
             parameter[rows].copy_(read(official, slice(first + rows.start, first + rows.stop)))
 
 
-def _product_error(shape: tuple[int, int], name: str, source: Read, written: Read) -> float:
+def _product_error(shape: tuple[int, int], name: str, source: RowReader, written: RowReader) -> float:
     """The relative error of a Linear's output, bias apart."""
     x = torch.randn(INPUTS, shape[1], generator=torch.Generator().manual_seed(SEED))
     expected, got = (
@@ -151,7 +126,8 @@ def _product_error(shape: tuple[int, int], name: str, source: Read, written: Rea
     return relative_error(got, expected)
 
 
-def check(name: str, error: float, bound: float) -> float:
+def check_error(name: str, error: float, bound: float) -> float:
+    """The error; MismatchError where it is above the bound or NaN."""
     if not error <= bound:
         raise MismatchError(
             f"The smoke test failed: {name} of the packed weights does not compute what the source computes",

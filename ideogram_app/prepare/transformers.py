@@ -1,15 +1,15 @@
-"""Source -> recipe -> files: packs both transformers, in runs of rows, and publishes them.
+"""Quantize both transformers: any source, by a recipe, into a prepared folder of the store or anywhere.
 
-    pack every tensor into its place, comparing as it goes  |  hash the source, beside that, in a thread
-    -> smoke test -> hash the files, part by part and as wholes -> rename
+    pack every tensor, comparing as it goes  |  hash the source, beside that, in a thread
+    -> smoke test -> hash the files, tensor by tensor and as wholes -> rename
 
-`prepare` fills a place in the store, `quantize` any folder, from any source that the readers recognise. Both are
+`prepare` fills a folder of the store, `quantize` any folder, from any source that the readers recognise. Both are
 iterators: stopping is not asking for the next event. What is done is journaled tensor by tensor with hashes of its
 bytes; a later run, after a cancel or a kill at any moment, checks these hashes and continues behind them, so the files
 come out the same as from one undisturbed run. Nothing has a final name before all of it was verified.
 
 Peak memory is that of the smoke test: one block in float32, 1.06 GB of the published model. Left out: choosing what to
-protect (catalog/recipes.py, calibration.py), several processes.
+protect (catalog/recipes.py, calibration/tuning.py), several processes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ideogram_app.catalog.recipes import Recipe, find_recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, Manifest, read_manifest
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
 from ideogram_app.checkpoints.published.transformer import SourceModel, open_source
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning
+from ideogram_app.prepare.calibration.tuning import UNTUNED, Tuning
+from ideogram_app.prepare.packing import Packing
 from ideogram_app.prepare.run import PrepareRun, PrepareTask, Report
-from ideogram_app.prepare.smoke_test import Subject, smoke_test, tries
+from ideogram_app.prepare.smoke_test import smoke_test, tries
 from ideogram_app.records import Event
 
 UNNAMED = "ideogram-4"  # what a model of no known size is called in its files
@@ -50,7 +50,7 @@ def prepare(
 
     Args:
         source: a pipeline folder, or whatever else the readers know; what ships with the program where None.
-        tuning: what a calibration found; files made with another one are made again.
+        tuning: files made with another one are made again.
         device: where rows are packed.
 
     Yields:
@@ -65,19 +65,19 @@ def prepare(
         CheckpointError: the source is not what it should be, or what was written does not match it.
     """
     recipe, status = find_recipe(recipe_name), store.status(model_name, recipe_name)
-    place = store.place(model_name, recipe_name)
+    prepared = store.place(model_name, recipe_name)
     if status.state == "included" or (status.state == "ready" and source is None and not tuning.identity):
         yield _ready(recipe_name, status.bytes)
         return
     folder = local_folder(model_name, source)
     _expect_device(device)
-    with place.lock():
+    with prepared.lock():
         opened = open_source(folder, expected=find_model(model_name))
         status = store.status(model_name, recipe_name)
-        if status.state == "ready" and _same(read_manifest(place.final), opened, folder, tuning):
+        if status.state == "ready" and _same(read_manifest(prepared.final), opened, folder, tuning):
             yield _ready(recipe_name, status.bytes)
             return
-        yield from PrepareRun(place, _work(place, model_name, recipe, opened, folder, tuning, device)).guarded()
+        yield from PrepareRun(prepared, _task(prepared, model_name, recipe, opened, folder, tuning, device)).guarded()
 
 
 def quantize(
@@ -89,67 +89,57 @@ def quantize(
     tuning: Tuning = UNTUNED,
     device: str = "cpu",
 ) -> Generator[Event, None, Report]:
-    """Make a recipe's files in any folder, from any source; its shape is read from the source.
+    """Make a recipe's files in any folder, from any source; its shape is read from the source. Yields as `prepare`.
 
-    Args:
-        source: a folder or a file.
-        out: the folder to make; one that this program made is replaced.
-        unconditional: the second transformer, where it lies apart.
-
-    Yields, Raises: as `prepare`.
-
-    Returns:
-        What was done, for who drives the generator to its end.
+    A folder `out` that this program made is replaced; `unconditional` is the second transformer, where it lies apart.
     """
     recipe, opened = find_recipe(recipe_name), open_source(source, unconditional)
     _expect_device(device)
-    model, place = model_of(opened), PreparedFolder(out.absolute(), str(out))
-    with place.lock():
-        if place.final.exists():
-            made = _made_before(place)
+    model, prepared = model_of(opened), PreparedFolder(out.absolute(), str(out))
+    with prepared.lock():
+        if prepared.final.exists():
+            made = _made_before(prepared)
             same = (made.model, made.recipe, made.format) == (model, recipe_name, MANIFEST_FORMAT)
             if same and made.protected == tuning.effective(recipe).protected and _same(made, opened, source, tuning):
-                place.verify()
+                prepared.verify()
                 yield _ready(recipe_name, sum(row.size for row in made.files))
-                return Report(model, recipe_name, str(place.final), files=made.files)
-        run = PrepareRun(place, _work(place, model, recipe, opened, source, tuning, device))
-        yield from run.guarded()
-        return run.report()
+                return Report(model, recipe_name, str(prepared.final), files=made.files)
+        return (
+            yield from PrepareRun(prepared, _task(prepared, model, recipe, opened, source, tuning, device)).guarded()
+        )
 
 
-def _work(
-    place: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
+def _task(
+    prepared: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
 ) -> PrepareTask:
-    """Both transformers of a source as a recipe packs them; which layers it protects is the tuning's to say."""
     effective = tuning.effective(recipe)
-    kind = recipe.gguf_type or recipe.storage
     packings = tuple(
         Packing(
             name,
             reader,
             reader.branch,
             effective,
-            place.staging / formats.branch_file(model, effective, name),
-            torch.device(device),
-            tuning.scaling[index],
-            tuning.importance[index],
+            path=prepared.staging / formats.branch_file(model, effective, name),
+            device=torch.device(device),
+            scaling=tuning.scaling[index],
+            importance=tuning.importance[index],
         )
         for index, (name, reader) in enumerate(zip(BRANCHES, source.branches, strict=True))
     )
-    branches = {name: reader.branch for name, reader in zip(BRANCHES, source.branches, strict=True)}
-
-    def smoke(packing: Packing) -> Iterator[tuple[str, float]]:
-        branch, reader = branches[packing.name], packing.reader
-        written = PackedBranch(packing.path, effective, branch)
-        scaled = packing.scaled if packing.scaling else None
-        return smoke_test(Subject(branch, reader.config, kind, reader.tensor, scaled, written.values))
-
-    count = sum(tries(branch) for branch in branches.values())
-    return PrepareTask(model, effective, packings, source.files, source.folder, named, smoke, count, tuning)
+    return PrepareTask(
+        model,
+        effective,
+        packings,
+        sources=source.files,
+        folder=source.folder,
+        named=named,
+        smoke=smoke_test,
+        tries=sum(tries(reader.branch) for reader in source.branches),
+        tuning=tuning,
+    )
 
 
 def _expect_device(device: str) -> None:
-    """Refuse a device that torch cannot use here, before anything is read."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as problem:  # the latter where torch was built without it
@@ -162,20 +152,13 @@ def _same(made: Manifest, source: SourceModel, folder: Path, tuning: Tuning) -> 
     return made.made_from(str(folder), source.folder, source.files) and calibration in ("", made.calibration)
 
 
-def _made_before(place: PreparedFolder) -> Manifest:
-    """What a folder that is there already says of itself.
-
-    Raises:
-        RequestError: this program did not make it, so it is not this program's to replace.
-    """
+def _made_before(prepared: PreparedFolder) -> Manifest:
+    """The manifest of a folder that is there already; RequestError where this program did not make it."""
     try:
-        return read_manifest(place.final)
+        return read_manifest(prepared.final)
     except CheckpointError as problem:
-        raise RequestError(
-            f"{place.final} is there already and was not made by this program",
-            got=str(problem),
-            do="Name another folder, or remove this one",
-        ) from problem
+        said = f"{prepared.final} is there already and was not made by this program"
+        raise RequestError(said, got=str(problem), do="Name another folder, or remove this one") from problem
 
 
 def model_of(source: SourceModel) -> str:

@@ -1,4 +1,4 @@
-"""Number formats in plain torch, the truth that kernels are judged by: INT8, FP8, NF4, K-quants, rotation.
+"""Number formats in plain torch, the reference for kernels: INT8, FP8, NF4, K-quants, rotation.
 
 Its modules (this list is made by tools/docs.py):
 

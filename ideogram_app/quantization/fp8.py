@@ -1,4 +1,4 @@
-"""float8_e4m3fn weights, one float32 scale a row: the form in which Ideogram publishes its transformers.
+"""FP8: float8_e4m3fn weights, one float32 scale a row: the form in which Ideogram publishes its transformers.
 
     weight = values * scale[:, None]        scale = largest magnitude of the row / 448
 

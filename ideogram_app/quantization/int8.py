@@ -1,4 +1,4 @@
-"""INT8 weights, one scale a row, times INT8 activations, one scale a token: W8A8 in plain torch.
+"""INT8 (W8A8) in plain torch: weights with one scale a row times activations with one scale a token.
 
     weight = values * scale[:, None]        values int8 (rows, columns), scale float32 (rows,)
     y = (x_values @ values.T) * x_scale * scale + bias      the product accumulated exactly in int32
@@ -47,16 +47,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def linear(x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` with both sides in int8.
-
-    Args:
-        x: (..., columns), any floating type; the result has the same.
-        values, scale: of `quantize_rows`.
-        bias: (rows,).
-
-    Returns:
-        (..., rows).
-    """
+    """`torch.nn.functional.linear` with both sides in int8: x (..., columns) of any floating type to (..., rows)."""
     x_values, x_scale = quantize_tokens(x)
     product = int32_product(x_values.reshape(-1, x.shape[-1]), values)  # (tokens, rows)
     y = product.float() * x_scale.reshape(-1, 1) * scale

@@ -1,4 +1,4 @@
-"""GGUF's block formats Q4_K, Q5_K, Q6_K and Q8_0: floats to bytes and back.
+"""GGUF block formats Q4_K, Q5_K, Q6_K and Q8_0 (K-quants): encode floats to bytes, decode bytes to floats.
 
 `encode(weight, "Q4_K")` turns a matrix into uint8 rows, `decode(packed, "Q4_K")` turns them back. Every row is a chain
 of blocks of fixed size; a block holds its own scales, so rows can be cut, moved and read alone.
@@ -34,7 +34,7 @@ where there is Numba. Left out: the other twenty GGML types.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,6 +43,7 @@ from torch import Tensor
 
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.quantization.k_search import TORCH, Search, safe_ratio
+from ideogram_app.quantization.rows import row_runs
 
 # Weights handled at once. On a CPU small enough for the caches, large enough to hide the cost of a launch (Q4_K on one
 # thread, Mweights/s: 2.8 with 2^15, 5.9 with 2^17, 8.1 with 2^20); elsewhere launches cost more. Encoding holds about
@@ -63,31 +64,24 @@ LEAST_IMPORTANCE = 1e-6
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """One GGML type: `weights` of them rest in `size` bytes.
-
-    Attributes:
-        pack: float32 (blocks, weights), importance like it or None, search -> uint8 (blocks, size).
-        unpack: uint8 (blocks, size) -> float32 (blocks, weights).
-    """
+    """One GGML type: a block of `weights` weights takes `size` bytes."""
 
     weights: int
     size: int
+    # float32 (blocks, weights), importance like it or None, search -> uint8 (blocks, size)
     pack: Callable[[Tensor, Tensor | None, Search], Tensor]
-    unpack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor], Tensor]  # the inverse
 
 
 def encode(weight: Tensor, gguf_type: str, importance: Tensor | None = None, search: Search | None = None) -> Tensor:
-    """Pack a matrix, block by block along its rows.
+    """Pack a matrix, block by block along its rows: uint8 (rows, bytes of a row) on the same device.
 
     Args:
-        weight: (rows, columns) of any floating type; the result rests on the same device.
+        weight: (rows, columns) of any floating type.
         importance: (columns,) of any floating type: the mean square of each column's input, up to a common factor. The
             K-quants then keep the error of the layer's output small instead of that of its weights; Q8_0, which has
             nothing to choose, ignores it.
-        search: who looks for the scales; all find the same bytes. None: the fastest there is for the device.
-
-    Returns:
-        uint8 (rows, bytes of a row).
+        search: an implementation of the search for scales; all find the same bytes. None: the fastest one.
 
     Raises:
         RequestError: an unknown type, not a matrix of floats, a row that is not a whole number of blocks, or an
@@ -96,9 +90,8 @@ def encode(weight: Tensor, gguf_type: str, importance: Tensor | None = None, sea
     """
     form = find_format(gguf_type)
     if weight.dim() != 2 or not weight.is_floating_point():
-        raise RequestError(
-            "This cannot be packed", expected="a matrix of floats", got=f"{weight.dtype} {tuple(weight.shape)}"
-        )
+        got = f"{weight.dtype} {tuple(weight.shape)}"
+        raise RequestError("This cannot be packed", expected="a matrix of floats", got=got)
     rows, columns = weight.shape
     packed = torch.empty(rows, packed_columns(columns, gguf_type), dtype=torch.uint8, device=weight.device)
     search = search or fastest_search(weight.device, weight.numel())
@@ -114,37 +107,31 @@ def encode(weight: Tensor, gguf_type: str, importance: Tensor | None = None, sea
         targets[part] = form.pack(values, weighing, search)
 
     if search.threaded:
-        _in_threads(pack, list(_chunks(len(blocks), CHUNK_IN_THREADS // form.weights)))
+        _in_threads(pack, list(row_runs(blocks.shape, CHUNK_IN_THREADS)))
     else:
-        for part in _chunks(len(blocks), _chunk_size(form, weight.device)):
+        for part in row_runs(blocks.shape, _chunk(weight.device)):
             pack(part)
     return packed
 
 
 def fastest_search(device: torch.device, weights: int) -> Search:
     """`k_fast` for many weights on a CPU that has Numba, else plain torch; the bytes are the same."""
-    compiled = _compiled_search() if device.type == "cpu" and weights >= WORTH_COMPILING else None
-    return compiled or TORCH
+    return _compiled_search() if device.type == "cpu" and weights >= WORTH_COMPILING else TORCH
 
 
 @functools.cache
-def _compiled_search() -> Search | None:
+def _compiled_search() -> Search:
     try:  # Numba takes a second to import, and few visitors of the page ever pack
         from ideogram_app.quantization.k_fast import NUMBA
     except ImportError:  # not installed, or not made for this NumPy
-        return None
+        return TORCH
     return NUMBA
 
 
 def decode(packed: Tensor, gguf_type: str, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The inverse of `encode`, up to what the bits could hold.
+    """The inverse of `encode`: uint8 (rows, bytes of a row) to (rows, columns) on the same device.
 
-    Args:
-        packed: uint8 (rows, bytes of a row).
-        dtype: of the result; computed in float32 and rounded once.
-
-    Returns:
-        (rows, columns) on the same device.
+    Computed in float32 and rounded to `dtype` once.
 
     Raises:
         RequestError: an unknown type.
@@ -152,72 +139,44 @@ def decode(packed: Tensor, gguf_type: str, dtype: torch.dtype = torch.float32) -
     """
     form = find_format(gguf_type)
     if packed.dtype != torch.uint8 or packed.dim() != 2:
-        raise CheckpointError(
-            f"These are not packed {gguf_type} rows",
-            expected="a matrix of uint8",
-            got=f"{packed.dtype} {tuple(packed.shape)}",
-        )
-    weight = torch.empty(
-        packed.shape[0], unpacked_columns(packed.shape[1], gguf_type), dtype=dtype, device=packed.device
-    )
+        got = f"{packed.dtype} {tuple(packed.shape)}"
+        raise CheckpointError(f"These are not packed {gguf_type} rows", expected="a matrix of uint8", got=got)
+    columns = unpacked_columns(packed.shape[1], gguf_type)
+    weight = torch.empty(len(packed), columns, dtype=dtype, device=packed.device)
     blocks, targets = packed.reshape(-1, form.size), weight.view(-1, form.weights)
-    for part in _chunks(len(blocks), _chunk_size(form, packed.device)):
+    for part in row_runs(targets.shape, _chunk(packed.device)):
         targets[part] = form.unpack(blocks[part])
     return weight
 
 
 def find_format(gguf_type: str) -> BlockFormat:
-    """The format of that name.
-
-    Raises:
-        RequestError: no such format here; lists those that exist.
-    """
+    """The format of that name; RequestError, with those that exist, where there is none."""
     if gguf_type not in FORMATS:
         raise RequestError(f"Unknown GGUF type {gguf_type!r}", expected=" or ".join(FORMATS))
     return FORMATS[gguf_type]
 
 
 def packed_columns(columns: int, gguf_type: str) -> int:
-    """Bytes of a packed row of so many weights.
-
-    Raises:
-        RequestError: the row is not a whole number of blocks.
-    """
+    """Bytes of a packed row of so many weights; RequestError where it is not a whole number of blocks."""
     form = find_format(gguf_type)
     if columns % form.weights:
-        raise RequestError(
-            f"Rows of {columns} weights cannot be packed as {gguf_type}",
-            expected=f"a multiple of its block size, {form.weights}",
-            got=f"a row size of {columns}",
-        )
+        said, expected = f"Rows of {columns} weights cannot be packed as {gguf_type}", form.weights
+        raise RequestError(said, expected=f"a multiple of its block size, {expected}", got=f"a row size of {columns}")
     return columns // form.weights * form.size
 
 
 def unpacked_columns(row_bytes: int, gguf_type: str) -> int:
-    """Weights in a packed row of so many bytes.
-
-    Raises:
-        CheckpointError: the row is not a whole number of blocks.
-    """
+    """Weights in a packed row of so many bytes; CheckpointError where it is not a whole number of blocks."""
     form = find_format(gguf_type)
     if row_bytes % form.size:
-        raise CheckpointError(
-            f"Rows of {row_bytes} bytes are not {gguf_type}",
-            expected=f"a multiple of its block size, {form.size} bytes",
-            got=f"a row size of {row_bytes} bytes",
-        )
+        expected = f"a multiple of its block size, {form.size} bytes"
+        got = f"a row size of {row_bytes} bytes"
+        raise CheckpointError(f"Rows of {row_bytes} bytes are not {gguf_type}", expected=expected, got=got)
     return row_bytes // form.size * form.weights
 
 
-def _chunk_size(form: BlockFormat, device: torch.device) -> int:
-    """Blocks that torch handles at once, so that temporaries stay small whatever the matrix."""
-    return max(1, (CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ELSEWHERE) // form.weights)
-
-
-def _chunks(blocks: int, step: int) -> Iterator[slice]:
-    """Slices that cover so many blocks."""
-    for start in range(0, blocks, step):
-        yield slice(start, min(start + step, blocks))
+def _chunk(device: torch.device) -> int:
+    return CHUNK_ON_CPU if device.type == "cpu" else CHUNK_ELSEWHERE
 
 
 def _in_threads(pack: Callable[[slice], None], parts: list[slice]) -> None:
@@ -229,8 +188,7 @@ def _in_threads(pack: Callable[[slice], None], parts: list[slice]) -> None:
 
     turns = range(0, len(parts), CHUNKS_A_TURN)
     with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(turns)))) as pool:
-        for _ in pool.map(pack_some, turns):
-            pass  # a result that is asked for brings what its thread raised
+        list(pool.map(pack_some, turns))  # a result that is asked for brings what its thread raised
 
 
 def _pattern(importance: Tensor, columns: int, weights: int, device: torch.device) -> Tensor:
@@ -286,21 +244,13 @@ def _unpack_q8_0(blocks: Tensor) -> Tensor:
 
 def _pack_scales(scales: Tensor, minima: Tensor) -> Tensor:
     """Eight 6-bit scales and eight 6-bit minima, each uint8 (blocks, 8), into 12 bytes."""
-    low_scales, high_scales = scales[:, :4], scales[:, 4:]
-    low_minima, high_minima = minima[:, :4], minima[:, 4:]
-    return torch.cat(
-        (
-            low_scales | (high_scales >> 4 << 6),
-            low_minima | (high_minima >> 4 << 6),
-            (high_scales & 15) | ((high_minima & 15) << 4),
-        ),
-        -1,
-    )
+    (low_scales, high_scales), (low_minima, high_minima) = scales.split(4, -1), minima.split(4, -1)
+    first, second = low_scales | (high_scales >> 4 << 6), low_minima | (high_minima >> 4 << 6)
+    return torch.cat((first, second, (high_scales & 15) | ((high_minima & 15) << 4)), -1)
 
 
 def _unpack_scales(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `_pack_scales`."""
-    first, second, third = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
+    first, second, third = packed.split(4, -1)
     scales = torch.cat((first & 63, (third & 15) | (first >> 6 << 4)), -1)
     minima = torch.cat((second & 63, (third >> 4) | (second >> 6 << 4)), -1)
     return scales, minima
@@ -330,7 +280,6 @@ def _pack_nibbles(quants: Tensor) -> Tensor:
 
 
 def _unpack_nibbles(packed: Tensor) -> Tensor:
-    """The inverse of `_pack_nibbles`."""
     pairs = packed.unflatten(1, (4, 1, 32))
     return torch.cat((pairs & 15, pairs >> 4), 2).view(-1, 8, 32)
 

@@ -1,4 +1,4 @@
-"""Which scales make a K-quant block closest to its weights.
+"""Scale search for K-quants: the steps, scales and minima that make a block closest to its weights.
 
 A block of 256 weights stores one fp16 step for its sub-blocks' small integer scales, so three roundings depend on each
 other: step, scales, quants. Rounding them one after another leaves error on the table; this file looks for a good
@@ -46,38 +46,27 @@ SMALLEST_RANGE = 1e-30
 # importance, where the sums are exact.
 LEAST_SPREAD = 1e-5
 LEAST_JOINT_SPREAD = 1e-4
+Sums = tuple[Tensor, Tensor, Tensor]  # of three terms over every sub-block, each (blocks, sub-blocks)
 
 
 @dataclass(frozen=True)
 class AffineFit:
-    """`step * scales * quants - floor_step * minima` for every weight of a block.
+    """`step * scales * quants - floor_step * minima` for every weight of a block."""
 
-    Attributes:
-        step, floor_step: (blocks, 1), exactly representable in fp16, never negative.
-        scales, minima: (blocks, 8), whole numbers 0..63.
-        quants: (blocks, 8, 32), whole numbers 0..levels.
-    """
-
-    step: Tensor
+    step: Tensor  # (blocks, 1), as floor_step exactly representable in fp16, never negative
     floor_step: Tensor
-    scales: Tensor
+    scales: Tensor  # (blocks, 8), as minima whole numbers 0..63
     minima: Tensor
-    quants: Tensor
+    quants: Tensor  # (blocks, 8, 32), whole numbers 0..levels
 
 
 @dataclass(frozen=True)
 class SymmetricFit:
-    """`step * scales * quants` for every weight of a block.
+    """`step * scales * quants` for every weight of a block."""
 
-    Attributes:
-        step: (blocks, 1), exactly representable in fp16.
-        scales: (blocks, 16), whole numbers -128..127.
-        quants: (blocks, 16, 16), whole numbers from minus half the range to below it.
-    """
-
-    step: Tensor
-    scales: Tensor
-    quants: Tensor
+    step: Tensor  # (blocks, 1), exactly representable in fp16
+    scales: Tensor  # (blocks, 16), whole numbers -128..127
+    quants: Tensor  # (blocks, 16, 16), whole numbers from minus half the range to below it
 
 
 @dataclass(frozen=True)
@@ -160,8 +149,7 @@ def fit_symmetric(x: Tensor, half_range: int, importance: Tensor | None = None) 
     step = round_up_to_half(largest * -(2**-7))  # int8 reaches further on the negative side
     scales = safe_ratio(slopes, step).round().clamp(-128, 127)
 
-    best_step, best_scales = step, scales
-    least = torch.full_like(step, torch.inf)
+    best_step, best_scales, least = step, scales, torch.full_like(step, torch.inf)
     for reach in SYMMETRIC_REACHES:
         scales, errors = _nudge_symmetric(x, step, scales, half_range, reach, importance)
         total = fold(errors).unsqueeze(-1)
@@ -182,22 +170,20 @@ def _weigh(values: Tensor, importance: Tensor | None) -> Tensor:
     return values if importance is None else values * importance
 
 
-def _moments(q: Tensor, x: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighed sums of q, q * q and q * x over every sub-block: (blocks, n, m) -> three of (blocks, n)."""
+def _moments(q: Tensor, x: Tensor, importance: Tensor | None) -> Sums:
+    """Weighed sums of q, q * q and q * x over every sub-block (blocks, n, m)."""
     weighed = _weigh(q, importance)
     return fold(weighed), fold(weighed * q), fold(weighed * x)
 
 
-def _totals(x: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighed sums of 1, x and x * x over every sub-block: three of (blocks, n)."""
+def _totals(x: Tensor, importance: Tensor | None) -> Sums:
+    """Weighed sums of 1, x and x * x over every sub-block."""
     sum_w = torch.full_like(x[..., 0], x.shape[-1]) if importance is None else fold(importance)
     weighed = _weigh(x, importance)
     return sum_w, fold(weighed), fold(weighed * x)
 
 
-def _search_affine(
-    x: Tensor, levels: int, importance: Tensor | None, totals: tuple[Tensor, Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _search_affine(x: Tensor, levels: int, importance: Tensor | None, totals: Sums) -> tuple[Tensor, Tensor]:
     """The best grid `slope * q - floor`, q 0..levels, floor >= 0, of every sub-block x (..., n): two tensors (...)."""
     sum_w, sum_x, sum_xx = totals
     low = x.amin(-1).clamp(max=0)
@@ -248,8 +234,8 @@ def _nudge_affine(
     levels: int,
     reach: int,
     importance: Tensor | None,
-    totals: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+    totals: Sums,
+) -> Sums:
     """Scales up to `reach` lower and higher, each with minima around its best: scales, minima, errors (blocks, 8)."""
     sum_w, sum_x, _ = totals
     best_scales, best_minima, least = scales, minima, torch.full_like(scales, torch.inf)
@@ -289,30 +275,19 @@ def _nudge_symmetric(
 
 
 def _refit_steps(
-    moments: tuple[Tensor, Tensor, Tensor],
-    scales: Tensor,
-    minima: Tensor,
-    step: Tensor,
-    floor_step: Tensor,
-    totals: tuple[Tensor, Tensor, Tensor],
+    moments: Sums, scales: Tensor, minima: Tensor, step: Tensor, floor_step: Tensor, totals: Sums
 ) -> tuple[Tensor, Tensor]:
     """Least squares for x = step * (scales * quants) - floor_step * minima over a whole block, rounded to fp16."""
-    sum_q, sum_qq, sum_qx = moments  # each (blocks, 8)
-    sum_w, sum_x, _ = totals
-    qq = fold(scales * scales * sum_qq)
-    qm = fold(scales * sum_q * minima)
-    mm = fold(minima * minima * sum_w)
-    qx = fold(scales * sum_qx)
-    mx = fold(minima * sum_x)
+    (sum_q, sum_qq, sum_qx), (sum_w, sum_x, _) = moments, totals
+    qq, qm, qx = fold(scales * scales * sum_qq), fold(scales * sum_q * minima), fold(scales * sum_qx)
+    mm, mx = fold(minima * minima * sum_w), fold(minima * sum_x)
     determinant = qq * mm - qm * qm
     # Near 0 both steps explain the same weights; then keep them.
     solvable = (determinant > LEAST_JOINT_SPREAD * qq * mm).unsqueeze(-1)
     new_step = safe_ratio(mm * qx - qm * mx, determinant).clamp(min=0).unsqueeze(-1)
     new_floor = safe_ratio(qm * qx - qq * mx, determinant).clamp(min=0).unsqueeze(-1)
-    return (
-        round_to_half(torch.where(solvable, new_step, step)),
-        round_to_half(torch.where(solvable, new_floor, floor_step)),
-    )
+    step, floor_step = torch.where(solvable, new_step, step), torch.where(solvable, new_floor, floor_step)
+    return round_to_half(step), round_to_half(floor_step)
 
 
 def _six_bits(values: Tensor) -> Tensor:

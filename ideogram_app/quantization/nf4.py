@@ -1,4 +1,4 @@
-"""NF4, the 4-bit format of bitsandbytes: sixteen fixed levels, one scale for every 64 weights, in plain torch.
+"""NF4, the 4-bit format of bitsandbytes, in plain torch: sixteen fixed levels, one scale for every 64 weights.
 
     weight = levels[code] * absmax[block]      blocks of 64 along the flattened matrix, so one may span two rows
 
@@ -33,16 +33,11 @@ NF4_LEVELS = (
 
 @dataclass(frozen=True)
 class Scales:
-    """The scales of a matrix, widened when they are asked for.
+    """The scales of a matrix, widened when they are asked for."""
 
-    Attributes:
-        absmax: float32 (blocks,), or uint8 (blocks,) where they are nested.
-        nested_absmax, nested_levels: float32 (ceil(blocks / nested_block),) and (256,); None where they are not.
-    """
-
-    absmax: Tensor
-    nested_absmax: Tensor | None = None
-    nested_levels: Tensor | None = None
+    absmax: Tensor  # float32 (blocks,), or uint8 (blocks,) where they are nested
+    nested_absmax: Tensor | None = None  # float32 (ceil(blocks / nested_block),)
+    nested_levels: Tensor | None = None  # float32 (256,)
     nested_block: int = NESTED_BLOCK
     offset: float = 0.0
     first: int = 0  # which block of the matrix absmax[0] belongs to
@@ -63,11 +58,7 @@ def decode(packed: Tensor, scales: Scales, levels: Tensor, block: int = BLOCK) -
 
 
 def encode(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Pack a matrix: the nearest level for every weight, uint8 (weights / 2,), and absmax, float32 (blocks,).
-
-    Raises:
-        RequestError: an odd number of weights.
-    """
+    """Pack a matrix: the nearest level for every weight, uint8 (weights / 2,), and absmax, float32 (blocks,)."""
     if weight.numel() % 2:
         raise RequestError("NF4 packs two weights a byte", expected="an even number", got=str(weight.numel()))
     flat = weight.detach().float().flatten()

@@ -1,4 +1,4 @@
-"""Rows of a matrix: runs of so many at a time, and values times one scale a row; imported without torch.
+"""Rows of a matrix: runs of bounded size, and dequantization with one scale a row; imported without torch.
 
 What runs hold for a moment is planned for (planning counts bytes by shape alone), so their lengths stand here, beside
 the code that works in such runs, and both import them. Left out: runs of other lengths, which nobody plans with.
@@ -6,12 +6,14 @@ the code that works in such runs, and both import them. Left out: runs of other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+RowReader = Callable[[str, slice], "Tensor"]  # (name of a tensor, rows) -> those rows of it
 
 WIDENED_AT_ONCE = 2**24  # weights: 64 MB in float32, where the largest matrix would take 450
 INT32_ROWS = 2048  # of a product by torch._int_mm at a time: INT32 sums of the widest matrix (24576 rows) take 201 MB

@@ -145,8 +145,7 @@ class LocalBackend:
 
     def prepare(self, model: str, recipe: str) -> Iterator[Event]:
         """Fetch and keep what is missing, then write the recipe; one that is ready stays as it was tuned."""
-        from ideogram_app.prepare.calibration.tuning import calibration_at_hand, tuning_for
-        from ideogram_app.prepare.packing import UNTUNED
+        from ideogram_app.prepare.calibration.tuning import UNTUNED, calibration_at_hand, tuning_for
         from ideogram_app.prepare.transformers import prepare
 
         store = self._store

@@ -20,17 +20,16 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from ideogram_app.benchmark import limits, profiling
-from ideogram_app.benchmark import run as running
+from ideogram_app.benchmark import session as running
 from ideogram_app.benchmark import stock as stock_rows
 from ideogram_app.benchmark.command import benchmark, choose_device
-from ideogram_app.benchmark.families import family, shares
-from ideogram_app.benchmark.limits import TimeUp, arrange, time_limit, turns
+from ideogram_app.benchmark.limits import TimeUp, group_rows, time_limit, turns
 from ideogram_app.benchmark.ours import build_ours
-from ideogram_app.benchmark.profiling import profile_step
+from ideogram_app.benchmark.profiling import family, profile_step, shares
 from ideogram_app.benchmark.report import Benchmark, file_name
-from ideogram_app.benchmark.rows import STOCK_ROWS, Bytes, Row, absent, int8_share, row_bytes, rows_for
-from ideogram_app.benchmark.run import BenchmarkRun, ideal_seconds
-from ideogram_app.benchmark.shapes import Question, ask, choose_dtype, find_shape
+from ideogram_app.benchmark.rows import STOCK_ROWS, Row, RowMemory, int8_share, missing_packages, row_bytes, rows_for
+from ideogram_app.benchmark.session import BenchmarkSession, ceiling_seconds
+from ideogram_app.benchmark.shapes import Workload, ask, choose_dtype, find_shape
 from ideogram_app.benchmark.stock import build_stock
 from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.catalog.models import MODELS
@@ -47,7 +46,7 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 TINY = replace(MODELS["miniature"], name="tiny", conditional=SMALL[0], unconditional=SMALL[1])
-QUESTION = Question("tiny", TINY, 96, 64, text_tokens=7, padding=20, steps=2, dtype="float32")
+WORKLOAD = Workload("tiny", TINY, 96, 64, text_tokens=7, padding=20, steps=2, dtype="float32")
 HERE = Hardware()  # a processor
 CEILING = Ceiling(1.0, 2.0, 10.0, 1.0, "bfloat16")
 OURS = (*RECIPES, "gguf-q4_k@w4a8", "gguf-q4_k@w4a16")
@@ -224,8 +223,8 @@ def test_rows_that_do_not_exist_or_stand_twice_are_refused(recipes: tuple[str, .
 
 
 def test_memory_of_a_row_is_counted_from_the_published_shapes() -> None:
-    question = ask("ideogram-4", 1024, 300, 2048, 4, "bfloat16")
-    rows = {row.name: row_bytes(row, question) for row in rows_for(("int8-w8a8-rotated",), "stock", "bfloat16", HERE)}
+    workload = ask("ideogram-4", 1024, 300, 2048, 4, "bfloat16")
+    rows = {row.name: row_bytes(row, workload) for row in rows_for(("int8-w8a8-rotated",), "stock", "bfloat16", HERE)}
     # Both transformers in bf16 are 37.1 GB; features of 6144 and 4096 tokens 1.1 GB.
     assert 37.9e9 < rows["stock-bf16"].kept < 38.4e9
     # llm_cond_norm in float32 takes some 4.6 GB for a moment, beside masked copies of 0.65 GB
@@ -247,9 +246,9 @@ def test_the_share_in_int8_leaves_out_what_a_recipe_protects() -> None:
 
 def test_ideal_seconds_are_products_in_int8_and_attention_in_the_computing_type() -> None:
     work = Flops(matrices=8e12, attention=1e12)
-    assert ideal_seconds(work, 0.0, CEILING) == pytest.approx(9.0)
-    assert ideal_seconds(work, 1.0, CEILING) == pytest.approx(5.0)
-    assert ideal_seconds(work, 0.5, replace(CEILING, tops_int8=None)) == pytest.approx(9.0)
+    assert ceiling_seconds(work, 0.0, CEILING) == pytest.approx(9.0)
+    assert ceiling_seconds(work, 1.0, CEILING) == pytest.approx(5.0)
+    assert ceiling_seconds(work, 0.5, replace(CEILING, tops_int8=None)) == pytest.approx(9.0)
 
 
 def velocity_of(step: Callable[[], Tensor]) -> Tensor:
@@ -261,7 +260,7 @@ def velocity_of(step: Callable[[], Tensor]) -> Tensor:
 def built(name: str, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
     row = next(row for row in (*rows_for(OURS, "none", "float32", HERE), *STOCK_ROWS) if row.name == name)
     build = build_ours if row.kind == "ours" else build_stock
-    return build(row, QUESTION, Tiles(CPU, dtype), 3)[0]
+    return build(row, WORKLOAD, Tiles(CPU, dtype), 3)[0]
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +291,7 @@ def test_the_loop_of_stock_is_that_of_its_pipeline(stock: Any, monkeypatch: pyte
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     row, tiles, steps = next(row for row in STOCK_ROWS if row.name == "stock-bf16"), Tiles(CPU, torch.float32), 3
-    loop, _ = build_stock(row, QUESTION, tiles, steps)
+    loop, _ = build_stock(row, WORKLOAD, tiles, steps)
     assert isinstance(loop, stock_rows.StockLoop)
     parts = dict(stock.components, transformer=loop.transformer, unconditional_transformer=loop.unconditional)
     pipeline = type(stock)(**{**parts, "scheduler": FlowMatchEulerDiscreteScheduler()})
@@ -302,12 +301,12 @@ def test_the_loop_of_stock_is_that_of_its_pipeline(stock: Any, monkeypatch: pyte
     monkeypatch.setattr(pipeline, "encode_prompt", lambda **_: given)
     expected = pipeline(
         "any",
-        height=QUESTION.height,
-        width=QUESTION.width,
+        height=WORKLOAD.height,
+        width=WORKLOAD.width,
         num_inference_steps=steps,
         guidance_scale=7.0,
         guidance_schedule=None,
-        max_sequence_length=QUESTION.padding,
+        max_sequence_length=WORKLOAD.padding,
         latents=noise,
         output_type="latent",
         return_dict=False,
@@ -324,20 +323,20 @@ def test_blocks_of_the_compiled_row_are_compiled(monkeypatch: pytest.MonkeyPatch
 
 
 def test_rows_share_memory_first_fit_and_what_fits_nowhere_is_named() -> None:
-    sizes = [Bytes(40, 5), Bytes(30, 20), Bytes(50, 5), Bytes(10, 1), Bytes(95, 5)]
-    groups, too_large = arrange(sizes, 100)  # of which 90 may be filled
+    sizes = [RowMemory(40, 5), RowMemory(30, 20), RowMemory(50, 5), RowMemory(10, 1), RowMemory(95, 5)]
+    groups, too_large = group_rows(sizes, 100)  # of which 90 may be filled
     assert groups == [[0, 1], [2, 3]] and too_large == [4]
-    assert arrange(sizes, None) == ([[0, 1, 2, 3, 4]], [])
+    assert group_rows(sizes, None) == ([[0, 1, 2, 3, 4]], [])
 
 
 def test_turns_shrink_before_profiles_go_and_profiles_before_rows() -> None:
     assert turns(100, [1.0, 2.0], 4) == running.turns(100, [1.0, 2.0], 4)
     all_of_it, fewer, without, one = (turns(seconds, [1.0, 2.0], 4) for seconds in (18, 9, 3, 2))
-    assert (all_of_it.steps, all_of_it.kept, all_of_it.profiled) == (4, (0, 1), True)
-    assert (fewer.steps, fewer.kept, fewer.profiled) == (1, (0, 1), True)
-    assert (without.steps, without.kept, without.profiled) == (1, (0, 1), False)
-    assert (one.steps, one.kept, one.profiled) == (2, (0,), False)
-    assert turns(0.5, [1.0, 2.0], 4).kept == ()
+    assert (all_of_it.steps, all_of_it.rows, all_of_it.profiled) == (4, (0, 1), True)
+    assert (fewer.steps, fewer.rows, fewer.profiled) == (1, (0, 1), True)
+    assert (without.steps, without.rows, without.profiled) == (1, (0, 1), False)
+    assert (one.steps, one.rows, one.profiled) == (2, (0,), False)
+    assert turns(0.5, [1.0, 2.0], 4).rows == ()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such alarm clock")
@@ -364,7 +363,7 @@ def test_a_budget_that_is_spent_drops_rows_with_a_sentence(quick: None, monkeypa
         return step, ""
 
     monkeypatch.setattr(running, "build_ours", sleeper)
-    found = BenchmarkRun(QUESTION, CPU, 12.0).all(
+    found = BenchmarkSession(WORKLOAD, CPU, 12.0).all(
         rows_for(("reference", "fp8", "gguf-q4_k"), "none", "float32", HERE), Hardware()
     )
     assert [row.name for row in found.rows] == ["reference", "gguf-q4_k"]
@@ -373,7 +372,7 @@ def test_a_budget_that_is_spent_drops_rows_with_a_sentence(quick: None, monkeypa
 
 
 def test_no_time_at_all_leaves_a_report_without_rows(quick: None) -> None:
-    found = BenchmarkRun(QUESTION, CPU, 0.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
+    found = BenchmarkSession(WORKLOAD, CPU, 0.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
     assert not found.rows and "are left" in found.missing[0].reason
 
 
@@ -390,23 +389,25 @@ def test_fewer_steps_than_asked_for_are_said(quick: None, monkeypatch: pytest.Mo
     for module in (limits, measure):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(running, "build_ours", slow)
-    many = replace(QUESTION, steps=100)
-    found = BenchmarkRun(many, CPU, 200.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
+    many = replace(WORKLOAD, steps=100)
+    found = BenchmarkSession(many, CPU, 200.0).all(rows_for(("reference",), "none", "float32", HERE), Hardware())
     assert found.rows[0].steps < 100 and any("of 100 steps" in note for note in found.notes)
 
 
 def test_a_row_too_large_for_memory_is_named_with_both_sizes(quick: None) -> None:
-    question = ask("ideogram-4", 1024, 300, 2048, 1, "bfloat16")
+    workload = ask("ideogram-4", 1024, 300, 2048, 1, "bfloat16")
     machine = Hardware(host_free_bytes=8 * 10**9)
-    found = BenchmarkRun(question, CPU, 60.0).all(rows_for(("int8-w8a8-rotated",), "none", "bfloat16", HERE), machine)
+    found = BenchmarkSession(workload, CPU, 60.0).all(
+        rows_for(("int8-w8a8-rotated",), "none", "bfloat16", HERE), machine
+    )
     assert "8.0 GB are free" in found.missing[0].reason and "Needs about" in found.missing[0].reason
 
 
 def test_rows_that_do_not_fit_together_are_timed_in_groups_and_said_so(quick: None) -> None:
-    sizes = [row_bytes(row, QUESTION) for row in rows_for(("reference", "fp8"), "none", "float32", HERE)]
+    sizes = [row_bytes(row, WORKLOAD) for row in rows_for(("reference", "fp8"), "none", "float32", HERE)]
     alone = max(size.kept + size.busy for size in sizes)
     machine = Hardware(host_free_bytes=int(1.15 * alone))
-    found = BenchmarkRun(QUESTION, CPU, 60.0).all(rows_for(("reference", "fp8"), "none", "float32", HERE), machine)
+    found = BenchmarkSession(WORKLOAD, CPU, 60.0).all(rows_for(("reference", "fp8"), "none", "float32", HERE), machine)
     assert [row.group for row in found.rows] == [0, 1] and len(found.group_ceilings) == 2
     assert any("2 groups" in note for note in found.notes)
 
@@ -416,7 +417,9 @@ def test_a_row_that_fails_leaves_the_others(quick: None, monkeypatch: pytest.Mon
         raise TypeError("an argument that is no more")
 
     monkeypatch.setattr(running, "build_stock", broken)
-    found = BenchmarkRun(QUESTION, CPU, 60.0).all(rows_for(("reference",), "stock-nf4", "float32", HERE), Hardware())
+    found = BenchmarkSession(WORKLOAD, CPU, 60.0).all(
+        rows_for(("reference",), "stock-nf4", "float32", HERE), Hardware()
+    )
     assert [row.name for row in found.rows] == ["reference"]
     assert found.missing[0].name == "stock-nf4" and found.missing[0].failed
     assert "an argument that is no more" in found.missing[0].reason
@@ -424,7 +427,7 @@ def test_a_row_that_fails_leaves_the_others(quick: None, monkeypatch: pytest.Mon
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
-    lacking = {row.name: absent(row) for row in STOCK_ROWS}
+    lacking = {row.name: missing_packages(row) for row in STOCK_ROWS}
     assert lacking["stock-torchao-int8"] == "Not installed: torchao." and lacking["stock-bf16"] == ""
 
 

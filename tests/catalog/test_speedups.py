@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ideogram_app.benchmark.memory.ledger import Ledger
+from benchmarks.counting.ledger import Ledger
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.speedups import (

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 
-from ideogram_app.benchmark.memory.counted import (
+from benchmarks.counting.counted import (
     Case,
     Counted,
     count_decode,
@@ -21,7 +21,7 @@ from ideogram_app.benchmark.memory.counted import (
     count_picture,
     count_pictures,
 )
-from ideogram_app.benchmark.shapes import Question, find_shape
+from ideogram_app.benchmark.shapes import Workload, find_shape
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES, Recipe
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
@@ -60,11 +60,11 @@ RECIPES_COUNTED = [
 ]
 
 
-def question(width: int, height: int, text_tokens: int, dtype: str = "bfloat16") -> Question:
-    return Question("layers=2", TWO, width, height, text_tokens, 2048, 48, dtype)
+def workload(width: int, height: int, text_tokens: int, dtype: str = "bfloat16") -> Workload:
+    return Workload("layers=2", TWO, width, height, text_tokens, 2048, 48, dtype)
 
 
-def predicted(recipe: Recipe, asked: Question, arithmetic: str, kernels: str) -> tuple[Footprint, Drawing]:
+def predicted(recipe: Recipe, asked: Workload, arithmetic: str, kernels: str) -> tuple[Footprint, Drawing]:
     size = asked.width, asked.height
     how = {"text_tokens": asked.text_tokens, "arithmetic": arithmetic, "kernels": kernels}
     made = footprint(asked.model, recipe, size, 2, **how)  # type: ignore[arg-type]
@@ -77,11 +77,11 @@ def test_every_phase_takes_what_was_predicted_or_a_little_less(
 ) -> None:
     recipe, dtype = RECIPES[name].protecting(), "float16" if capability == TURING else "bfloat16"
     kernels = "int_mm" if capability == TURING else "triton"
-    questions = [question(*picture, dtype) for picture in PICTURES[:pictures]]
+    workloads = [workload(*picture, dtype) for picture in PICTURES[:pictures]]
     if recipe.gguf_type == "Q4_K":  # the first picture finds no scratch yet, those after it keep what it took
-        questions.insert(0, questions[0])
-    case = Case(questions[0], recipe, arithmetic, capability, decodes=False)
-    counted = list(zip(questions, count_pictures(case, questions), strict=True))
+        workloads.insert(0, workloads[0])
+    case = Case(workloads[0], recipe, arithmetic, capability, decodes=False)
+    counted = list(zip(workloads, count_pictures(case, workloads), strict=True))
     for asked, found in counted[-pictures:]:
         made, drawing = predicted(recipe, asked, arithmetic, kernels)
         phases = phase_bytes(drawing)
@@ -130,8 +130,8 @@ def test_the_decoder_is_as_large_as_the_table_says() -> None:
 
 def test_previews_fit_between_two_steps() -> None:
     recipe = RECIPES["int8-w8a8-rotated"]
-    questions = question(1024, 1024, 20), question(1536, 640, 20)
-    for asked, found in zip(questions, count_pictures(Case(questions[0], recipe), questions), strict=True):
+    workloads = workload(1024, 1024, 20), workload(1536, 640, 20)
+    for asked, found in zip(workloads, count_pictures(Case(workloads[0], recipe), workloads), strict=True):
         made, drawing = predicted(recipe, asked, "", "triton")
         phases = phase_bytes(drawing)
         busy = found.phases["preview"] - found.kept
@@ -175,7 +175,7 @@ SHALLOW: Sequence[tuple[str, str, int, int | None]] = [
 def test_a_device_of_the_predicted_size_has_room_for_every_tensor_where_the_allocator_puts_it(
     name: str, arithmetic: str, side: int, tile: int | None
 ) -> None:
-    asked = replace(question(side, side, 300), model=WHOLE)
+    asked = replace(workload(side, side, 300), model=WHOLE)
     found = count_picture(Case(asked, RECIPES[name], arithmetic, tile=tile))
     made, _ = predicted(RECIPES[name], asked, arithmetic, "triton")
     decoding = made.standing + decode_bytes(WHOLE, side, side, 2, tile)

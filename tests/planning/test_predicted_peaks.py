@@ -1,9 +1,9 @@
-"""What a plan promises against what is counted when it is followed, travelling blocks and all.
+"""What a plan promises against what is counted when it is followed, offloaded blocks and all.
 
-The plan decides how many blocks travel, through how many places, and in which tiles the picture is decoded; the real
-code then runs so, on tensors that hold nothing (benchmark/memory/counted.py). Predicted is never below counted and at
-most 8 % above, in tensors; with the allocator's gaps and the driver it is never above the limit. Three layers of the
-published width stand for all 34 where every home is tried; at full depth one of them is counted.
+The plan decides how many blocks are offloaded, through how many slots, and in which tiles the picture is decoded; the
+real code then runs so, on tensors that hold nothing (benchmarks/counting/counted.py). Predicted is never below counted
+and at most 8 % above, in tensors; with the allocator's gaps and the driver it is never above the limit. Three layers
+of the published width stand for all 34 where every residency is tried; at full depth one of them is counted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from functools import cache
 import pytest
 import torch
 
-from ideogram_app.benchmark.memory.counted import Case, count_picture, count_streamed_encode
-from ideogram_app.benchmark.shapes import Question
+from benchmarks.counting.counted import Case, count_picture, count_streamed_encode
+from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import MODELS, Branch, Model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import DEFAULT, ENCODER_RECIPES, PUBLISHED_ENCODER
@@ -59,9 +59,9 @@ def planned(recipe: str, side: int, limit: int) -> Plan:
 def drawing_bytes(chosen: Plan, model: Model) -> tuple[int, int]:
     """Bytes of tensors: predicted and counted, from loading to pixels."""
     recipe = RECIPES[chosen.recipe or ""]
-    question = Question("", model, chosen.width, chosen.height, TEXT_TOKENS, 2048, STEPS, chosen.compute_dtype)
+    workload = Workload("", model, chosen.width, chosen.height, TEXT_TOKENS, 2048, STEPS, chosen.compute_dtype)
     homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
-    found = count_picture(Case(question, recipe, chosen.arithmetic, **homes))  # type: ignore[arg-type]
+    found = count_picture(Case(workload, recipe, chosen.arithmetic, **homes))  # type: ignore[arg-type]
     size = footprint(
         model,
         recipe,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.model.transformer.layers import Fp8Linear
 from ideogram_app.prepare.calibration import collect as driver
 from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration
-from ideogram_app.prepare.calibration.collect import Trajectory, Weights, calibrate, partial, read_captions, shortened
+from ideogram_app.prepare.calibration.collect import (
+    Trajectory,
+    calibrate,
+    partial_file,
+    read_captions,
+    shortened,
+    weight_rows,
+)
 from ideogram_app.prepare.calibration.statistics import InputStatistics, Recorder
 from ideogram_app.quantization import fp8
 from ideogram_app.quantization.rows import dequantize_rows
@@ -114,7 +122,7 @@ def inputs_seen(loaded: ReferenceModel, number: int, linear: str, machine: tuple
     seen: list[np.ndarray] = []
     layer = loaded.conditional.get_submodule(linear)
     handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].flatten(0, -2).numpy()))
-    list(Trajectory.of(REQUEST, preset, shift, torch.device("cpu")).walk(loaded, features, number))
+    list(Trajectory.of(REQUEST, preset, shift, torch.device("cpu")).steps(loaded, features, number))
     handle.remove()
     return seen
 
@@ -131,7 +139,7 @@ def test_a_calibration_holds_what_the_layers_read(
     found = calibration.branches[0].of(linear)
     assert np.allclose(found.maximum.numpy(), np.abs(every).max(0), rtol=1e-5)
     moment = (every.astype(np.float64) ** 2).mean(0)
-    assert np.allclose(calibration.second_moment(0, linear).numpy(), moment, rtol=1e-4, atol=1e-9)
+    assert np.allclose(calibration.branches[0].of(linear).second_moment.numpy(), moment, rtol=1e-4, atol=1e-9)
     early = [kurtosis(step, axis=None, fisher=False) for caption in loud for step in caption[: STEPS // 2]]
     late_maximum = max(np.abs(step).max() for caption in loud for step in caption[STEPS // 2 :])
     assert found.fragility((0,)) == pytest.approx(
@@ -153,9 +161,9 @@ def test_smoothing_in_the_file_follows_from_its_maxima_and_the_weights(finished:
 def test_weights_of_an_fp8_model_are_read_widened_some_rows_at_a_time() -> None:
     weight = gaussian(20, 8)
     values, scale = fp8.quantize_rows(weight)
-    read = Weights(nn.Sequential(Fp8Linear(values, scale), nn.Linear(8, 3)))
+    read = partial(weight_rows, nn.Sequential(Fp8Linear(values, scale), nn.Linear(8, 3)))
     assert torch.equal(read("0.weight", slice(5, 9)), dequantize_rows(values, scale)[5:9])
-    assert read("1.weight").shape == (3, 8)
+    assert read("1.weight", slice(1, 3)).shape == (2, 8)
 
 
 def test_streamed_blocks_are_watched_and_their_weights_read_as_resident_ones_are(
@@ -192,7 +200,7 @@ def test_a_stopped_calibration_goes_on_after_its_last_whole_caption_to_the_same_
     events = list(run(machine, path))
     whole_captions = (stop - 1) // STEPS  # the one whose last event was being looked at is not saved yet
     assert events[0].done == STEPS * whole_captions + 1
-    assert path.read_bytes() == finished[0].read_bytes() and not partial(path).exists()
+    assert path.read_bytes() == finished[0].read_bytes() and not partial_file(path).exists()
 
 
 def test_a_finished_calibration_is_reused_without_loading_anything(

@@ -44,7 +44,7 @@ from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.prepare import packing
 from ideogram_app.prepare.calibration import smoothing
-from ideogram_app.prepare.packing import Tuning
+from ideogram_app.prepare.calibration.tuning import Tuning
 from ideogram_app.prepare.transformers import prepare, quantize
 from ideogram_app.quantization import k_quants
 
@@ -142,7 +142,7 @@ def powers(branch, seed: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("recipe", ["reference", "int8-w8a8-smooth"])
 def test_scaled_tensors_are_the_source_s_times_the_factors(store, source, recipe) -> None:
-    scaling = tuple(smoothing.fold(branch, powers(branch, 1)) for branch in SMALL)
+    scaling = tuple(smoothing.folded(branch, powers(branch, 1)) for branch in SMALL)
     list(prepare(store, NAME, recipe, source, tuning=Tuning(scaling=scaling)))
     packed = prepared(store, recipe)
     assert len(scaling[0]) > 15

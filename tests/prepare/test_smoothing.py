@@ -17,7 +17,7 @@ from ideogram_app.prepare.calibration.smoothing import (
     Factors,
     column_maxima,
     exponents,
-    fold,
+    folded,
     groups,
     input_of,
 )
@@ -74,7 +74,7 @@ def test_a_folded_model_gives_the_same_bits(dtype: torch.dtype) -> None:
     model = miniature(dtype)
     before = run(model, dtype)
     untouched = model.get_parameter("layers.0.feed_forward.w3.weight").clone()
-    scale(model, fold(BRANCH, random_powers(BRANCH)))
+    scale(model, folded(BRANCH, random_powers(BRANCH)))
     assert not torch.equal(model.get_parameter("layers.0.feed_forward.w3.weight"), untouched)
     assert torch.equal(run(model, dtype), before)
 
@@ -83,7 +83,7 @@ def test_a_folded_model_gives_the_same_bits(dtype: torch.dtype) -> None:
 def test_half_a_fold_is_another_model(left_out: str) -> None:
     model = miniature(torch.float32)
     before = run(model, torch.float32)
-    factors = fold(BRANCH, random_powers(BRANCH))
+    factors = folded(BRANCH, random_powers(BRANCH))
     scale(model, {name: replace(found, **{left_out: None}) for name, found in factors.items()})
     assert (run(model, torch.float32) - before).norm() > 0.1 * before.norm()
 
@@ -160,7 +160,7 @@ def test_some_rows_of_a_tensor_are_scaled_as_in_the_whole() -> None:
 
 def test_factors_for_another_width_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"llm_cond_proj.*832 channels.*\(831,\)"):
-        fold(BRANCH, {"llm_cond_proj": torch.zeros(831, dtype=torch.int8)})
+        folded(BRANCH, {"llm_cond_proj": torch.zeros(831, dtype=torch.int8)})
 
 
 def test_smoothing_halves_the_error_that_outlier_channels_cause() -> None:

@@ -15,8 +15,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import cached_hash
 from ideogram_app.prepare.calibration.calibration import read_calibration
-from ideogram_app.prepare.calibration.tuning import calibration_at_hand, calibration_file, tuning_for
-from ideogram_app.prepare.packing import UNTUNED
+from ideogram_app.prepare.calibration.tuning import UNTUNED, calibration_at_hand, calibration_file, tuning_for
 from ideogram_app.studio.local_backend import LocalBackend
 from tests.conftest import MINIATURE
 

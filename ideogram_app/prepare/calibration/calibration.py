@@ -1,4 +1,4 @@
-"""What a calibration found, in one small file: smoothing, what is fragile, and which channels matter.
+"""Calibration file: statistics of every Linear's input, smoothing, fragility ranking, importance of channels.
 
     <branch>/<linear>/maximum     F32 (columns,)   largest magnitude of every input channel
     <branch>/<linear>/squares     F64 (columns,)   their sums of squares
@@ -6,13 +6,13 @@
     <branch>/<linear>/exponents   I8 (columns,)    log2 of the smoothing factors, once the calibration is complete
 
 Linears that share an input share its statistics (`smoothing.input_of`). The header's metadata say of which model shape,
-from which captions and with how many steps. Sums and not means are kept, so an unfinished calibration is the same file
+from which captions and with how many steps. It holds sums, not means, so an unfinished calibration is the same file
 with fewer captions in it and goes on to the same bits as an undisturbed one. 20 MB for the published model, 0.3 MB
 for the miniature: made once on any machine, it can be shared and used on all.
 
-The pass over the model that fills it is `ideogram_app/prepare/calibration/collect.py`. Published recipes choose what to
-protect on raw prompts and on the conditional transformer alone; here captions are what the model was trained on and
-both count. Left out: static activation scales, which per-token rounding does not need.
+The pass over the model that fills it is collect.py. Published recipes choose what to protect on raw prompts and on the
+conditional transformer alone; here captions are what the model was trained on and both count. Left out: static
+activation scales, which per-token rounding does not need.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from ideogram_app.catalog.models import Branch, Model
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import replacing
-from ideogram_app.prepare.calibration.smoothing import Factors, Read, column_maxima, exponents, fold, groups, input_of
+from ideogram_app.prepare.calibration.smoothing import Factors, column_maxima, exponents, folded, groups, input_of
 from ideogram_app.prepare.calibration.statistics import InputStatistics
+from ideogram_app.quantization.rows import RowReader
 
 CALIBRATION_FORMAT = "ideogram-calibration-1"
 SHARE = 17 / 279  # of a transformer's Linears the published recipe protects (it counts q, k and v as one: 17 of 211)
@@ -56,7 +57,7 @@ class BranchStatistics:
         """Statistics of a Linear's input, whoever shares it."""
         return self.inputs[input_of(linear)]
 
-    def smooth(self, read: Read) -> None:
+    def smooth(self, read: RowReader) -> None:
         """Compute the smoothing from the maxima gathered and the source's weights, a few rows at a time."""
         for group in groups(self.branch):
             maxima = column_maxima(group, self.branch, read)
@@ -76,21 +77,13 @@ class BranchStatistics:
 
 @dataclass
 class Calibration:
-    """Both branches' statistics, and what they were gathered from.
-
-    Attributes:
-        model: its name.
-        branches: in the order conditional, unconditional.
-        settings: what must agree for a calibration to be continued (captions' hash, preset, steps, size, seed, recipe).
-        captions: how many are in it.
-        sources: the model's files -> their hashes, where known.
-    """
+    """Both branches' statistics, and what they were gathered from."""
 
     model: str
-    branches: tuple[BranchStatistics, BranchStatistics]
-    settings: dict[str, str] = field(default_factory=dict)
-    captions: int = 0
-    sources: dict[str, str] = field(default_factory=dict)
+    branches: tuple[BranchStatistics, BranchStatistics]  # conditional, unconditional
+    settings: dict[str, str] = field(default_factory=dict)  # must agree for a calibration to be continued
+    captions: int = 0  # how many are in it
+    sources: dict[str, str] = field(default_factory=dict)  # the model's files -> their hashes, where known
 
     @classmethod
     def empty(cls, model: Model, settings: Mapping[str, str], sources: Mapping[str, str] | None = None) -> Calibration:
@@ -98,14 +91,9 @@ class Calibration:
         first, second = (BranchStatistics(branch) for branch in model.branches)
         return cls(model.name, (first, second), dict(settings), 0, dict(sources or {}))
 
-    def second_moment(self, branch: int, linear: str) -> Tensor:
-        """Mean square of every input channel of a Linear, float32 (columns,): how much errors in a column weigh."""
-        return self.branches[branch].of(linear).second_moment
-
     def scaling(self, branch: int) -> dict[str, Factors]:
         """What every tensor of a branch is multiplied by to smooth it; nothing where the calibration is unfinished."""
-        found = self.branches[branch]
-        return fold(found.branch, found.powers)
+        return folded(self.branches[branch].branch, self.branches[branch].powers)
 
     def ranking(self) -> list[tuple[str, float]]:
         """Linears with their scores, the most fragile first; a name in both branches counts with its worse score.
@@ -146,11 +134,7 @@ class Calibration:
 
 
 def read_calibration(path: Path, model: Model) -> Calibration:
-    """Read a calibration of a model.
-
-    Raises:
-        CheckpointError: missing, damaged, of another format, or of a model of another shape.
-    """
+    """Read a calibration; CheckpointError: missing, damaged, of another format, or of a model of another shape."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -173,11 +157,8 @@ def read_calibration(path: Path, model: Model) -> Calibration:
 
 def _check(path: Path, about: Mapping[str, Any], model: Model) -> None:
     if about.get("format") != CALIBRATION_FORMAT:
-        raise CheckpointError(
-            f"{path} is no calibration of this version",
-            expected=CALIBRATION_FORMAT,
-            got=str(about.get("format", "no format")),
-        )
+        got = str(about.get("format", "no format"))
+        raise CheckpointError(f"{path} is no calibration of this version", expected=CALIBRATION_FORMAT, got=got)
     shapes = [asdict(branch) for branch in model.branches]
     if about["branches"] != shapes:
         raise CheckpointError(

@@ -1,11 +1,11 @@
-"""One pass of the source-precision model over a few captions, watched: what a calibration is made of.
+"""Calibration pass: the source-precision model draws captions, statistics of every Linear's input are recorded.
 
-    encode every caption -> draw each, noting what every Linear reads -> smoothing, ranking, protected set -> file
+    encode every caption -> draw each, recording what every Linear reads -> smoothing, ranking, protected set -> file
 
 It is an iterator: stopping is not asking for the next event. After every caption a partial file beside the final one
 holds all sums so far; a later run with the same settings skips the captions in it and comes to the same bits. Features
 of all captions wait in host memory in the computing type (53 MB a caption of 500 tokens in bf16), because the encoder
-is as large as a transformer and visits the device once.
+is as large as a transformer and is staged on the device once.
 
 The published calibration took 128 raw prompts at 48 steps. Left out: decoding pictures, and writing weights
 (`prepare/transformers.py` takes the file this leaves).
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,7 @@ SOURCE_PRECISION = (REFERENCE, "fp8")  # what is published is FP8; both hold its
 
 
 def read_captions(path: Path = CAPTIONS) -> list[str]:
-    """Captions, one JSON object a line, each checked against the schema.
-
-    Raises:
-        CaptionError: no file, none in it, or one that breaks the schema; says which line.
-    """
+    """Captions, one JSON object a line; CaptionError where there are none, or one breaks the schema."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as problem:
@@ -88,7 +85,6 @@ def calibrate(
 
     Args:
         request: model, preset, size, seed, guidance, and one recipe of `SOURCE_PRECISION`; its caption is not used.
-        captions: as the text encoder gets them.
         steps: in place of the preset's.
         sources: the model's files -> hashes, noted in the file.
         source: a pipeline folder with text encoder and tokenizer, where neither ships nor was prepared.
@@ -97,13 +93,17 @@ def calibrate(
         Events of phase `calibrate`; `done` and `total` count steps over all captions.
 
     Raises:
+        RequestError: several recipes, or one that has been rounded already.
         AppError: the model cannot be loaded or does not fit; a caption is too long.
     """
-    recipe = _source_precision(request)
+    (recipe, *others) = request.recipes
+    if others or recipe not in SOURCE_PRECISION:
+        said, expected = "A calibration watches the model in the precision of its source", " or ".join(SOURCE_PRECISION)
+        raise RequestError(said, expected=expected, got=", ".join(request.recipes))
     preset = shortened(find_preset(request.preset), steps)
     calibration = resume(path, request, captions, preset, recipe, sources)
+    total = len(captions) * preset.steps
     if calibration.captions == len(captions) and path.exists():
-        total = len(captions) * preset.steps
         yield Event("calibrate", recipe, total, total, message=f"{path} is ready: {summary(calibration)}")
         return
     size = request.width, request.height
@@ -111,26 +111,24 @@ def calibrate(
     if not chosen.fits:
         raise DeviceError(f"{recipe} does not fit this machine: {chosen.why}", do=chosen.suggestion.text)
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
-    parts = load_components(request.model, torch.device("cpu"), dtype, source, store)
-    with staged(parts.text_encoder, device, torch.device("cpu")), torch.inference_mode():
-        features = [
-            encode(parts.tokenizer, parts.text_encoder, caption).to("cpu", dtype)
-            for caption in captions[calibration.captions :]
-        ]
+    components = load_components(request.model, torch.device("cpu"), dtype, source, store)
+    tokenizer, encoder = components.tokenizer, components.text_encoder
+    with staged(encoder, device, torch.device("cpu")), torch.inference_mode():
+        further = captions[calibration.captions :]
+        features = [encode(tokenizer, encoder, caption).to("cpu", dtype) for caption in further]
     loaded = load_reference_model(store, request.model, recipe, torch.device("cpu"), dtype)
     hooks = OffloadHooks(device, chosen.slots or FEWEST_SLOTS)
     for transformer, count in zip(loaded.modules, chosen.streamed_blocks, strict=True):
         blocks: list[torch.nn.Module] = [*transformer.get_submodule("layers").children()]
         offload(transformer, blocks, spread(count, len(blocks)), hooks)
-    trajectory = Trajectory.of(request, preset, parts.shift, device)
-    yield from gather(calibration, loaded, features, trajectory, path)
+    trajectory = Trajectory.of(request, preset, components.shift, device)
+    yield from collect(calibration, loaded, features, trajectory, path)
     for found, module in zip(calibration.branches, loaded.modules, strict=True):
-        found.smooth(Weights(module))
+        found.smooth(partial(weight_rows, module))
     calibration.save(path)
-    partial(path).unlink(missing_ok=True)
+    partial_file(path).unlink(missing_ok=True)
     hooks.close()
     release(device)
-    total = len(captions) * preset.steps
     yield Event("calibrate", recipe, total, total, message=summary(calibration))
 
 
@@ -147,13 +145,13 @@ class Trajectory:
 
     @classmethod
     def of(cls, request: Request, preset: Preset, shift: float, device: torch.device) -> Trajectory:
-        """That of a request; `shift` is the scheduler's."""
+        """`shift` is the scheduler's."""
         guidance = guidance_for(preset, find_model(request.model), request.guidance)
         sigmas = schedule(preset, request.width, request.height, shift)
         rows, columns = request.height // PIXELS_PER_TOKEN, request.width // PIXELS_PER_TOKEN
         return cls(sigmas, guidance, rows, columns, request.seed, device)
 
-    def walk(self, loaded: ReferenceModel, features: Tensor, number: int) -> Iterator[Step]:
+    def steps(self, loaded: ReferenceModel, features: Tensor, number: int) -> Iterator[Step]:
         """The steps of caption `number`, each from noise of its own seed."""
         width, height = self.columns * PIXELS_PER_TOKEN, self.rows * PIXELS_PER_TOKEN
         noise = make_noise(self.seed + number, width, height).to(self.device)
@@ -161,16 +159,12 @@ class Trajectory:
         return denoise(velocity, noise, self.sigmas, self.guidance)
 
 
-def gather(
+def collect(
     calibration: Calibration, loaded: ReferenceModel, features: Sequence[Tensor], trajectory: Trajectory, path: Path
 ) -> Iterator[Event]:
-    """Draw the captions that are not in the calibration yet and note what every Linear reads.
+    """Draw captions of these features, each (1, n, taps x hidden), and record what every Linear reads: an event a step.
 
-    Args:
-        features: of each of them, (1, n, taps x hidden), on any device.
-
-    Yields:
-        An event a step. After every caption the partial file is whole again.
+    After every caption the partial file is whole again.
     """
     recorders = [Recorder(found.inputs) for found in calibration.branches]
     steps, first = len(trajectory.guidance), calibration.captions
@@ -178,19 +172,19 @@ def gather(
     started = time.monotonic()
     for caption in features:
         number = calibration.captions
-        walk = trajectory.walk(loaded, caption, number)
+        drawing = trajectory.steps(loaded, caption, number)
         for index in range(steps):
             with ExitStack() as stack:
                 for recorder, module in zip(recorders, loaded.modules, strict=True):
                     recorder.half = int(2 * index >= steps)
                     stack.enter_context(recorder.attached(module))
-                next(walk)
+                next(drawing)
             done = number * steps + index + 1
             rate = (done - first * steps) / max(time.monotonic() - started, 1e-9)
             message = f"caption {number + 1} of {first + len(features)}"
             yield Event("calibrate", loaded.engaged, done, total, rate, (total - done) / rate, message)
         calibration.captions += 1
-        calibration.save(partial(path))
+        calibration.save(partial_file(path))
 
 
 def resume(
@@ -199,7 +193,7 @@ def resume(
     captions: Sequence[str],
     preset: Preset,
     recipe: str,
-    sources: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None,
 ) -> Calibration:
     """The finished or partial calibration of these very settings, else an empty one."""
     check_size(request.width, request.height)
@@ -214,7 +208,7 @@ def resume(
         "recipe": recipe,
     }
     empty = Calibration.empty(model, settings, sources)
-    for candidate in (path, partial(path)):
+    for candidate in (path, partial_file(path)):
         if candidate.exists():
             try:
                 found = read_calibration(candidate, model)
@@ -225,61 +219,30 @@ def resume(
     return empty
 
 
-def partial(path: Path) -> Path:
-    """Where an unfinished calibration rests."""
+def partial_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
 def shortened(preset: Preset, steps: int | None) -> Preset:
-    """The preset with another number of steps, guidance stretched along.
-
-    Raises:
-        RequestError: not between 2 and 100 steps; ranks are compared between two halves.
-    """
+    """The preset with another number of steps, guidance stretched along."""
     if steps is None:
         return preset
-    if not 2 <= steps <= 100:
+    if not 2 <= steps <= 100:  # ranks are compared between two halves
         raise RequestError("This many steps cannot be used", expected="2 to 100", got=str(steps))
     guidance = tuple(preset.guidance[index * preset.steps // steps] for index in range(steps))
     return replace(preset, steps=steps, guidance=guidance)
 
 
 def summary(calibration: Calibration) -> str:
-    """One line for people: how sure the ranking is, and what leads it."""
+    """How sure the ranking is, and what leads it, in a line for people."""
     agreements = " and ".join(f"{found.agreement():.3f}" for found in calibration.branches)
+    alike = f"early and late steps rank layers alike (Spearman {agreements})"
     name, score = calibration.ranking()[0]
-    return (
-        f"{calibration.captions} captions; early and late steps rank layers alike (Spearman {agreements}); "
-        f"most fragile is {name} ({score:.0f})"
-    )
+    return f"{calibration.captions} captions; {alike}; most fragile is {name} ({score:.0f})"
 
 
-class Weights:
-    """Weights of a loaded transformer by their names, as `smoothing.Read` wants them; FP8 ones widened."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __call__(self, name: str, rows: slice | None = None) -> Tensor:
-        layer: Any = self._module.get_submodule(name.removesuffix(".weight"))
-        cut = slice(None) if rows is None else rows
-        if isinstance(layer, Fp8Linear):
-            return dequantize_rows(layer.weight[cut], layer.scale[cut])
-        weight: Tensor = layer.weight[cut]
-        return weight
-
-
-def _source_precision(request: Request) -> str:
-    """The one recipe that is asked for.
-
-    Raises:
-        RequestError: several, or one that has been rounded already.
-    """
-    (recipe, *others) = request.recipes
-    if others or recipe not in SOURCE_PRECISION:
-        raise RequestError(
-            "A calibration watches the model in the precision of its source",
-            expected=" or ".join(SOURCE_PRECISION),
-            got=", ".join(request.recipes),
-        )
-    return recipe
+def weight_rows(module: nn.Module, name: str, rows: slice) -> Tensor:
+    """Rows of a weight of a loaded transformer; FP8 ones widened to float32."""
+    layer: Any = module.get_submodule(name.removesuffix(".weight"))
+    weight: Tensor = layer.weight[rows]
+    return dequantize_rows(weight, layer.scale[rows]) if isinstance(layer, Fp8Linear) else weight

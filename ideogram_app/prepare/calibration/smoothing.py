@@ -1,4 +1,4 @@
-"""SmoothQuant, folded away: outlier channels of an input are evened out between it and the weights that read it.
+"""SmoothQuant, folded into the weights: outlier channels are evened out between an input and what reads it.
 
     (x / lambda) (W * lambda)^T = x W^T        lambda_j = max|x_j|^(1/2) / max_i|W_ij|^(1/2)
 
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +33,7 @@ from torch import Tensor
 from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_place
 from ideogram_app.errors import CheckpointError
+from ideogram_app.quantization.rows import RowReader, row_runs
 
 # 2^-8 to 2^8 around the middle of a group: outliers are tens to hundreds of times the rest, and a norm weight near 1
 # divided by 256 is still normal in float16 (from 6.1e-5).
@@ -41,20 +41,11 @@ LARGEST_EXPONENT = 8
 ROWS_AT_ONCE = 512  # of a weight: 109 MB in float32 of the widest, llm_cond_proj's 53 248 columns
 
 
-class Read(Protocol):
-    """A tensor of the source by its name in diffusers, or some of its rows."""
-
-    def __call__(self, name: str, rows: slice | None = None) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Group:
-    """Linears that read one input, and where its channels are made.
+    """Linears that read one input, and the tensor whose entries (a norm) or rows (a Linear) scale its channels.
 
-    Attributes:
-        name: the first of `consumers`, under which statistics of the input are held.
-        consumers: Linear layers that read the input.
-        producer: the tensor whose entries (a norm) or rows (a Linear) scale the channels.
+    Statistics of the input are held under `name`, that of the first consumer.
     """
 
     name: str
@@ -100,16 +91,14 @@ def input_of(linear: str) -> str:
     return diffusers_names(official_place(linear)[0])[0]
 
 
-def column_maxima(group: Group, branch: Branch, read: Read) -> Tensor:
+def column_maxima(group: Group, branch: Branch, read: RowReader) -> Tensor:
     """Largest magnitude in every column over all weights that read a group's input: float32 (columns,)."""
     shapes = branch.shapes()
     largest = torch.zeros(shapes[f"{group.name}.weight"][1])
     for consumer in group.consumers:
         name = f"{consumer}.weight"
-        count = shapes[name][0]
-        for start in range(0, count, ROWS_AT_ONCE):
-            rows = read(name, slice(start, min(count, start + ROWS_AT_ONCE)))
-            largest = torch.maximum(largest, rows.float().abs().amax(0).cpu())
+        for run in row_runs(shapes[name], ROWS_AT_ONCE * shapes[name][1]):
+            largest = torch.maximum(largest, read(name, run).float().abs().amax(0).cpu())
     return largest
 
 
@@ -127,18 +116,12 @@ def exponents(input_maxima: Tensor, weight_maxima: Tensor) -> Tensor:
     return torch.where(alive, centred, 0.0).round().to(torch.int8)
 
 
-def fold(branch: Branch, powers: Mapping[str, Tensor]) -> dict[str, Factors]:
-    """What every tensor of a branch has to be multiplied by.
+def folded(branch: Branch, powers: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """What every tensor of a branch has to be multiplied by, from `powers`: name of a group -> `exponents`.
 
-    Args:
-        powers: name of a group -> `exponents` of its channels; groups that are not named stay as they are.
-
-    Raises:
-        CheckpointError: a vector of another length than its group's input.
+    Groups that are not named stay as they are. CheckpointError: a vector of another length than its group's input.
     """
-    shapes = branch.shapes()
-    rows: dict[str, Tensor] = {}
-    columns: dict[str, Tensor] = {}
+    shapes, rows, columns = branch.shapes(), dict[str, Tensor](), dict[str, Tensor]()
     for group in groups(branch):
         if group.name not in powers:
             continue

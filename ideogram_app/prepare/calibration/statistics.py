@@ -1,4 +1,4 @@
-"""What the inputs of Linear layers look like while pictures are drawn, gathered as they pass.
+"""Activation statistics of Linear layers, recorded by forward hooks while pictures are drawn.
 
 A `Recorder` hooks the Linears of any module tree, dense or packed, resident or streamed, and keeps running sums alone:
 per channel the largest magnitude and the sum of squares, per layer and half of the trajectory how far its values reach.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,19 +26,12 @@ MAXIMUM, KURTOSIS, CALLS, ROWS = range(4)  # columns of `InputStatistics.reach`
 
 @dataclass
 class InputStatistics:
-    """Running statistics of one Linear's input.
-
-    Attributes:
-        columns: channels.
-        maximum: largest magnitude of every channel, float32 (columns,).
-        squares: sum of squares of every channel, float64 (columns,).
-        reach: float64 (halves, 4): largest magnitude, sum of kurtoses, calls with any signal, rows with any signal.
-    """
+    """Running statistics of one Linear's input."""
 
     columns: int
-    maximum: Tensor = field(init=False)
-    squares: Tensor = field(init=False)
-    reach: Tensor = field(init=False)
+    maximum: Tensor = field(init=False)  # float32 (columns,): largest magnitude of every channel
+    squares: Tensor = field(init=False)  # float64 (columns,): sum of squares of every channel
+    reach: Tensor = field(init=False)  # float64 (halves, 4): MAXIMUM, sum of KURTOSIS, CALLS and ROWS with any signal
 
     def __post_init__(self) -> None:
         self.maximum = torch.zeros(self.columns)
@@ -90,26 +84,21 @@ def kurtosis(raw: Tensor) -> float:
 
 @dataclass
 class Recorder:
-    """Gathers into `inputs` (Linear name -> statistics) while it is attached; the driver sets `half` before a step."""
+    """Adds to `inputs` (Linear name -> statistics) while it is attached; the caller sets `half` before a step."""
 
     inputs: dict[str, InputStatistics]
     half: int = 0
 
     @contextmanager
     def attached(self, module: nn.Module) -> Iterator[Recorder]:
-        """Watch a module's Linears of those names for as long as the context is open."""
-        handles = [
-            module.get_submodule(name).register_forward_pre_hook(self._hook(found))
-            for name, found in self.inputs.items()
-        ]
+        """Watch a module's Linears of those names while the context is open."""
+        hooks = ((module.get_submodule(name), partial(self._add, found)) for name, found in self.inputs.items())
+        handles = [linear.register_forward_pre_hook(hook) for linear, hook in hooks]
         try:
             yield self
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, found: InputStatistics) -> Any:
-        def take(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            found.add(arguments[0].detach(), self.half)
-
-        return take
+    def _add(self, found: InputStatistics, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        found.add(arguments[0].detach(), self.half)

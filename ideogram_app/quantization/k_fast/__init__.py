@@ -1,13 +1,9 @@
 """The K-quant search for CPUs, compiled by Numba: the fits of `k_search.py` bit for bit, ten times faster.
 
-    lanes.py      eight blocks side by side, and what the formats share
-    affine.py     Q4_K and Q5_K
-    symmetric.py  Q6_K
-
 Whole-tensor operations walk through memory once for every multiplication; here a tile of eight blocks stays in the
 first-level cache from its weights to its quants. Names are those of `k_search.py`: read it first.
 
-Nothing is compiled at import. The first call of a fit compiles for some seconds, and Numba keeps the machine code
+Nothing is compiled at import. The first call of a fit compiles for some seconds, and Numba caches the machine code
 beside its source, or in the user's cache folder where that is read-only (`NUMBA_CACHE_DIR` names another). Compiled
 code runs without the interpreter's lock, so that Python's threads share the blocks. (Numba's own pool ends the process
 when two threads enter it at once.) Left out: packing into bytes, which is a few cheap torch operations.

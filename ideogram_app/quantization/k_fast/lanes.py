@@ -48,7 +48,7 @@ LANE_FIELDS = """shift inverse slope first second third
 
 
 def kernel(function: Callable[..., None]) -> Any:
-    """What Python calls: runs without the interpreter's lock, and is kept on disk with all that it calls."""
+    """What Python calls: runs without the interpreter's lock, and is cached on disk with all that it calls."""
     try:
         return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # Numba finds no folder that it may write: every process compiles anew

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
-from ideogram_app.benchmark.memory.allocator import Allocator, fits, reserved_bytes
-from ideogram_app.benchmark.memory.counted import DEVICE, Case, FakeBranch, count_picture, pretended
-from ideogram_app.benchmark.memory.ledger import Ledger, attention_on
-from ideogram_app.benchmark.shapes import Question, find_shape
+from benchmarks.counting.allocator import Allocator, fits, reserved_bytes
+from benchmarks.counting.counted import DEVICE, Case, FakeBranch, count_picture, pretended
+from benchmarks.counting.ledger import Ledger, attention_on
+from ideogram_app.benchmark.shapes import Workload, find_shape
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.recipes import RECIPES
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 MIB = 2**20
-QUESTION = Question("layers=2", find_shape("layers=2"), 512, 512, 20, 2048, 4, "bfloat16")
+WORKLOAD = Workload("layers=2", find_shape("layers=2"), 512, 512, 20, 2048, 4, "bfloat16")
 
 
 def peak(ledger: Ledger, work: Callable[[], object], device: torch.device = CPU) -> int:
@@ -132,7 +132,7 @@ def test_a_fake_branch_holds_the_bytes_of_a_real_one(name: str) -> None:
 
 GROWTH = """
 import sys, torch, psutil
-from ideogram_app.benchmark.memory.ledger import Ledger
+from benchmarks.counting.ledger import Ledger
 torch.set_num_threads(1)
 process, ledger = psutil.Process(), Ledger()
 with Ledger():  # what torch loads when it is first looked on
@@ -191,23 +191,23 @@ def test_attention_takes_what_its_kernel_takes_and_never_the_scores(
 
 
 def test_a_picture_is_counted_phase_by_phase_and_nothing_of_it_stays_but_the_weights() -> None:
-    counted = count_picture(Case(QUESTION, RECIPES["int8-w8a8-rotated"]))
+    counted = count_picture(Case(WORKLOAD, RECIPES["int8-w8a8-rotated"]))
     assert list(counted.phases) == ["load", "prepare", "step", "preview", "decode"]
     assert all(most > counted.kept for most in counted.phases.values())
     assert counted.peak <= counted.least <= counted.reserved < 2 * counted.peak
 
 
 def test_one_block_more_is_the_only_thing_that_depth_adds_to_a_step() -> None:
-    two = count_picture(Case(QUESTION, RECIPES["int8-w8a8-rotated"], decodes=False))
-    deeper = replace(QUESTION, model=find_shape("layers=3"))
+    two = count_picture(Case(WORKLOAD, RECIPES["int8-w8a8-rotated"], decodes=False))
+    deeper = replace(WORKLOAD, model=find_shape("layers=3"))
     three = count_picture(Case(deeper, RECIPES["int8-w8a8-rotated"], decodes=False))
-    vectors = 2 * QUESTION.steps * 4 * 4608 * 4  # of the norms of one block in each branch
+    vectors = 2 * WORKLOAD.steps * 4 * 4608 * 4  # of the norms of one block in each branch
     assert three.phases["step"] - two.phases["step"] == three.kept - two.kept + vectors
 
 
 def test_the_published_depth_is_counted_too() -> None:
-    question = replace(QUESTION, model=MODELS["ideogram-4"])
-    counted = count_picture(Case(question, RECIPES["int8-w8a8-rotated"], decodes=False))
+    workload = replace(WORKLOAD, model=MODELS["ideogram-4"])
+    counted = count_picture(Case(workload, RECIPES["int8-w8a8-rotated"], decodes=False))
     assert counted.kept == pytest.approx(17.34e9, rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""A ledger of memory: which tensors are alive after every operation, and the most that were.
+"""Memory tracker: which tensors are alive after every torch operation, and the peak per phase.
 
     with Ledger() as ledger:
         with ledger.phase("step"):

@@ -1,4 +1,4 @@
-"""What a caching allocator reserves for a sequence of tensors: CUDA's, in a hundred lines.
+"""Reserved device memory for a sequence of tensors: a model of PyTorch's caching allocator on CUDA.
 
 Memory comes from the driver in segments, which are cut into blocks and never given back until `torch.cuda.empty_cache`
 or until the driver has no more. The rules are those of PyTorch's CUDACachingAllocator without options: sizes in 512

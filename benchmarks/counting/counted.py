@@ -1,11 +1,11 @@
-"""Device memory of a picture, counted by running the real code on tensors that hold nothing.
+"""Device memory of a picture, counted by running the real code on fake tensors (`FakeTensorMode`).
 
     counted = count_picture(case)            one picture from loading to pixels, phase by phase
     count_decode(...), count_encode(...)     what stands around the transformers, alone
 
 Modules, kernels' wrappers, the denoising loop and the decoder are the program's own, at the published shapes and on a
 CUDA device that need not exist: fake tensors have shapes, types and lifetimes, which is all that memory asks for.
-`pretended` keeps from it the calls that would reach a driver: launches of Triton kernels, the question for a card's
+`pretended` keeps from it the calls that would reach a driver: launches of Triton kernels, the query for a card's
 capability, and making a device the current one. Which attention kernel runs is a rule read in PyTorch's source
 (`ledger.attention_on`).
 
@@ -27,10 +27,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ideogram_app.benchmark.memory.allocator import fits, reserved_bytes
-from ideogram_app.benchmark.memory.ledger import Ledger, Unguarded, attention_on
+from benchmarks.counting.allocator import fits, reserved_bytes
+from benchmarks.counting.ledger import Ledger, Unguarded, attention_on
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly
-from ideogram_app.benchmark.shapes import Question
+from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
@@ -60,17 +60,17 @@ AMPERE_CAPABILITY = (8, 6)  # the cards that matter most
 
 @dataclass(frozen=True)
 class Case:
-    """What is drawn: a question (shapes.py), with which recipe, on which card.
+    """What is drawn: a workload (shapes.py), with which recipe, on which card.
 
     Attributes:
-        question: `padding` and `shape` play no part.
+        workload: `padding` and `shape` play no part.
         arithmetic: of Q4_K, as for `Placement`.
         tile: side of the decoder's tiles in pixels; None decodes at once.
         decodes: whether latents become pictures, a small one between two steps and the last one.
-        travelling: how many blocks of each transformer come to the device in every step, through so many `slots`.
+        offloaded: how many blocks of each transformer are copied to the device in every step, through so many `slots`.
     """
 
-    question: Question
+    workload: Workload
     recipe: Recipe
     arithmetic: str = ""
     capability: tuple[int, int] = AMPERE_CAPABILITY
@@ -81,7 +81,7 @@ class Case:
 
     @property
     def dtype(self) -> torch.dtype:
-        return COMPUTE_DTYPES[self.question.dtype]
+        return COMPUTE_DTYPES[self.workload.dtype]
 
 
 @dataclass(frozen=True)
@@ -188,49 +188,49 @@ def fake_packed(recipe: Recipe, name: str, rows: int, columns: int) -> PackedWei
 
 def count_picture(case: Case) -> Counted:
     """Load, prepare, two steps, a preview, decode: both transformers stay on the device throughout."""
-    return next(count_pictures(case, (case.question,)))
+    return next(count_pictures(case, (case.workload,)))
 
 
-def count_pictures(case: Case, questions: Sequence[Question]) -> Iterator[Counted]:
-    """One picture after another with the transformers that `case.question` names, loaded once.
+def count_pictures(case: Case, workloads: Sequence[Workload]) -> Iterator[Counted]:
+    """One picture after another with the transformers that `case.workload` names, loaded once.
 
     Args:
-        questions: sizes and texts; of the same model and type.
+        workloads: sizes and texts; of the same model and type.
     """
     ledger, vae = Ledger(attention_on(case.capability)), _autoencoder(case.dtype, case.tile)
     with pretended(ledger, case.capability), torch.inference_mode():
         with ledger.phase("load"):
             loaded = _loaded(case)
         kept = ledger.live[DEVICE]
-        for question in questions:
-            prepared = _drawn(replace(case, question=question), loaded, vae, ledger)
+        for workload in workloads:
+            prepared = _drawn(replace(case, workload=workload), loaded, vae, ledger)
             yield _counted(ledger, kept, prepared)
 
 
 def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
     """Draw a picture, each phase in the ledger; returns what was beside the weights between two steps."""
-    question, before = case.question, ledger.live[DEVICE]
-    sigmas = schedule(evenly(question.steps), question.width, question.height, SCHEDULE_SHIFT)
+    workload, before = case.workload, ledger.live[DEVICE]
+    sigmas = schedule(evenly(workload.steps), workload.width, workload.height, SCHEDULE_SHIFT)
     _on_device(vae)
-    read = torch.empty(1, question.text_tokens, question.model.conditional.llm_features_dim)  # on the host
-    noise = torch.empty(1, question.image_tokens, LATENT_CHANNELS, device=DEVICE)
+    read = torch.empty(1, workload.text_tokens, workload.model.conditional.llm_features_dim)  # on the host
+    noise = torch.empty(1, workload.image_tokens, LATENT_CHANNELS, device=DEVICE)
     with ledger.phase("prepare"):
-        velocity = GuidedModel(loaded, read, question.rows, question.columns, times(sigmas))
+        velocity = GuidedModel(loaded, read, workload.rows, workload.columns, times(sigmas))
     prepared = ledger.live[DEVICE] - before
-    levels: Any = [torch.tensor(1.0 - index / question.steps) for index in range(3)]  # fake tensors know constants
+    levels: Any = [torch.tensor(1.0 - index / workload.steps) for index in range(3)]  # fake tensors know constants
     steps = denoise(velocity, noise, levels, (GUIDANCE,) * 2)
     next(steps)
     with ledger.phase("step"):  # the second, when latents of the first are there
         step = next(steps)
     if case.decodes:
         with ledger.phase("preview"):
-            _pictured(preview, vae, step.clean, question.rows, question.columns)
+            _pictured(preview, vae, step.clean, workload.rows, workload.columns)
         latents = step.latents.cpu()
         del velocity, steps, step  # as `draw.sample` lets go of them
         loaded.rest()
         give_back(DEVICE)
         with ledger.phase("decode"):
-            _pictured(decode, vae, latents, question.rows, question.columns)
+            _pictured(decode, vae, latents, workload.rows, workload.columns)
     return prepared
 
 
@@ -264,7 +264,7 @@ def _loaded(case: Case) -> Loaded:
     kernels = fused_kernels(choose_kernels(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
     offload = Offload(case.slots, {DEVICE: BlockingCopyStream(DEVICE)})
     hooks, backbones = offload.on(DEVICE), []
-    for number, branch in enumerate(case.question.model.branches):
+    for number, branch in enumerate(case.workload.model.branches):
         weights = FakeBranch(branch, case.recipe, case.dtype)
         away = spread(case.offloaded[number], branch.num_layers)
         placement = Placement(case.dtype, DEVICE, kernels=kernels, arithmetic=case.arithmetic, offloaded=away)
@@ -344,8 +344,8 @@ def count_encode(
 
 
 @dataclass(frozen=True)
-class FakeParts:
-    """What `model.guest` asks of a `PartsFolder` whose encoder is all in host memory."""
+class FakeComponents:
+    """What `encoder_on_device` asks of a components folder whose encoder is all in host memory."""
 
     recipe: Recipe
     shape: TextEncoder
@@ -362,9 +362,9 @@ class FakeParts:
 def count_streamed_encode(
     recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED_ENCODER.num_hidden_layers
 ) -> Counted:
-    """The same of an encoder whose layers pass through the device: its places are kept."""
+    """The same of an encoder whose layers pass through the device: its slots are kept."""
     ledger = Ledger(attention_on(AMPERE_CAPABILITY))
-    parts: Any = FakeParts(recipe, replace(PUBLISHED_ENCODER, num_hidden_layers=layers))
+    parts: Any = FakeComponents(recipe, replace(PUBLISHED_ENCODER, num_hidden_layers=layers))
     visit = encoder_on_device(parts, "streamed", DEVICE, dtype, BlockingCopyStream(DEVICE))
     with pretended(ledger), torch.inference_mode(), visit as encoder, ledger.phase("encode"):
         kept = ledger.live[DEVICE]
