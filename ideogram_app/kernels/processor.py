@@ -294,15 +294,5 @@ def _kernels(name: str) -> Kernels:
     product = next(product for product in PROCESSOR_PRODUCTS if product.name == name)
     matmul = partial(_matmul, product)
     return Kernels(
-        f"processor, {name}",
-        norm,
-        add_norm,
-        add,
-        swiglu,
-        rows,
-        heads,
-        product.keep,
-        matmul,
-        decode_int8,
-        plain.decode,
+        f"processor, {name}", norm, add_norm, add, swiglu, rows, heads, product.keep, matmul, decode_int8, plain.decode
     )

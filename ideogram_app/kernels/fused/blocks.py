@@ -91,12 +91,7 @@ def store_dense(row: tl.tuple, ptr: tl.tensor, K: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def normed(
-    row: tl.tuple,
-    vector_ptr: tl.tensor,
-    epsilon: tl.tensor,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    row: tl.tuple, vector_ptr: tl.tensor, epsilon: tl.tensor, K: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr
 ) -> tl.tuple:
     """row / sqrt(mean of squares + epsilon) * vector."""
     squares = tl.zeros((BLOCK,), tl.float32)

@@ -108,11 +108,7 @@ def _is_aligned(parameter: Any, kind: str) -> bool:
 
 def need_of(compilable: Compilable, target: int) -> Need:
     """Compile one kernel for one capability and read what it needs."""
-    options = {
-        "num_warps": compilable.warps,
-        "num_stages": compilable.stages,
-        "enable_fp_fusion": compilable.fuses,
-    }
+    options = {"num_warps": compilable.warps, "num_stages": compilable.stages, "enable_fp_fusion": compilable.fuses}
     compiled = triton.compile(source_of(compilable), target=GPUTarget("cuda", target, 32), options=options)
     registers, local = resources(compiled.asm["cubin"])
     found = MATRIX_INSTRUCTION.search(compiled.asm["ptx"])

@@ -284,9 +284,7 @@ def signatures() -> Iterator[Compilable]:
 def _shape(packed: Tensor) -> tuple[int, int]:
     if packed.dtype != torch.uint8 or packed.dim() != 2:
         raise CheckpointError(
-            "These are not packed Q4_K rows",
-            expected="a matrix of uint8",
-            got=f"{packed.dtype} {tuple(packed.shape)}",
+            "These are not packed Q4_K rows", expected="a matrix of uint8", got=f"{packed.dtype} {tuple(packed.shape)}"
         )
     return packed.shape[0], k_quants.unpacked_columns(packed.shape[1], "Q4_K")
 

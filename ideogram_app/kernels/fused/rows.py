@@ -20,15 +20,7 @@ from torch import Tensor
 
 from ideogram_app.errors import RequestError
 from ideogram_app.kernels.contract import InputFormat, Operand, QuantizedActivations
-from ideogram_app.kernels.fused.blocks import (
-    load,
-    load_row,
-    normed,
-    shape_of,
-    store_dense,
-    store_operand,
-    with_chunk,
-)
+from ideogram_app.kernels.fused.blocks import load, load_row, normed, shape_of, store_dense, store_operand, with_chunk
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.quantization.rotation import GROUP
 

@@ -99,11 +99,7 @@ class PackedEmbedding(PackedLinear):
 
 
 def encoder_from_source(
-    source: EncoderWeights,
-    recipe: Recipe,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    build: Builder = text_model,
+    source: EncoderWeights, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, build: Builder = text_model
 ) -> CaptionEncoder:
     """An encoder whose matrices are packed while they are read.
 
