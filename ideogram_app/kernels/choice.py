@@ -1,11 +1,12 @@
-"""Which kernels run: the one place that picks, with its reason.
+"""Kernel selection: which set of kernels (Triton, int_mm, processor, plain) runs on a device, and why.
 
     triton     one launch between two matrices, INT8 products on tensor units    NVIDIA from sm_80 on, AMD
     int_mm     the same launches, products by `torch._int_mm`                    Turing, which Triton's products miss
     processor  oneDNN's products on weights in an order of their own             processors
     plain      plain torch, the truth                                            everywhere else
 
-What is not there (no Triton, no INT8 units) is never an error, only a reason. Left out: measuring at run time.
+What is not there (no Triton, no INT8 units) is never an error, only a reason. Importing this imports no Triton. Left
+out: measuring at run time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,26 @@ def kernels(name: str) -> Kernels:
 
         return processor_kernels()
     if name in ("triton", "int_mm"):
-        from ideogram_app.kernels.fused.kernels import fused_kernels
-
-        return fused_kernels(products=name)
+        return fused_kernels(name)
     raise RequestError(f"There are no kernels {name!r}", expected=" or ".join(KERNEL_SETS), got=name)
+
+
+def fused_kernels(products: str) -> Kernels:
+    """Triton's kernels as one set, with scratch of its own for decoded weights; products: "triton" or "int_mm"."""
+    from ideogram_app.kernels.fused import heads, matmul, q4_k, rows
+
+    scratch = q4_k.Scratch()
+    return Kernels(
+        name=products,
+        norm=rows.norm,
+        add_norm=rows.add_norm,
+        add=rows.add,
+        swiglu=rows.swiglu,
+        quantize=rows.quantize,
+        heads=heads.heads,
+        weight=PLAIN.weight,
+        matmul={"triton": matmul.matmul, "int_mm": matmul.int_mm}[products],
+        decode_int8=scratch.decode_int8,
+        decode=scratch.decode,
+        rest=scratch.release,
+    )

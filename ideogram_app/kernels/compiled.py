@@ -1,8 +1,8 @@
-"""The plain kernels between two matrices, each compiled by `torch.compile`, on request.
+"""torch.compile, on request: the plain kernels between two matrices, each compiled by itself.
 
 Each is a small graph of its own without control flow, compiled once for every number of tokens (dynamic shapes) and
-kept by PyTorch on disk between runs. So it costs seconds when it is first used on a machine, and never again for a new
-prompt or size. Products stay with the kernels it is made from. On a processor it needs a C++ compiler.
+cached by PyTorch on disk. So it costs seconds when it is first used on a machine, and never again for a new prompt or
+size. Products stay with the kernels it is made from. On a processor it needs a C++ compiler.
 
 Left out: graphs of whole blocks, whose compilation takes minutes and depends on every layer's storage.
 """
@@ -20,7 +20,7 @@ from ideogram_app.kernels import plain
 from ideogram_app.kernels.contract import Kernels
 
 COMPILERS = ("g++", "clang++", "cl", "c++")  # of those Inductor looks for
-BETWEEN_MATRICES = ("norm", "add_norm", "add", "swiglu", "rows", "heads")
+BETWEEN_MATRICES = ("norm", "add_norm", "add", "swiglu", "quantize", "heads")
 
 
 def compiled_kernels(base: Kernels, device: torch.device) -> Kernels:

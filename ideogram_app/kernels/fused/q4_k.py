@@ -1,4 +1,4 @@
-"""Q4_K weights to what a matrix product reads: INT8 with a scale a row (W4A8) or the computing type (W4A16).
+"""Q4_K dequantization in Triton: to INT8 with a scale a row (W4A8) or to the computing type (W4A16).
 
 A packed matrix is a chain of blocks, 256 weights in 144 bytes (drawn in `quantization.k_quants`), and a row is a whole
 number of them. Programs share out the chain and know rows only to look up a scale, so one binary serves every shape.
@@ -237,9 +237,9 @@ def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) 
 
 @dataclass
 class Scratch:
-    """Room for one decoded layer a device; whoever builds `Kernels` owns it and gives them its methods.
+    """Scratch for one decoded layer a device; whoever builds `Kernels` owns it and gives them its methods.
 
-    The room grows to the largest layer that came, and every call overwrites what the last one left. Calls on one
+    It grows to the largest layer that came, and every call overwrites what the last one left. Calls on one
     stream follow each other, so the product that reads a layer is done before the next is written; several streams
     need a `Scratch` each. (24576, 4608), the largest of the blocks, takes 113 MB as INT8 and 226 MB in 16 bits.
     """
@@ -247,11 +247,9 @@ class Scratch:
     _held: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def decode(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
-        """`Kernels.decode`: Q4_K (N, bytes) -> (N, K)."""
         return decode_into(packed, self.room(_shape(packed), dtype, packed.device))
 
     def decode_int8(self, packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
-        """`Kernels.decode_int8`: Q4_K (N, bytes), scales (N,) -> int8 (N, K)."""
         return decode_int8_into(packed, scale, rotated, self.room(_shape(packed), torch.int8, packed.device))
 
     def room(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -265,7 +263,6 @@ class Scratch:
         return held[:size].view(dtype).view(shape)
 
     def release(self) -> None:
-        """Give all of it back."""
         self._held.clear()
 
 

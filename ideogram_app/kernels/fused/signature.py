@@ -1,4 +1,4 @@
-"""One Triton kernel with everything its machine code depends on, so that it can be compiled on a machine without a GPU.
+"""Compile-time signature of a Triton kernel: all that its machine code depends on, to compile it without a GPU.
 
 Each file of this folder yields its own from `signatures()`; `offline.py` compiles them all and reads what they need.
 Left out: specialisation on values. Pointers, and integers that the kernel does not exclude by `do_not_specialize`, are
@@ -21,10 +21,7 @@ class Compilable:
         function: what `triton.jit` made.
         signature: run-time argument -> its type in Triton's words: "*bf16", "*i8", "i32", "fp32".
         constants: constexpr argument -> its value.
-        warps: of one program.
-        stages: of the software pipeline around loads in loops.
-        fuses: whether a product and a sum may become one instruction of one rounding, as Triton does unless it is told
-            `enable_fp_fusion=False`.
+        fuses: `enable_fp_fusion`: whether a product and a sum may become one instruction of one rounding.
     """
 
     name: str

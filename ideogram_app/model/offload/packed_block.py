@@ -30,7 +30,9 @@ from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.span import Span, open_in_order
 from ideogram_app.errors import CheckpointError
 
-ALIGNMENT = 256  # bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16
+TENSOR_ALIGNMENT = (
+    256  # bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class PackedBlock:
             spans = tuple(file_spans.get(name, ()))
             _expect(name, tensor, spans)
             self.items.append(Item(owner, leaf, is_parameter, start, tensor.dtype, tuple(tensor.shape), spans))
-            start += -(-self.items[-1].size // ALIGNMENT) * ALIGNMENT
+            start += -(-self.items[-1].size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
             held = held if spans else start
         self.size, self.held = start, pinned_buffer(held)
         for name, item in zip(ordered, self.items, strict=True):

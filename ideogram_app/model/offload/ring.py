@@ -32,7 +32,7 @@ from ideogram_app.model.offload.packed_block import PackedBlock
 from ideogram_app.planning.streaming import FILE_BUFFERS
 
 
-class State(Enum):
+class SlotState(Enum):
     """Of a slot."""
 
     EMPTY = auto()  # no block
@@ -51,7 +51,7 @@ class Slot:
     """
 
     memory: Tensor
-    state: State = State.EMPTY
+    state: SlotState = SlotState.EMPTY
     block: PackedBlock | None = None
     reading: Future[Event] | None = None
     copied: Event = None
@@ -63,7 +63,7 @@ class Slot:
         if reading is not None and not reading.cancel():
             wait([reading])
             self.copied = self.copied if reading.exception() else reading.result()
-        self.state, self.block = State.EMPTY, None
+        self.state, self.block = SlotState.EMPTY, None
 
 
 class Ring:
@@ -104,11 +104,11 @@ class Ring:
             slot = self._spare(())
             assert slot is not None  # blocks are used one after another, so at most one is in use
             self._bring(block, slot)
-        if slot.state is State.READING:
+        if slot.state is SlotState.READING:
             self._await_reading(slot)
-        if slot.state is State.COPYING:
+        if slot.state is SlotState.COPYING:
             self._copies.wait(slot.copied)
-        slot.state = State.IN_USE
+        slot.state = SlotState.IN_USE
         block.bind_device(slot.memory)
 
     def release(self, block: PackedBlock) -> None:
@@ -117,7 +117,7 @@ class Ring:
         block.bind_host()
         if slot is None:
             return
-        slot.used, slot.state = self._copies.event(), State.READY
+        slot.used, slot.state = self._copies.event(), SlotState.READY
         self._bring_ahead(self._turn[block])
 
     def close(self) -> None:
@@ -151,7 +151,9 @@ class Ring:
 
     def _spare(self, wanted: Collection[PackedBlock]) -> Slot | None:
         """A slot that is neither in use nor has a block that is wanted soon."""
-        return next((slot for slot in self._slots if slot.state is not State.IN_USE and slot.block not in wanted), None)
+        return next(
+            (slot for slot in self._slots if slot.state is not SlotState.IN_USE and slot.block not in wanted), None
+        )
 
     def _bring(self, block: PackedBlock, slot: Slot) -> None:
         """Begin to bring a block to a slot, behind the last use of what was there."""
@@ -159,10 +161,10 @@ class Ring:
         self._brought += 1
         if block.in_memory:
             slot.copied = self._copies.copy_async(block.held, slot.memory[: block.size], slot.used)
-            slot.block, slot.state = block, State.COPYING
+            slot.block, slot.state = block, SlotState.COPYING
         else:
             slot.reading = self._reader.submit(self._read, block, slot.memory[: block.size], slot.used)
-            slot.block, slot.state = block, State.READING
+            slot.block, slot.state = block, SlotState.READING
 
     def _await_reading(self, slot: Slot) -> None:
         """Raises what the reading failed with; the slot is empty then."""
@@ -172,7 +174,7 @@ class Ring:
         except BaseException:
             slot.empty()
             raise
-        slot.reading, slot.state = None, State.COPYING
+        slot.reading, slot.state = None, SlotState.COPYING
 
     def _read(self, block: PackedBlock, memory: Tensor, used: Event) -> Event:
         """A block from its file to the memory of a slot; in the thread, where there is one."""

@@ -27,7 +27,7 @@ from ideogram_app.model.transformer.layers import Layer, Stored, linear, merged
 
 CPU = torch.device("cpu")
 NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in the order of `Prepared.vectors`
-ARMS = ("w1", "w3")  # what is merged
+GATE_UP = ("w1", "w3")  # what is merged
 
 
 class BranchWeights(Protocol):
@@ -130,7 +130,7 @@ def linears_of(index: int) -> dict[str, tuple[str, ...]]:
     return {
         "qkv": (f"{attention}qkv",),
         "o": (f"{attention}o",),
-        "gate_up": tuple(f"{feed_forward}{name}" for name in ARMS),
+        "gate_up": tuple(f"{feed_forward}{name}" for name in GATE_UP),
         "down": (f"{feed_forward}w2",),
     }
 

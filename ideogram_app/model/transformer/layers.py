@@ -6,9 +6,9 @@
     gguf            GgufLinear        blocks decoded at every use: W4A16 for Q4_K
     gguf, Q4_K      Int8GgufLinear    blocks decoded to one layer's INT8 at every use: W4A8
 
-`reads` says what a layer wants its input as (`kernels.contract.Reads`), so that the kernel before it can hand over just
-that: two layers that read the same are merged and their input is rounded once. A layer takes an ordinary tensor too and
-is then a drop-in for `torch.nn.Linear`.
+`input_format` (`kernels.contract.InputFormat`) says what a layer wants its input as, so that the kernel before it can
+hand over just that: two layers that read the same are merged and their input is rounded once. A layer takes an ordinary
+tensor too and is then a drop-in for `torch.nn.Linear`.
 
 Packed weights and their scales are buffers that follow `.to(device)` and ignore `.to(dtype)`: a change of type would
 silently unpack, or ruin, them. The bias is an ordinary parameter. Left out: training, and keeping decoded weights;
@@ -42,7 +42,7 @@ W4A8 = "w4a8"  # the arithmetic that decodes Q4_K to INT8; anything else decodes
 class DenseLinear(nn.Linear):
     """`weight` (rows, columns) in the computing type."""
 
-    reads: InputFormat = "dense"
+    input_format: InputFormat = "dense"
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = weight.shape
@@ -56,7 +56,7 @@ class PackedLinear(nn.Module):
     """What the packed layers share: sizes, the bias, and buffers whose type never changes."""
 
     bias: nn.Parameter | None
-    reads: InputFormat = "dense"
+    input_format: InputFormat = "dense"
 
     def __init__(self, rows: int, columns: int, bias: Tensor | None) -> None:
         super().__init__()
@@ -150,13 +150,13 @@ class RoundingLinear(PackedLinear):
         _expect("scale", scale, (shape[0],))
         self.register_buffer("scale", scale.float())
         self.dtype, self.kernels = dtype, kernels
-        self.reads = "rotated" if rotated else "int8"
+        self.input_format = "rotated" if rotated else "int8"
 
     def forward(self, x: Operand) -> Tensor:
         """Rows (M, columns) -> (M, rows), or a tensor (..., columns) -> (..., rows)."""
         if isinstance(x, QuantizedActivations):
             return self.kernels.matmul(x, self.operand(), self.scale, self.bias, self.dtype)
-        rows = self.kernels.rows(x.reshape(-1, x.shape[-1]), self.reads)
+        rows = self.kernels.quantize(x.reshape(-1, x.shape[-1]), self.input_format)
         assert isinstance(rows, QuantizedActivations)
         y = self.kernels.matmul(rows, self.operand(), self.scale, self.bias, x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
@@ -220,13 +220,13 @@ class Int8GgufLinear(RoundingLinear):
         self.register_buffer("weight", packed)
 
     def operand(self) -> Any:
-        return self.kernels.decode_int8(self.weight, self.scale, self.reads == "rotated")
+        return self.kernels.decode_int8(self.weight, self.scale, self.input_format == "rotated")
 
 
 class SideBySide(nn.Module):
     """Layers that read one input but rest in different storages: run apart, their outputs joined (M, sum of rows)."""
 
-    reads: InputFormat = "dense"
+    input_format: InputFormat = "dense"
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
