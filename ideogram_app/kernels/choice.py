@@ -77,5 +77,5 @@ def fused_kernels(products: str) -> Kernels:
         matmul={"triton": matmul.matmul, "int_mm": matmul.int_mm}[products],
         decode_int8=scratch.decode_int8,
         decode=scratch.decode,
-        rest=scratch.release,
+        release_scratch=scratch.release,
     )

@@ -57,7 +57,7 @@ class Kernels:
         decode_int8: (packed Q4_K (N, bytes), scale (N,), rotated) -> int8 (N, K): weights, rotated if asked for,
             divided by the scale of their row and rounded. The result may be scratch that the next call overwrites.
         decode: (packed Q4_K (N, bytes), dtype) -> (N, K). The result may be scratch that the next call overwrites.
-        rest: frees such scratch; the next call allocates it again.
+        release_scratch: frees such scratch; the next call allocates it again.
     """
 
     name: str
@@ -71,4 +71,4 @@ class Kernels:
     matmul: Callable[[QuantizedActivations, Any, Tensor, Tensor | None, torch.dtype], Tensor]
     decode_int8: Callable[[Tensor, Tensor, bool], Tensor]
     decode: Callable[[Tensor, torch.dtype], Tensor]
-    rest: Callable[[], None] = lambda: None
+    release_scratch: Callable[[], None] = lambda: None

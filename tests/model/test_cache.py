@@ -19,8 +19,9 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import DeviceError
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.meter import trim
-from ideogram_app.model.cache import LoadedKey, ModelCache, host_bytes
+from ideogram_app.model.cache import LoadedKey, ModelCache
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
+from ideogram_app.model.transformer.layers import weight_bytes
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.records import Request
 from ideogram_app.studio.local_backend import LocalBackend
@@ -42,7 +43,8 @@ def store(prepared_miniature: Store) -> Store:
 
 
 def key(store: Store, recipe: str, homes: Homes = HOMES[0]) -> LoadedKey:
-    return LoadedKey.of("miniature", recipe, store.version("miniature", recipe), torch.float32, homes, "", False)
+    version = store.version("miniature", recipe)
+    return LoadedKey("miniature", recipe, version, torch.float32, homes, arithmetic="", compiled=False)
 
 
 def take(kept: ModelCache, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
@@ -134,7 +136,7 @@ def test_host_bytes_are_those_of_the_tensors_in_host_memory(store: Store, homes:
     kept = ModelCache()
     loaded = take(kept, store, "gguf-q8_0", homes)
     whole = take(ModelCache(), store, "gguf-q8_0")
-    expected = sum(host_bytes(module) for module in whole.modules)
+    expected = sum(weight_bytes(module, on_host=True) for module in whole.modules)
     if homes.from_disk:
         assert kept.host_bytes < 0.85 * expected, "three of nine blocks lie in their file"
     else:

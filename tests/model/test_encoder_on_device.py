@@ -60,7 +60,7 @@ def test_matrices_of_a_prepared_encoder_are_not_kept_on_the_host_while_it_passes
 ) -> None:
     with encoder_on_device(where, "streamed", CPU, torch.float32) as encoder:
         query = encoder.get_submodule("language_model.layers.3.self_attn.q_proj").weight
-        assert query.is_meta is bool(where.kept)
+        assert query.is_meta is bool(where.encoder_recipe)
         assert not encoder.get_submodule("language_model.embed_tokens").weight.is_meta
 
 

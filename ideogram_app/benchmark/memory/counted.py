@@ -226,7 +226,7 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
             _pictured(preview, vae, step.clean, question.rows, question.columns)
         latents = step.latents.cpu()
         del velocity, steps, step  # as `draw.sample` lets go of them
-        loaded.rest()
+        loaded.release_scratch()
         give_back(DEVICE)
         with ledger.phase("decode"):
             _pictured(decode, vae, latents, question.rows, question.columns)

@@ -1,13 +1,12 @@
-"""A packed block: a module's tensors as one run of bytes, in host memory and in its file, so that one copy offloads it.
+"""Packed block, the unit of offload: a module's tensors as one run of bytes (FSDP's flat parameter).
 
-    [ tensors held in host memory | tensors that are spans of a file, read at every visit ]
+    [ tensors held in host memory | tensors that are spans of a file, read in every step ]
       biases, norms, scales, all of      weights, the bytes of a file unless a type differs
       it where RAM holds them
 
 One copy brings a whole block to a device, where its tensors become views of the slot that it was given: nothing is
-allocated, and nothing is left behind. While a module is away its parameters and buffers are views of what the host
-holds, or stand on the meta device, so that using it by mistake is an error and not a wrong picture. FSDP calls such a
-run of bytes a flat parameter.
+allocated, and nothing is left behind. While a block is offloaded its parameters and buffers are views of what the host
+holds, or stand on the meta device, so that using it by mistake is an error and not a wrong picture.
 
 diffusers' group offloading moves tensor by tensor and knows no files. Left out: when a block is copied (ring.py) and
 how (machine/copies.py); files in other layouts than the program's own, from which nothing large is ever drawn.
@@ -37,11 +36,7 @@ TENSOR_ALIGNMENT = (
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor of a module, and its place among the bytes.
-
-    Attributes:
-        spans: where it lies in a file, rows of one below those of another; () where host memory holds it.
-    """
+    """One tensor of a module, and where its bytes begin among those of the block."""
 
     owner: nn.Module
     name: str
@@ -49,7 +44,7 @@ class Item:
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
-    spans: tuple[Span, ...] = ()
+    spans: tuple[Span, ...]  # of a file, rows of one below those of another; () where host memory holds it
 
     @property
     def size(self) -> int:
@@ -57,7 +52,7 @@ class Item:
         return prod(self.shape) * self.dtype.itemsize
 
     def part(self, flat: Tensor) -> Tensor:
-        """Its bytes among those of the module, uint8 (size,)."""
+        """Its bytes among those of the block, uint8 (size,)."""
         return flat[self.start : self.start + self.size]
 
     def view(self, flat: Tensor) -> Tensor:
@@ -72,24 +67,20 @@ class Item:
             self.owner._buffers[self.name] = tensor
 
     def read(self, flat: Tensor, files: Callable[[Path], FileIO]) -> None:
-        """Its bytes from the file into their place in host memory, in the type in which the module holds them.
-
-        Raises:
-            CheckpointError: the file ends too early or cannot be read.
-        """
+        """Its bytes from the file into host memory, in the type in which the module holds them; errors of `fill`."""
         into, done = self.part(flat), 0
         for span in self.spans:
             size = prod(span.shape) * self.dtype.itemsize
-            place = into[done : done + size]
+            target = into[done : done + size]
             if span.dtype == self.dtype:
-                span.fill(files(span.path), 0, place)
+                span.fill(files(span.path), 0, target)
             else:
-                place.view(self.dtype).view(span.shape).copy_(span.read())
+                target.view(self.dtype).view(span.shape).copy_(span.read())
             done += size
 
 
 class PackedBlock:
-    """The tensors of one module, ready to be copied; from now on they are views of what the host holds, or away.
+    """The tensors of one module, ready to be copied; from now on they are views of what the host holds, or meta.
 
     Args:
         pinned_buffer: makes host memory, uint8 (size,), that copies to the device start from.
@@ -116,8 +107,17 @@ class PackedBlock:
             owner, leaf, tensor, is_parameter = found[name]
             spans = tuple(file_spans.get(name, ()))
             _expect(name, tensor, spans)
-            self.items.append(Item(owner, leaf, is_parameter, start, tensor.dtype, tuple(tensor.shape), spans))
-            start += -(-self.items[-1].size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+            item = Item(
+                owner=owner,
+                name=leaf,
+                is_parameter=is_parameter,
+                start=start,
+                dtype=tensor.dtype,
+                shape=tuple(tensor.shape),
+                spans=spans,
+            )
+            self.items.append(item)
+            start += -(-item.size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
             held = held if spans else start
         self.size, self.held = start, pinned_buffer(held)
         for name, item in zip(ordered, self.items, strict=True):
@@ -190,7 +190,7 @@ def file_spans(
         for inner, layer in module.get_submodule(path).named_modules(prefix=path):
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, Tensor):
-                continue  # the frame around layers that stand side by side
+                continue  # a SideBySide, whose own layers follow
             taken: list[Span] = []
             while sum(span.shape[0] for span in taken) < len(weight):
                 taken.append(spans.popleft())

@@ -1,4 +1,4 @@
-"""Ideogram 4's transformer, written for drawing one picture at a time.
+"""Ideogram 4's diffusion transformer (DiT): blocks, trunk and backbone, for one picture at a time.
 
     latents (tokens, 128) -> velocity (tokens, 128)
 
@@ -77,7 +77,8 @@ class Block(nn.Module):
         Args:
             hidden: (M, hidden), the residual; x: what `qkv` reads of it.
             vectors: (4, hidden) of this block.
-            following: (hidden,) for the norm in front of the next block, which `input_format` so; None behind the last.
+            following: (hidden,) for the norm in front of the next block; None behind the last.
+            input_format: of the next block.
 
         Returns:
             The residual after this block, and what the next block reads of it (the residual itself behind the last).
@@ -113,7 +114,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """What runs in every step, and what is streamed where it does not fit.
+    """What runs in every step, and is offloaded where it does not fit.
 
     Args:
         entry: `input_proj`, (128) -> hidden; image_indicator: (hidden,), added to every image token.
@@ -196,7 +197,7 @@ class Backbone(nn.Module):
             features: text features (n, taps x encoder), on any device; the branch that sees no text ignores them.
             times: (steps,), 0 is noise and 1 is data.
             rows, columns: of image tokens.
-            device: which computes, and holds the result; where the conditioner rests if None.
+            device: which computes, and holds the result; that of the conditioner if None.
         """
         device = device or self.conditioner.norms.device
         text = self.conditioner.project_text(features, device)

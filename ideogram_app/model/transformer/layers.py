@@ -294,11 +294,11 @@ def row_scales(packed: Tensor, rotated: bool) -> Tensor:
     return torch.cat(scales).clamp_(min=int8.SMALLEST_WEIGHT_SCALE)
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers as they are held, each counted once."""
-    held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+def weight_bytes(module: nn.Module, on_host: bool = False) -> int:
+    """Bytes of a module's parameters and buffers as they are held, each counted once; of those in host memory alone."""
+    tensors = (*module.parameters(), *module.buffers())
     own = (layer.own for layer in module.modules() if isinstance(layer, Int8Linear) and layer.own is not None)
-    return held + sum(map(held_bytes, own))
+    return sum(x.nbytes for x in tensors if not on_host or x.device.type == "cpu") + sum(map(held_bytes, own))
 
 
 def _kind(weight: Stored) -> tuple[str, str, bool]:
