@@ -11,16 +11,22 @@ out: measuring at run time.
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
-from ideogram_app.errors import RequestError
+from ideogram_app.errors import DeviceError, RequestError
+from ideogram_app.kernels import plain
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
 
 KERNEL_SETS = ("triton", "int_mm", "processor", "plain")
+COMPILERS = ("g++", "clang++", "cl", "c++")  # of those Inductor looks for
+BETWEEN_MATRICES = ("norm", "add_norm", "add", "swiglu", "quantize", "heads")
 
 
 def choose_kernels(device: torch.device, capability: tuple[int, int] | None = None) -> tuple[str, str]:
@@ -44,11 +50,7 @@ def choose_kernels(device: torch.device, capability: tuple[int, int] | None = No
 
 @cache
 def kernels(name: str) -> Kernels:
-    """The kernels of a name, built once.
-
-    Raises:
-        RequestError: no such kernels; lists those that exist.
-    """
+    """The kernels of a name, built once. Raises RequestError: no such kernels; lists those that exist."""
     if name == "plain":
         return PLAIN
     if name == "processor":
@@ -79,3 +81,23 @@ def fused_kernels(products: str) -> Kernels:
         decode=scratch.decode,
         release_scratch=scratch.release,
     )
+
+
+def compiled_kernels(base: Kernels, device: torch.device) -> Kernels:
+    """`base` with everything between two matrices compiled by `torch.compile`, each kernel by itself.
+
+    Each is a small graph without control flow, compiled once for every number of tokens (dynamic shapes) and cached by
+    PyTorch on disk. So it costs seconds when it is first used on a machine, and never again for a new prompt or size.
+    Left out: graphs of whole blocks, whose compilation takes minutes and depends on every layer's storage.
+
+    Raises:
+        DeviceError: a processor without a C++ compiler.
+    """
+    if device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise DeviceError(
+            "torch.compile needs a C++ compiler on a processor",
+            expected=" or ".join(COMPILERS),
+            do="Install one, or draw without --compile",
+        )
+    made: dict[str, Any] = {name: torch.compile(getattr(plain, name), dynamic=True) for name in BETWEEN_MATRICES}
+    return replace(base, name=f"{base.name}, compiled", **made)

@@ -52,12 +52,7 @@ ZERO_POINT = 128  # of uint8 rows: int8 with its sign bit turned over
 
 @dataclass(frozen=True)
 class Product:
-    """One way to multiply.
-
-    Attributes:
-        prepare: int8 (N, K) -> what `multiply` takes in its place.
-        multiply: (int8 (M, K), what `prepare` made, float32 (N,)) -> float32 (M, N): exact sums, times the scales.
-    """
+    """One way to multiply: (int8 (M, K), what `prepare` makes of int8 (N, K), scales (N,)) -> float32 (M, N)."""
 
     name: str
     prepare: Callable[[Tensor], Tensor]

@@ -38,15 +38,10 @@ class ModelCache:
     """At most one pair of transformers and one text encoder. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._key: LoadedKey | None = None
+        self.key: LoadedKey | None = None  # of the transformers that are loaded
         self._loaded: Loaded | None = None
         self._encoder_key: Hashable = None
         self._encoder: nn.Module | None = None
-
-    @property
-    def key(self) -> LoadedKey | None:
-        """Of the transformers that are loaded."""
-        return self._key
 
     @property
     def transformers_host_bytes(self) -> int:
@@ -60,9 +55,9 @@ class ModelCache:
 
     def transformers(self, key: LoadedKey, load: Callable[[], Loaded]) -> Loaded:
         """Those of a key: the cached ones, or loaded once the memory of any others was freed."""
-        if self._loaded is None or self._key != key:
+        if self._loaded is None or self.key != key:
             self.drop_transformers()
-            self._loaded, self._key = load(), key
+            self._loaded, self.key = load(), key
         return self._loaded
 
     def encoder(self, key: Hashable, load: Callable[[], nn.Module]) -> nn.Module:
@@ -74,7 +69,7 @@ class ModelCache:
 
     def drop_transformers(self) -> None:
         """Free what the transformers hold, on devices and on the host."""
-        loaded, self._loaded, self._key = self._loaded, None, None  # whatever happens: closed once, drawn with no more
+        loaded, self._loaded, self.key = self._loaded, None, None  # whatever happens: closed once, drawn with no more
         if loaded is None:
             return
         devices = set(loaded.devices)

@@ -26,9 +26,8 @@ from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose_kernels
+from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
-from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability

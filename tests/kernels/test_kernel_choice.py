@@ -12,8 +12,7 @@ from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.kernels import choice, compiled
-from ideogram_app.kernels.choice import choose_kernels, kernels
-from ideogram_app.kernels.compiled import BETWEEN_MATRICES, compiled_kernels
+from ideogram_app.kernels.choice import BETWEEN_MATRICES, choose_kernels, compiled_kernels, kernels
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.model.transformer.assemble import Placement, assemble

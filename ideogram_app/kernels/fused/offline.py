@@ -40,15 +40,8 @@ from ideogram_app.machine.versions import commit, versions
 # Compute capability without its dot -> the most shared memory of one program, in bytes (CUDA C++ Programming Guide,
 # table of technical specifications per compute capability).
 KILOBYTE = 1024
-SHARED_LIMITS = {
-    75: 64 * KILOBYTE,
-    80: 163 * KILOBYTE,
-    86: 99 * KILOBYTE,
-    89: 99 * KILOBYTE,
-    90: 227 * KILOBYTE,
-    100: 227 * KILOBYTE,
-    120: 99 * KILOBYTE,
-}
+SHARED_KILOBYTES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_LIMITS = {target: size * KILOBYTE for target, size in SHARED_KILOBYTES.items()}
 ALIGNED = [["tt.divisibility", 16]]  # the attribute that Triton's launcher gives to pointers and integers it finds so
 MATRIX_INSTRUCTION = re.compile(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*(?:s8|i8)[\w.:]*")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")

@@ -33,22 +33,14 @@ UNBOUNDED = sys.maxsize
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program makes and with what.
+    """What one program makes and with what."""
 
-    Attributes:
-        block_m, block_n: rows and columns of the result.
-        block_k: columns of both factors in one step.
-        group_m: tiles of rows that take the same tiles of weights in turn, for the second-level cache.
-        warps: of 32 threads.
-        stages: depth of the pipeline of loads; stages - 1 steps lie in shared memory, on sm_90 one more.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int
+    block_m: int  # rows of the result
+    block_n: int  # columns of the result
+    block_k: int  # columns of both factors in one step
+    group_m: int  # tiles of rows that take the same tiles of weights in turn, for the second-level cache
     warps: int
-    stages: int
+    stages: int  # depth of the pipeline of loads; stages - 1 steps lie in shared memory, on sm_90 one more
 
 
 @dataclass(frozen=True)
@@ -89,11 +81,7 @@ def multiplies_int8(capability: Capability) -> bool:
 
 
 def choices_of(capability: Capability) -> tuple[Choice, ...]:
-    """The rows of the table for a capability.
-
-    Raises:
-        DeviceError: Triton has no INT8 product there.
-    """
+    """The rows of the table for a capability. Raises DeviceError: Triton has no INT8 product there."""
     if not multiplies_int8(capability):
         got = f"{capability[0]}.{capability[1]}"
         raise DeviceError("This card has no INT8 product in Triton", expected="compute capability 8.0", got=got)

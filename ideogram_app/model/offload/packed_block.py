@@ -40,24 +40,18 @@ class Item:
 
     owner: nn.Module
     name: str
-    is_parameter: bool
+    absent: Tensor  # on the meta device: its shape, its type, and whether it is a parameter
     start: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     spans: tuple[Span, ...]  # of a file, rows of one below those of another; () where host memory holds it
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return prod(self.shape) * self.dtype.itemsize
-
     def part(self, flat: Tensor) -> Tensor:
-        """Its bytes among those of the block, uint8 (size,)."""
-        return flat[self.start : self.start + self.size]
+        """Its bytes among those of the block, uint8."""
+        return flat[self.start : self.start + self.absent.nbytes]
 
     def view(self, flat: Tensor) -> Tensor:
         """The tensor itself there; nothing is copied."""
-        return self.part(flat).view(self.dtype).view(self.shape)
+        tensor = self.part(flat).view(self.absent.dtype).view(self.absent.shape)
+        return nn.Parameter(tensor, requires_grad=False) if isinstance(self.absent, nn.Parameter) else tensor
 
     def put(self, tensor: Tensor) -> None:
         """Let the module use this tensor; a parameter stays a parameter."""
@@ -70,12 +64,12 @@ class Item:
         """Its bytes from the file into host memory, in the type in which the module holds them; errors of `fill`."""
         into, done = self.part(flat), 0
         for span in self.spans:
-            size = prod(span.shape) * self.dtype.itemsize
+            size = prod(span.shape) * self.absent.itemsize
             target = into[done : done + size]
-            if span.dtype == self.dtype:
+            if span.dtype == self.absent.dtype:
                 span.fill(files(span.path), 0, target)
             else:
-                target.view(self.dtype).view(span.shape).copy_(span.read())
+                target.view(self.absent.dtype).view(span.shape).copy_(span.read())
             done += size
 
 
@@ -104,27 +98,18 @@ class PackedBlock:
         self.items: list[Item] = []
         start = held = 0
         for name in ordered:
-            owner, leaf, tensor, is_parameter = found[name]
+            owner, leaf, tensor = found[name]
             spans = tuple(file_spans.get(name, ()))
             _expect(name, tensor, spans)
-            item = Item(
-                owner=owner,
-                name=leaf,
-                is_parameter=is_parameter,
-                start=start,
-                dtype=tensor.dtype,
-                shape=tuple(tensor.shape),
-                spans=spans,
-            )
-            self.items.append(item)
-            start += -(-item.size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+            self.items.append(Item(owner, leaf, _absent(tensor), start, spans=spans))
+            start += -(-tensor.nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
             held = held if spans else start
         self.size, self.held = start, pinned_buffer(held)
         for name, item in zip(ordered, self.items, strict=True):
             if not item.spans:
                 item.part(self.held).copy_(found[name][2].contiguous().view(-1).view(torch.uint8))
         self._views: dict[int, list[Tensor]] = {}  # by the address of a slot
-        self._on_host = [_as(item, _absent(item) if item.spans else item.view(self.held)) for item in self.items]
+        self._on_host = [item.absent if item.spans else item.view(self.held) for item in self.items]
         self.bind_host()
 
     @property
@@ -156,7 +141,7 @@ class PackedBlock:
         key = slot.data_ptr()
         if key not in self._views:
             with torch.inference_mode(False):
-                self._views[key] = [_as(item, item.view(slot)) for item in self.items]
+                self._views[key] = [item.view(slot) for item in self.items]
         for item, tensor in zip(self.items, self._views[key], strict=True):
             item.put(tensor)
 
@@ -168,7 +153,7 @@ class PackedBlock:
     def detach(self) -> None:
         """Let go of every slot and of what the host holds, for good: the module is left with shapes."""
         for item in self.items:
-            item.put(_as(item, _absent(item)))
+            item.put(item.absent)
         self._views.clear()
         self._on_host, self.held = [], self.held[:0].clone()
 
@@ -198,23 +183,20 @@ def file_spans(
     return found
 
 
-def _tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor, bool]]:
-    """Every parameter and buffer by its name: who owns it, as what, the tensor, whether it is a parameter."""
-    found = {}
+def _tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor]]:
+    """Every parameter and buffer by its name: who owns it, as what, the tensor."""
+    found: dict[str, tuple[nn.Module, str, Tensor]] = {}
     for path, owner in module.named_modules():
-        for tensors, is_parameter in ((owner._parameters, True), (owner._buffers, False)):
-            for leaf, tensor in tensors.items():
-                if tensor is not None:
-                    found[f"{path}.{leaf}" if path else leaf] = (owner, leaf, tensor, is_parameter)
+        for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                found[f"{path}.{leaf}" if path else leaf] = (owner, leaf, tensor)
     return found
 
 
-def _as(item: Item, tensor: Tensor) -> Tensor:
-    return nn.Parameter(tensor, requires_grad=False) if item.is_parameter else tensor
-
-
-def _absent(item: Item) -> Tensor:
-    return torch.empty(item.shape, dtype=item.dtype, device="meta")
+def _absent(tensor: Tensor) -> Tensor:
+    """Its shape and type, without numbers."""
+    meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
 
 
 def _expect(name: str, tensor: Tensor, spans: tuple[Span, ...]) -> None:

@@ -44,18 +44,14 @@ class SlotState(Enum):
 
 @dataclass(eq=False)
 class Slot:
-    """Memory on the device for one block.
-
-    Attributes:
-        used: behind the last computation with what is here; at first behind that with whatever had this memory before.
-    """
+    """Memory on the device for one block."""
 
     memory: Tensor
+    used: Event  # behind the last computation with what is here; at first behind that with what had the memory before
     state: SlotState = SlotState.EMPTY
     block: PackedBlock | None = None
     reading: Future[Event] | None = None
     copied: Event = None
-    used: Event = None
 
     def empty(self) -> None:
         """End a reading that nobody waits for any more, whose failure is nobody's either; no block is here."""
@@ -73,9 +69,8 @@ class Ring:
         size = max(block.size for block in order)
         self._copies, self._order = copies, list(order)
         self._turn = {block: turn for turn, block in enumerate(self._order)}
-        self._slots = [Slot(copies.device_buffer(size)) for _ in range(min(slots, len(self._order)))]
-        for slot in self._slots:
-            slot.used = copies.event()
+        memory = [copies.device_buffer(size) for _ in range(min(slots, len(self._order)))]
+        self._slots = [Slot(each, copies.event()) for each in memory]
         from_file = any(not block.in_memory for block in self._order)
         self._reader: Executor = ThreadPoolExecutor(1, "weights") if from_file and copies.threads else _InThisThread()
         self._buffers = StagingBuffers(copies, FILE_BUFFERS if from_file and not copies.in_place else 0, size)
@@ -84,7 +79,7 @@ class Ring:
 
     @property
     def copies(self) -> int:
-        """How often a block was copied."""
+        """How often a block was copied to a slot."""
         return self._copied
 
     def take(self, block: PackedBlock) -> None:
@@ -156,7 +151,6 @@ class Ring:
             slot.block, slot.state = block, SlotState.READING
 
     def _await_reading(self, slot: Slot) -> None:
-        """Raises what the reading failed with; the slot is empty then."""
         assert slot.reading is not None
         try:
             slot.copied = slot.reading.result()

@@ -63,9 +63,7 @@ class Int8WeightLinear(PackedLinear):
 
     def __init__(self, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = values.shape
-        super().__init__(rows, columns, bias)
-        self.register_buffer("weight", values)
-        self.register_buffer("scale", scale.float())
+        super().__init__(rows, columns, bias, weight=values, scale=scale.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows)."""
@@ -84,10 +82,8 @@ class PackedEmbedding(PackedLinear):
     scale: Tensor | None
 
     def __init__(self, packed: PackedWeight, columns: int, dtype: torch.dtype) -> None:
-        super().__init__(packed.values.shape[0], columns, None)
+        super().__init__(packed.values.shape[0], columns, None, weight=packed.values, scale=packed.scale)
         self.storage, self.gguf_type, self.dtype = packed.storage, packed.gguf_type, dtype
-        self.register_buffer("weight", packed.values)
-        self.register_buffer("scale", packed.scale)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., n) whole numbers -> (..., n, columns)."""

@@ -30,11 +30,7 @@ CACHE_BYTES = 500_000_000
 
 
 def tokenize(tokenizer: Any, caption: str) -> Tensor:
-    """Token ids (1, n) of one user turn.
-
-    Raises:
-        CaptionError: more tokens than the text encoder was trained to read.
-    """
+    """Token ids (1, n) of one user turn. Raises CaptionError: more tokens than the text encoder was trained to read."""
     turn = [{"role": "user", "content": [{"type": "text", "text": caption}]}]
     text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,9 @@ def _compiled(template: str, folder: Path) -> Any:
 
     extensions = ["jinja2.ext.loopcontrols"]
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    sandbox.filters["tojson"] = _to_json
+    sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes it for HTML
     sandbox.globals["raise_exception"] = fail
     try:
         return sandbox.from_string(template)
     except TemplateError as problem:
         raise CheckpointError(f"The chat template in {folder} cannot be read", got=str(problem)) from problem
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """As JSON is written elsewhere; Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)

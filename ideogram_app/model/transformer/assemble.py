@@ -45,22 +45,16 @@ class BranchWeights(Protocol):
 class Placement:
     """How a backbone is built.
 
-    Attributes:
-        dtype: the computing type, of everything that is not packed.
-        trunk: the device of the blocks while it is built.
-        conditioner: the device of what runs once a picture.
-        kernels: of the device that computes.
-        arithmetic: of Q4_K, see `layers.linear`.
-        offloaded: blocks whose weights stay as they come: the processor's own order (`Kernels.weight`) cannot be
-            packed. They are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for
-            the published pair) take no time.
+    Weights of `offloaded` blocks stay as they come: the processor's own order (`Kernels.weight`) cannot be packed. They
+    are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for the published pair) take
+    no time.
     """
 
-    dtype: torch.dtype
-    trunk: torch.device = CPU
-    conditioner: torch.device = CPU
-    kernels: Kernels = PLAIN
-    arithmetic: str = ""
+    dtype: torch.dtype  # the computing type, of everything that is not packed
+    trunk: torch.device = CPU  # the device of the blocks while it is built
+    conditioner: torch.device = CPU  # the device of what runs once a picture
+    kernels: Kernels = PLAIN  # of the device that computes
+    arithmetic: str = ""  # of Q4_K, see `layers.linear`
     offloaded: frozenset[int] = frozenset()
 
 

@@ -33,20 +33,13 @@ READ_ATTENTION, GATE_ATTENTION, READ_FEED_FORWARD, GATE_FEED_FORWARD = range(4)
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything of a picture that no step changes, on the device that draws it.
+    """Everything of a picture that no step changes, on the device that draws it; all but `text` in float32."""
 
-    Attributes:
-        text: (n, hidden), projected, indicator added; n is 0 where the branch sees no text.
-        vectors: (steps, blocks, 4, hidden) float32: what the norms of a block are multiplied by.
-        final: (steps, hidden) float32: what the last norm is multiplied by.
-        cos, sin: (n + image tokens, head size / 2) float32.
-    """
-
-    text: Tensor
-    vectors: Tensor
-    final: Tensor
-    cos: Tensor
-    sin: Tensor
+    text: Tensor  # (n, hidden), projected, indicator added; n is 0 where the branch sees no text
+    vectors: Tensor  # (steps, blocks, 4, hidden): what the norms of a block are multiplied by
+    final: Tensor  # (steps, hidden): what the last norm is multiplied by
+    cos: Tensor  # (n + image tokens, head size / 2)
+    sin: Tensor  # the same
 
 
 class Conditioner(nn.Module):

@@ -1,4 +1,4 @@
-"""A Linear layer per storage, and the merging of layers that read one input.
+"""Quantized Linear layers, one class per storage (FP8, INT8, GGUF), and the merging of layers of one input.
 
     dense           DenseLinear       weight in the computing type
     fp8             Fp8Linear         float8 weight, widened at every use
@@ -53,13 +53,15 @@ class DenseLinear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """What the packed layers share: sizes, the bias, and buffers whose type never changes."""
+    """Base of the packed layers, (..., columns) -> (..., rows): sizes, bias, and buffers whose type never changes."""
 
     bias: nn.Parameter | None
     input_format: InputFormat = "dense"
 
-    def __init__(self, rows: int, columns: int, bias: Tensor | None) -> None:
+    def __init__(self, rows: int, columns: int, bias: Tensor | None, **buffers: Tensor | None) -> None:
         super().__init__()
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
         self.in_features, self.out_features = columns, rows
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if bias is not None:
@@ -87,15 +89,12 @@ class Fp8Linear(PackedLinear):
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = weight.shape
-        super().__init__(rows, columns, bias)
+        super().__init__(rows, columns, bias, weight=weight, scale=scale.float())
         _expect("scale", scale, (rows,))
         if weight.dtype != torch.float8_e4m3fn:
             raise CheckpointError("This is no FP8 weight", expected="torch.float8_e4m3fn", got=str(weight.dtype))
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows)."""
         return fp8.linear(x, self.weight, self.scale, self.bias)
 
 
@@ -113,13 +112,11 @@ class GgufLinear(PackedLinear):
         bias: Tensor | None = None,
         kernels: Kernels = PLAIN,
     ) -> None:
-        super().__init__(rows, columns, bias)
+        super().__init__(rows, columns, bias, weight=packed)
         _expect(f"packed {gguf_type} weight", packed, (rows, k_quants.packed_columns(columns, gguf_type)))
         self.gguf_type, self.kernels = gguf_type, kernels
-        self.register_buffer("weight", packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows)."""
         if self.gguf_type == "Q4_K":
             return nn.functional.linear(x, self.kernels.decode(self.weight, x.dtype), self.bias)
         return nn.functional.linear(x, k_quants.decode(self.weight, self.gguf_type, x.dtype), self.bias)
@@ -129,10 +126,9 @@ class GgufLinear(PackedLinear):
 
 
 class RoundingLinear(PackedLinear):
-    """What the layers with INT8 inputs share: they take rows that a kernel rounded, or round a tensor themselves.
+    """Base of the layers with INT8 inputs: they take rows that a kernel rounded, or round a tensor themselves.
 
-    Args:
-        dtype: of the result; where the input is a tensor, that tensor's.
+    The result is of `dtype`; where the input is a tensor, of that tensor's.
     """
 
     scale: Tensor
@@ -146,9 +142,8 @@ class RoundingLinear(PackedLinear):
         rotated: bool,
         kernels: Kernels,
     ) -> None:
-        super().__init__(*shape, bias)
+        super().__init__(*shape, bias, scale=scale.float())
         _expect("scale", scale, (shape[0],))
-        self.register_buffer("scale", scale.float())
         self.dtype, self.kernels = dtype, kernels
         self.input_format = "rotated" if rotated else "int8"
 
@@ -224,7 +219,7 @@ class Int8GgufLinear(RoundingLinear):
 
 
 class SideBySide(nn.Module):
-    """Layers that read one input but rest in different storages: run apart, their outputs joined (M, sum of rows)."""
+    """Layers of one input in different storages: run apart, their outputs joined (M, sum of rows)."""
 
     input_format: InputFormat = "dense"
 
@@ -233,7 +228,6 @@ class SideBySide(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, columns) -> (M, rows)."""
         return torch.cat([layer(x) for layer in self.layers], -1)
 
 
@@ -244,12 +238,7 @@ Stored = Tensor | PackedWeight
 def linear(
     weight: Stored, bias: Tensor | None, dtype: torch.dtype, kernels: Kernels = PLAIN, arithmetic: str = ""
 ) -> DenseLinear | PackedLinear:
-    """The layer of a storage around a weight.
-
-    Args:
-        dtype: the computing type.
-        arithmetic: `W4A8`, or anything else for the storage's own.
-    """
+    """The layer of a storage around a weight, for a computing type; arithmetic: `W4A8`, or "" for the storage's own."""
     if isinstance(weight, Tensor):
         return DenseLinear(weight.to(dtype), bias)
     rows = weight.values.shape[0]
