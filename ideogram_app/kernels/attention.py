@@ -1,4 +1,4 @@
-"""Attention over one picture's tokens: which exact scaled-dot-product backend runs on which GPU generation.
+"""Attention of one picture: which exact scaled-dot-product backend runs on which GPU generation.
 
 Heads of 256 are large for attention kernels, and a mask, even one of ones alone, keeps PyTorch off the fast ones; so
 no mask is ever made here: every token sees every other. Left out: attention in INT8 and FP8, which changes results, and

@@ -1,4 +1,4 @@
-"""Reference kernels in plain torch: what the fast ones are judged by, and what runs where nothing else does.
+"""Reference kernels in plain torch: what the fast ones are judged by, and what runs elsewhere.
 
 Written for reading; `quantization/` holds the arithmetic. Left out: speed on a GPU, where each of these is 5 to 20
 launches that pass over memory again and again.

@@ -1,4 +1,4 @@
-"""Model cache: both transformers, and the text encoder where it fits, stay loaded from one picture to the next.
+"""Model cache: transformers, and text encoder where it fits, stay loaded between pictures.
 
     loaded = cache.transformers(key, load)     the cached ones where the key is the same, else those are unloaded first
     cache.unload()                             nothing stays

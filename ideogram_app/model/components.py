@@ -1,4 +1,4 @@
-"""Pipeline components beside the transformers: tokenizer, text encoder, VAE decoder, the scheduler's shift.
+"""Components beside the transformers: tokenizer, text encoder, VAE decoder, scheduler's shift.
 
     folder = find_components(model, store=store)            which folder, checked; nothing is loaded yet
     encoder = folder.text_encoder(device, dtype)            each when it is asked for

@@ -28,7 +28,6 @@ from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
-from ideogram_app.kernels.contract import Kernels
 from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import give_back
@@ -131,13 +130,15 @@ def load_transformers(
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
             hooks = offload.on(homes.devices[number])
             device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
-            engaged = _kernels(device, kernels, compiled)
+            capability = compute_capability(device)
+            engaged = find_kernels(kernels or choose_kernels(device, capability)[0])
+            engaged = compiled_kernels(engaged, device) if compiled else engaged
             placement = Placement(dtype, device, kernels=engaged, arithmetic=arithmetic, offloaded=offloaded)
             with _prefetching(weights, branch, device) as read:
                 made = blocks_of(read, branch, placement)
                 blocks = hooks.add_some(made, offloaded, _spans_of(weights, homes.from_disk))
                 backbone = assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks)
-            backbone.trunk.order = backends(compute_capability(device))
+            backbone.trunk.order = backends(capability)
             backbones.append(backbone)
         weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots
@@ -154,11 +155,6 @@ def load_transformers(
         kernels=engaged.name,
         offload=offload,
     )
-
-
-def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
-    found = find_kernels(name or choose_kernels(device, compute_capability(device))[0])
-    return compiled_kernels(found, device) if compiled else found
 
 
 @contextmanager

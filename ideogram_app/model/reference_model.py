@@ -1,4 +1,4 @@
-"""Reference model: diffusers' own transformers, filled from our files, to test the backbone and to calibrate.
+"""Reference model: diffusers' own transformers, filled from our files, to test and to calibrate.
 
 A calibration watches what every Linear of diffusers' names reads, and the backbone has merged some of those and runs
 others once a picture. Here they all stand where diffusers has them, packed ones as drop-in layers (layers.py). This is
@@ -103,7 +103,6 @@ def lay_out(text_tokens: int, rows: int, columns: int, device: torch.device) -> 
 def _filled(
     weights: BranchWeights, branch: Branch, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """One transformer with every weight in its place."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from diffusers import Ideogram4Transformer2DModel
 

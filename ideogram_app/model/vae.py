@@ -1,4 +1,4 @@
-"""VAE decoder (FLUX.2's autoencoder), written for inference: latents to pixels, whole or in tiles.
+"""VAE decoder (FLUX.2's autoencoder), written for inference: latents to pixels, also in tiles.
 
     post_quant_conv, conv_in, a middle of two residual blocks around attention, four stages of residual blocks that
     double the side between them, norm, conv_out

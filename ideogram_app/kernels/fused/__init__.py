@@ -1,4 +1,4 @@
-"""Fused kernels in Triton: those of `kernels.contract`, each one launch, each judged by its twin in `kernels.plain`.
+"""Fused Triton kernels: those of `kernels.contract`, each one launch, judged by `kernels.plain`.
 
 Importing a module here imports Triton; nothing is compiled before the first launch. With TRITON_INTERPRET=1 in the
 environment before that import, the same code runs on CPU tensors. Left out: search for launch parameters at run time,

@@ -1,4 +1,4 @@
-"""Triton building blocks of the row kernels: a row held in registers, its RMS norm, rotation and INT8 rounding.
+"""Building blocks of the row kernels in Triton: a row in registers, its norm, rotation and rounding.
 
 A program is one row. It reads the row from memory once, as a tuple of chunks of BLOCK float32 numbers, and everything
 up to the store happens on that tuple: no second pass over memory and no scratch. A chunk gives each thread VALUES

@@ -1,4 +1,4 @@
-"""Triton kernel of attention heads: q/k norms and rotary embedding, in place in qkv as its matrix leaves it.
+"""Attention-head kernel in Triton: q/k norms and rotary embedding, in place in qkv.
 
     a token's row of qkv:  | H heads of q | H heads of k | H heads of v |      each of D numbers
 
@@ -73,9 +73,7 @@ def heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """qkv: (M, 3 H D), overwritten -> q, k, v, each (H, M, D), views of it.
 
-    Args:
-        norm_q, norm_k: (D,), whose length, a power of two, says how wide a head is.
-        cos, sin: float32 (M, D / 2).
+    norm_q, norm_k: (D,), a power of two; cos, sin: float32 (M, D / 2).
 
     Raises:
         RequestError: shapes or strides do not fit.

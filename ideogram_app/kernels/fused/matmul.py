@@ -128,10 +128,8 @@ def epilogue_kernel(
 def matmul(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """INT8 (M, K) times INT8 (N, K), summed exactly, with scales and bias: (M, N) of `dtype`.
 
-    All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow.
-
-    Raises:
-        DeviceError: the card is older than compute capability 8.0.
+    All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow. Raises DeviceError
+    on cards older than compute capability 8.0.
     """
     m = x.values.shape[0]
     capability = torch.cuda.get_device_capability(values.device) if values.is_cuda else INTERPRETED

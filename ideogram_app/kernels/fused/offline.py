@@ -1,4 +1,4 @@
-"""Offline compilation of every kernel for every GPU generation: registers, shared memory, matrix instructions.
+"""Offline compilation of every kernel for every GPU generation: registers, shared memory, spills.
 
     python -m ideogram_app.kernels.fused.offline --json FILE [--target 86 ...] [--kernel NAME]
 
@@ -129,11 +129,7 @@ def report(target: int, part: int = 0, parts: int = 1, kernel: str = "") -> list
 
 
 def check(targets: list[int]) -> None:
-    """Raise where nothing would be compiled.
-
-    Raises:
-        RequestError: Triton interprets in this process, or a target is not in the table.
-    """
+    """Raises RequestError: Triton interprets in this process, or a target is not in the table."""
     if knobs.runtime.interpret:
         raise RequestError("Kernels are interpreted here, not compiled", do="Unset TRITON_INTERPRET and try again.")
     for target in targets:

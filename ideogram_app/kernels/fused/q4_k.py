@@ -215,11 +215,7 @@ def decode_into(packed: Tensor, out: Tensor) -> Tensor:
 
 
 def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) -> Tensor:
-    """Q4_K (N, bytes) and scales (N,) float32 to `out` int8 (N, K). Returns `out`.
-
-    Raises:
-        CheckpointError, RequestError: as `decode_into`.
-    """
+    """Q4_K (N, bytes) and scales (N,) float32 to `out` int8 (N, K), which it returns; errors of `decode_into`."""
     blocks, row_blocks = _blocks(packed, out)
     if out.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != packed.shape[:1]:
         raise RequestError(
@@ -237,7 +233,7 @@ def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) 
 
 @dataclass
 class Scratch:
-    """Scratch for one decoded layer a device; whoever builds `Kernels` owns it and gives them its methods.
+    """Scratch for one decoded layer a device, of one set of `Kernels`, which have its methods.
 
     It grows to the largest layer that came, and every call overwrites what the last one left. Calls on one
     stream follow each other, so the product that reads a layer is done before the next is written; several streams

@@ -1,4 +1,4 @@
-"""Row kernels in Triton, one launch each: RMS norm with modulation, residual add, SwiGLU, INT8 quantization.
+"""Row kernels in Triton, one launch each: RMS norm with modulation, residual, SwiGLU, quantization.
 
 The arithmetic and the signatures are those of `kernels.plain`; `blocks.py` has the building blocks. One program is one
 token: it reads each input once, holds the row in registers and writes what the next matrix reads. What is compiled

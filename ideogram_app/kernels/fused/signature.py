@@ -1,4 +1,4 @@
-"""Compile-time signature of a Triton kernel: all that its machine code depends on, to compile it without a GPU.
+"""Compile-time signature of a Triton kernel: all its machine code depends on, to compile offline.
 
 Each file of this folder yields its own from `signatures()`; `offline.py` compiles them all and reads what they need.
 Left out: specialisation on values. Pointers, and integers that the kernel does not exclude by `do_not_specialize`, are

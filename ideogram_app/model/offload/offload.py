@@ -1,4 +1,4 @@
-"""CPU and disk offload by hooks: blocks in pinned memory or in their file, copied to slots on the device before use.
+"""CPU and disk offload: hooks that have blocks copied to slots on the device before their use.
 
     resident   on the device for as long as it is loaded
     streamed   some blocks are offloaded to pinned host memory and copied to a ring of slots on the device (ring.py)
@@ -59,15 +59,8 @@ class OffloadHooks:
         """Offload a block: its tensors move to pinned memory; those that a file has are dropped."""
         block = PackedBlock(module, self.copies.pinned_buffer, file_spans)
         self._blocks.append(block)
-
-        def before(module: nn.Module, inputs: Any) -> None:
-            self._started().take(block)
-
-        def behind(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._started().release(block)
-
-        self._hooks.append(module.register_forward_pre_hook(before))
-        self._hooks.append(module.register_forward_hook(behind, always_call=True))
+        self._hooks.append(module.register_forward_pre_hook(lambda *_: self._started().take(block)))
+        self._hooks.append(module.register_forward_hook(lambda *_: self._started().release(block), always_call=True))
 
     def add_some(
         self,
@@ -170,7 +163,7 @@ def offload(module: nn.Module, blocks: Sequence[nn.Module], chosen: frozenset[in
 
 @contextmanager
 def staged(module: Any, device: torch.device, home: torch.device) -> Iterator[Any]:
-    """The module on `device` while the context is open, back at `home` afterwards."""
+    """The module on `device` while the context is open, on `home` again afterwards."""
     module.to(device)
     try:
         yield module

@@ -1,12 +1,13 @@
-"""Packed block, the unit of offload: a module's tensors as one run of bytes (FSDP's flat parameter).
+"""Packed block, the unit of offload: a module's tensors as one run of bytes (flat parameter).
 
     [ tensors held in host memory | tensors that are spans of a file, read in every step ]
       biases, norms, scales, all of      weights, the bytes of a file unless a type differs
       it where RAM holds them
 
-One copy brings a whole block to a device, where its tensors become views of the slot that it was given: nothing is
-allocated, and nothing is left behind. While a block is offloaded its parameters and buffers are views of what the host
-holds, or stand on the meta device, so that using it by mistake is an error and not a wrong picture.
+FSDP calls such a run of bytes a flat parameter. One copy brings a whole block to a device, where its tensors become
+views of a slot: nothing is allocated, and nothing is left behind. While a block is offloaded its parameters and buffers
+are views of what the host holds, or stand on the meta device, so that using it by mistake is an error and not a wrong
+picture.
 
 diffusers' group offloading moves tensor by tensor and knows no files. Left out: when a block is copied (ring.py) and
 how (machine/copies.py); files in other layouts than the program's own, from which nothing large is ever drawn.
@@ -82,9 +83,6 @@ class PackedBlock:
 
     Attributes:
         size: bytes of the whole block; held: uint8 (at most size,), its first tensors, in host memory.
-
-    Raises:
-        CheckpointError: spans are not as many numbers as their tensor.
     """
 
     def __init__(
@@ -146,12 +144,12 @@ class PackedBlock:
             item.put(tensor)
 
     def bind_host(self) -> None:
-        """Let the module use what the host holds; the rest of it has shapes and no numbers."""
+        """Let the module use what the host holds; its other tensors have shapes and no numbers."""
         for item, tensor in zip(self.items, self._on_host, strict=True):
             item.put(tensor)
 
     def detach(self) -> None:
-        """Let go of every slot and of what the host holds, for good: the module is left with shapes."""
+        """Drop every slot and what the host holds, for good: the module is left with shapes."""
         for item in self.items:
             item.put(item.absent)
         self._views.clear()

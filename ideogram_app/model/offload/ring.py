@@ -1,4 +1,4 @@
-"""Ring buffer of device slots that offloaded blocks are prefetched to: each is copied ahead of its use.
+"""Ring buffer of device slots: offloaded blocks are prefetched, each copied ahead of its use.
 
     order       a  b  c  d  a  b ...                 of use, over and over: a step after the other
     slot 0      [ a computes ]           [ c computes ]
@@ -54,7 +54,7 @@ class Slot:
     copied: Event = None
 
     def empty(self) -> None:
-        """End a reading that nobody waits for any more, whose failure is nobody's either; no block is here."""
+        """Evict the block; a reading that is under way ends first, and its failure is ignored."""
         reading, self.reading = self.reading, None
         if reading is not None and not reading.cancel():
             wait([reading])
@@ -110,7 +110,7 @@ class Ring:
         self._prefetch(self._turn[block])
 
     def close(self) -> None:
-        """Wait for everything under way and let go of all slots."""
+        """Wait for everything under way and free all slots."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         for slot in self._slots:
             slot.empty()

@@ -1,4 +1,4 @@
-"""Loading the text encoder (text side alone) from published or prepared files, packed matrix by matrix.
+"""Loading the text encoder from published or prepared files, quantized matrix by matrix.
 
     encoder = encoder_from_source(SourceEncoder(path), recipe, device, dtype)      packed while it is read
     encoder = encoder_from_file(PackedBranch(...), config, device, dtype)          prepared before
@@ -118,7 +118,10 @@ def encoder_from_source(
         whole: PackedWeight | None = None
         for rows in row_runs((linear.rows, linear.columns), PACKING_CHUNK):
             part = _pack(recipe, linear, source.tensor(f"{linear.name}.weight", rows).to(device))
-            whole = whole or _empty(part, linear.rows)
+            if whole is None:
+                values = part.values.new_empty(linear.rows, part.values.shape[1])
+                scale = None if part.scale is None else part.scale.new_empty(linear.rows)
+                whole = PackedWeight(part.storage, values, scale, part.gguf_type)
             whole.values[rows] = part.values
             if whole.scale is not None and part.scale is not None:
                 whole.scale[rows] = part.scale
@@ -173,7 +176,7 @@ def _filled(
     dtype: torch.dtype,
     offloaded: frozenset[str] = frozenset(),
 ) -> CaptionEncoder:
-    """The text side with every weight in its place, but for the offloaded ones."""
+    """The text side, filled but for the offloaded matrices."""
     module = CaptionEncoder(empty)
     for linear in encoder.linears():
         if linear.name in packed:
@@ -202,9 +205,3 @@ def _pack(recipe: Recipe, linear: Linear, weight: Tensor) -> PackedWeight:
         return PackedWeight("gguf", k_quants.encode(weight, kind), gguf_type=kind)
     values, scale = int8.quantize_rows(weight)
     return PackedWeight("int8", values, scale)
-
-
-def _empty(part: PackedWeight, rows: int) -> PackedWeight:
-    """Memory for a matrix of so many rows, packed as this part of it is."""
-    scale = None if part.scale is None else part.scale.new_empty(rows)
-    return PackedWeight(part.storage, part.values.new_empty(rows, part.values.shape[1]), scale, part.gguf_type)

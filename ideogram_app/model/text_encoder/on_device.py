@@ -1,4 +1,4 @@
-"""Staged or streamed text encoder: on the device for as long as it encodes a caption, freed afterwards.
+"""Staged or streamed text encoder: on the device while it encodes a caption, freed afterwards.
 
     resident   it stays (cache.py)
     staged     whole on the device, freed afterwards
@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ideogram_app.catalog.text_encoder import LAYER
 from ideogram_app.errors import RequestError
@@ -38,8 +37,7 @@ def encoder_on_device(
     """The encoder, ready to encode on a device; freed when the context ends.
 
     Args:
-        way: staged or streamed.
-        copies: of a streamed one; those of the device's kind where None.
+        way: staged or streamed; the latter by `copies`, those of the device's kind where None.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -70,10 +68,6 @@ def _streamed(folder: ComponentsFolder, dtype: torch.dtype, hooks: OffloadHooks)
         own = f"{LAYER}{index}."
         names = {name.removeprefix(own): (name,) for name in matrices if name.startswith(own)}
         hooks.add(layer, file_spans(file, layer, names) if file else None)
-
-    def to_device(module: nn.Module, ids: Any, rows: Tensor) -> Tensor:
-        return rows.to(hooks.device)
-
-    language.embed_tokens.register_forward_hook(to_device)
+    language.embed_tokens.register_forward_hook(lambda module, ids, rows: rows.to(hooks.device))
     hooks.start()
     return encoder

@@ -66,7 +66,7 @@ def assemble(
     sees_text: bool,
     blocks: Iterable[Block] | None = None,
 ) -> Backbone:
-    """One transformer with every weight in its place.
+    """One transformer, filled.
 
     Args:
         config: diffusers' config.json of the branch.

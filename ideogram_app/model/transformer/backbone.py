@@ -1,4 +1,4 @@
-"""Ideogram 4's diffusion transformer (DiT): blocks, trunk and backbone, for one picture at a time.
+"""Ideogram 4's diffusion transformer (DiT): block, trunk and backbone, for one picture at a time.
 
     latents (tokens, 128) -> velocity (tokens, 128)
 

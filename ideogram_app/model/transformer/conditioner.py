@@ -1,4 +1,4 @@
-"""Conditioning: text projection, time embedding, adaLN modulation and rotary angles, once per picture.
+"""Conditioning: text projection, time embedding, adaLN modulation, rotary angles, once per picture.
 
     text features (n, 53248) -> norm, projection -> (n, 4608)              once a prompt, text tokens alone
     times (steps,) -> embedding -> adaLN of every block                    once a schedule, all steps in one product

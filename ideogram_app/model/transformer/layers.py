@@ -1,4 +1,4 @@
-"""Quantized Linear layers, one class per storage (FP8, INT8, GGUF), and the merging of layers of one input.
+"""Quantized Linear layers, one class per storage (FP8, INT8, GGUF), and their merging.
 
     dense           DenseLinear       weight in the computing type
     fp8             Fp8Linear         float8 weight, widened at every use
