@@ -77,20 +77,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Homes:
-    """Device assignment and offload of both transformers.
+    """Device assignment and offload of both transformers. Without `copies` to a device, those of its kind are taken."""
 
-    Attributes:
-        devices: which compute, one for each transformer.
-        offloaded: how many blocks of each are copied to the device in every step, evenly spread over its depth.
-        from_disk: whether those are read from the recipe's file every time, in place of pinned host memory.
-        slots: on each device, which they share.
-        copies: to a device; those of its kind where there are none. Two that differ in these alone are equal.
-    """
-
-    devices: tuple[torch.device, torch.device]
-    offloaded: tuple[int, int] = (0, 0)
-    from_disk: bool = False
-    slots: int = FEWEST_SLOTS
+    devices: tuple[torch.device, torch.device]  # which compute, one for each transformer
+    offloaded: tuple[int, int] = (0, 0)  # blocks of each that are copied in every step, evenly spread over its depth
+    from_disk: bool = False  # whether those are read from the recipe's file every time, in place of pinned host memory
+    slots: int = FEWEST_SLOTS  # on each device, which they share
     copies: Mapping[torch.device, CopyStream] = field(default_factory=dict, compare=False)
 
     @classmethod

@@ -220,8 +220,8 @@ def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) 
     if out.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != packed.shape[:1]:
         raise RequestError(
             "These rows cannot be decoded to INT8",
-            expected=f"int8 room and {packed.shape[0]} float32 scales",
-            got=f"{out.dtype} room and {scale.dtype} {tuple(scale.shape)}",
+            expected=f"int8 memory and {packed.shape[0]} float32 scales",
+            got=f"{out.dtype} memory and {scale.dtype} {tuple(scale.shape)}",
         )
     words, grid = packed.view(torch.int32), (triton.cdiv(blocks, BLOCKS),)
     if rotated:
@@ -243,12 +243,12 @@ class Scratch:
     _held: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def decode(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
-        return decode_into(packed, self.room(_shape(packed), dtype, packed.device))
+        return decode_into(packed, self.memory(_shape(packed), dtype, packed.device))
 
     def decode_int8(self, packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
-        return decode_int8_into(packed, scale, rotated, self.room(_shape(packed), torch.int8, packed.device))
+        return decode_int8_into(packed, scale, rotated, self.memory(_shape(packed), torch.int8, packed.device))
 
-    def room(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised tensor that the next call of any method takes back."""
         size = prod(shape) * dtype.itemsize
         held = self._held.get(device)

@@ -41,12 +41,7 @@ AnyBlock = TypeVar("AnyBlock", bound=nn.Module)
 
 
 class OffloadHooks:
-    """The offloaded blocks of one device, in the order in which they are added: that of their use.
-
-    Args:
-        slots: of one block each, on the device.
-        copies: to the device; those of its kind where None.
-    """
+    """The offloaded blocks of one device, added in the order of their use, which share its slots of one block each."""
 
     def __init__(self, device: torch.device, slots: int = FEWEST_SLOTS, copies: CopyStream | None = None) -> None:
         self.device, self.slots = device, slots

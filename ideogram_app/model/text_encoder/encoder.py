@@ -71,12 +71,7 @@ class Int8WeightLinear(PackedLinear):
 
 
 class PackedEmbedding(PackedLinear):
-    """An embedding table in INT8 or GGUF blocks; a lookup decodes the rows it asks for.
-
-    Args:
-        packed: the table, (vocabulary, columns) when decoded.
-        dtype: of what comes out, the computing type: ids have none.
-    """
+    """An embedding table in INT8 or GGUF blocks; a lookup decodes the rows it asks for, to a computing type."""
 
     weight: Tensor
     scale: Tensor | None
