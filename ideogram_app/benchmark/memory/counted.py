@@ -344,7 +344,7 @@ def count_encode(
 
 @dataclass(frozen=True)
 class FakeParts:
-    """What `model.guest` asks of a `PartsFolder` whose encoder is all in host memory."""
+    """What `encoder_on_device` asks of a `ComponentsFolder` whose encoder is all in host memory."""
 
     recipe: Recipe
     shape: TextEncoder

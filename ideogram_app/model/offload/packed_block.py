@@ -1,4 +1,4 @@
-"""Packed block, the unit of offload: a module's tensors as one run of bytes (flat parameter).
+"""Packed block, the unit of offload: a module's tensors as one run of bytes.
 
     [ tensors held in host memory | tensors that are spans of a file, read in every step ]
       biases, norms, scales, all of      weights, the bytes of a file unless a type differs
@@ -30,9 +30,8 @@ from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.span import Span, open_in_order
 from ideogram_app.errors import CheckpointError
 
-TENSOR_ALIGNMENT = (
-    256  # bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16
-)
+# Bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16.
+TENSOR_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,8 @@ class Ring:
 
     def _spare(self, wanted: Collection[PackedBlock]) -> Slot | None:
         """A slot that is neither in use nor has a block that is wanted soon."""
-        return next(
-            (slot for slot in self._slots if slot.state is not SlotState.IN_USE and slot.block not in wanted), None
-        )
+        free = (slot for slot in self._slots if slot.state is not SlotState.IN_USE)
+        return next((slot for slot in free if slot.block not in wanted), None)
 
     def _copy(self, block: PackedBlock, slot: Slot) -> None:
         """Begin to copy a block to a slot, behind the last use of what was there."""
