@@ -5,8 +5,7 @@
     processor  oneDNN's products on weights in an order of their own             processors
     plain      plain torch, the truth                                            everywhere else
 
-What is not there (no Triton, no INT8 units) is never an error, only a reason. Importing this imports no Triton. Left
-out: measuring at run time.
+What is not there (no Triton, no INT8 units) is never an error, only a reason. Left out: measuring at run time.
 """
 
 from __future__ import annotations

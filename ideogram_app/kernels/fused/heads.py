@@ -112,4 +112,5 @@ def signatures() -> Iterator[Compilable]:
         floats = dict.fromkeys(("norm_q_ptr", "norm_k_ptr", "cos_ptr", "sin_ptr"), "*fp32")
         signature = {"qkv_ptr": f"*{dtype}", "row_stride": "i32", **floats, "epsilon": "fp32"}
         constants = {"H": 18, "D": 256, "HEADS": HEADS}
-        yield Compilable(f"heads_kernel, {dtype}", heads_kernel, signature, constants, HEADS_WARPS, HEADS_STAGES)
+        name = f"heads_kernel, {dtype}"
+        yield Compilable(name, heads_kernel, signature, constants, warps=HEADS_WARPS, stages=HEADS_STAGES)

@@ -206,7 +206,8 @@ def signatures(capability: Capability) -> Iterator[Compilable]:
             name = f"matmul, {size}{', bias, ragged K' if has_bias else ''}, {kind}"
             constants = _constants(tile, tile.block_k + left, has_bias)
             signature = {**types, "out_ptr": f"*{kind}"}
-            yield Compilable(name, matmul_kernel, signature, constants, tile.warps, tile.stages, fuses=False)
+            launch = {"warps": tile.warps, "stages": tile.stages}
+            yield Compilable(name, matmul_kernel, signature, constants, fuses=False, **launch)
     constants = {"HAS_BIAS": False, "BLOCK_N": EPILOGUE_COLUMNS}
     for kind in ("bf16", "fp16"):
         signature = {"sums_ptr": "*i32", **scales, "out_ptr": f"*{kind}", "N": "i32"}

@@ -137,7 +137,6 @@ def check(targets: list[int]) -> None:
 
 
 def line(need: Need) -> str:
-    """A row for people."""
     if need.problem:
         return f"sm_{need.target:<4} {need.kernel:<44} {need.problem.splitlines()[-1]}"
     shared = f"{need.shared_bytes / KILOBYTE:5.1f} of {need.shared_limit // KILOBYTE} KB shared"

@@ -235,9 +235,9 @@ def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) 
 class Scratch:
     """Scratch for one decoded layer a device, of one set of `Kernels`, which have its methods.
 
-    It grows to the largest layer that came, and every call overwrites what the last one left. Calls on one
-    stream follow each other, so the product that reads a layer is done before the next is written; several streams
-    need a `Scratch` each. (24576, 4608), the largest of the blocks, takes 113 MB as INT8 and 226 MB in 16 bits.
+    It grows to the largest layer that came, and every call overwrites what the last one left. Calls on one stream
+    follow each other, so the product that reads a layer is done before the next is written; several streams need a
+    `Scratch` each. (24576, 4608), the largest of the blocks, takes 113 MB as INT8 and 226 MB in 16 bits.
     """
 
     _held: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
@@ -268,10 +268,12 @@ def signatures() -> Iterator[Compilable]:
     for kind in ("bf16", "fp16", "fp32", "i8"):
         signature = {**common, "scale_ptr": "*fp32" if kind == "i8" else "*i32", "out_ptr": f"*{kind}"}
         constants = {"BLOCKS": BLOCKS, "TO_INT8": kind == "i8"}
-        yield Compilable(f"decode Q4_K, {kind}", decode_kernel, signature, constants, WARPS, 1, fuses=False)
+        name = f"decode Q4_K, {kind}"
+        yield Compilable(name, decode_kernel, signature, constants, warps=WARPS, stages=1, fuses=False)
     constants = {"THREADS": 8 * BLOCKS}
     signature = {**common, "out_ptr": "*i32"}
-    yield Compilable("decode Q4_K, i8, rotated", rotate_kernel, signature, constants, WARPS, 1, fuses=False)
+    name = "decode Q4_K, i8, rotated"
+    yield Compilable(name, rotate_kernel, signature, constants, warps=WARPS, stages=1, fuses=False)
 
 
 def _shape(packed: Tensor) -> tuple[int, int]:

@@ -241,4 +241,4 @@ def _row(kernel: Any, columns: int, dtype: str, input_format: str | None) -> Com
         if name not in constants
     }
     name = f"{kernel.__name__}, {input_format or 'sum alone'}, {dtype}, {columns}"
-    return Compilable(name, kernel, signature, constants, warps, stages)
+    return Compilable(name, kernel, signature, constants, warps=warps, stages=stages)
