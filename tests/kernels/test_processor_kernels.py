@@ -67,7 +67,7 @@ def agree(ours: Operand, theirs: Operand, dtype: torch.dtype) -> None:
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of a few rows, the last one shorter."""
-    monkeypatch.setattr(processor, "RUN", 2**12)
+    monkeypatch.setattr(processor, "CACHE_CHUNK", 2**12)
     monkeypatch.setattr(processor, "DECODED_RUN", 2**12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
@@ -235,7 +235,7 @@ def test_the_length_of_a_run_changes_nothing(input_format: InputFormat, monkeypa
     gate_up, vector = gaussian(64, 1024), gaussian(1024, seed=1)
     made: list[tuple[Operand, Operand]] = []
     for run in (2**10, 2**13, 2**20):
-        monkeypatch.setattr(processor, "RUN", run)
+        monkeypatch.setattr(processor, "CACHE_CHUNK", run)
         made.append((processor.swiglu(gate_up, input_format), processor.norm(gate_up, vector, EPSILON, input_format)))
     for other in made[1:]:
         agree(other[0], made[0][0], torch.float32)
