@@ -265,7 +265,7 @@ def draw(
             spent.append(time.perf_counter() - start)
         latents = step.latents.cpu()
         del velocity, steps, step  # as pipeline.draw does
-        loaded.rest()
+        loaded.release_scratch()
         release(device)
         decode(vae, latents, workload.rows, workload.columns)
         return statistics.median(spent[1:])

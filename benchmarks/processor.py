@@ -81,7 +81,7 @@ STORAGES = (
     ("q4_k w4a16, float32", "gguf", F32, ""),
     ("q4_k w4a8, float32", "gguf", F32, W4A8),
 )
-READS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
+INPUT_FORMATS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
 SECTIONS = "products,between,attention,q4_k,blocks,apart"
 
 Call = Callable[[], Any]
@@ -177,7 +177,7 @@ def products() -> Tables:
         }
         for product in processor.PROCESSOR_PRODUCTS:
             if not processor.findings()[product.name]:
-                given = (product, QuantizedActivations(values, row_scale), product.keep(weight), scale, None, F32)
+                given = (product, QuantizedActivations(values, row_scale), product.prepare(weight), scale, None, F32)
                 calls[f"int8 {product.name}"] = partial(processor._matmul, *given)
         calls["int8 plain"] = partial(plain.matmul, QuantizedActivations(values, row_scale), weight, scale, None, F32)
         yield f"{m} x {n} x {k}", calls
@@ -198,13 +198,15 @@ def between() -> Tables:
         vector, ones = gaussian(heads * head), torch.ones(head)
         calls: dict[str, Call] = {}
         for kernels in (PLAIN, processor.processor_kernels()):
-            for reads in READS:
-                given = (vector, EPSILON, reads)
-                calls[f"norm {reads}, {kernels.name}"] = partial(kernels.norm, hidden, *given)
-                calls[f"add_norm {reads}, {kernels.name}"] = partial(kernels.add_norm, hidden, hidden, vector, *given)
-                calls[f"swiglu {reads}, {kernels.name}"] = partial(kernels.swiglu, gate_up, reads)
-                if reads != "dense":
-                    calls[f"rows {reads}, {kernels.name}"] = partial(kernels.rows, hidden, reads)
+            for input_format in INPUT_FORMATS:
+                given = (vector, EPSILON, input_format)
+                calls[f"norm {input_format}, {kernels.name}"] = partial(kernels.norm, hidden, *given)
+                calls[f"add_norm {input_format}, {kernels.name}"] = partial(
+                    kernels.add_norm, hidden, hidden, vector, *given
+                )
+                calls[f"swiglu {input_format}, {kernels.name}"] = partial(kernels.swiglu, gate_up, input_format)
+                if input_format != "dense":
+                    calls[f"quantize {row}"] = partial(kernels.quantize, hidden, input_format)
             calls[f"heads, {kernels.name}"] = partial(turned, kernels, qkv, ones, ones, angles, angles, EPSILON)
         yield f"{tokens} x {heads * head}", calls
 
@@ -238,7 +240,7 @@ def q4_k() -> Tables:
     for m, n, k in ((1054, 1536, 256), (4126, 1536, 256), (1024, 4608, 4608)):
         x, scale = gaussian(m, k), torch.full((n,), 0.03)
         packed = k_quants.encode(gaussian(1536, k), "Q4_K").repeat(n // 1536, 1)
-        rows = plain.rows(x, "rotated")
+        rows = plain.quantize(x, "rotated")
         calls: dict[str, Call] = {}
         for kernels in (PLAIN, processor.processor_kernels()):
             calls[f"decode, {kernels.name}"] = partial(kernels.decode, packed, F32)
@@ -274,11 +276,11 @@ def block_call(tokens: int, storage: str, dtype: torch.dtype, kernels: Kernels, 
     block = Block(parts[0], torch.ones(HEAD), torch.ones(HEAD), *parts[1:])
     hidden, vectors, angles = gaussian(tokens, HIDDEN).to(dtype), gaussian(4, HIDDEN), gaussian(tokens, HEAD // 2)
     prepared: Any = SimpleNamespace(cos=angles.cos(), sin=angles.sin())
-    reads: InputFormat = block.qkv.reads
+    input_format: InputFormat = block.qkv.input_format
 
     def call() -> Tensor:
-        x = kernels.norm(hidden, vectors[0], EPSILON, reads)
-        return block(hidden, x, vectors, vectors[1], reads, prepared, kernels, ())[0]
+        x = kernels.norm(hidden, vectors[0], EPSILON, input_format)
+        return block(hidden, x, vectors, vectors[1], input_format, prepared, kernels, ())[0]
 
     return call
 

@@ -97,7 +97,7 @@ def shape_row(name: str, m: int, n: int, k: int, card: tuple[int, int], seconds:
     row[str(dense).removeprefix("torch.")] = timed(lambda: functional.linear(left, right), m * n * k, seconds)
     if not multiplies_int8(card):
         return row
-    chosen = tile_for(card, m, n, k)
+    chosen = tile_for(card, m, n)
     for tile in dict.fromkeys((*(choice.tile for choice in choices_of(card)), *CANDIDATES)):
         found = {**asdict(tile), "chosen": tile == chosen}
         row["tiles"].append(found | tile_time(tile, x, weight, scale, expected, seconds))

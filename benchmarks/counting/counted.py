@@ -39,8 +39,7 @@ from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose_kernels
-from ideogram_app.kernels.fused.kernels import fused_kernels
+from ideogram_app.kernels.choice import choose_kernels, fused_kernels
 from ideogram_app.machine.copies import BlockingCopyStream
 from ideogram_app.machine.meter import give_back
 from ideogram_app.model.loader import Loaded
@@ -227,7 +226,7 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
             _pictured(preview, vae, step.clean, workload.rows, workload.columns)
         latents = step.latents.cpu()
         del velocity, steps, step  # as `draw.sample` lets go of them
-        loaded.rest()
+        loaded.release_scratch()
         give_back(DEVICE)
         with ledger.phase("decode"):
             _pictured(decode, vae, latents, workload.rows, workload.columns)

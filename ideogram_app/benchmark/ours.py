@@ -18,9 +18,8 @@ from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import Step, denoise, make_noise, schedule, times
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose_kernels
+from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
-from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.model.loader import Loaded
 from ideogram_app.model.transformer.assemble import Placement, assemble

@@ -99,7 +99,7 @@ def draw(
         latents = yield from sample(request, recipe, loaded, shared, meter)
         yield Event("decode", recipe)
         with meter.phase("let go"):
-            loaded.rest()
+            loaded.release_scratch()
             if device.type != "cpu":
                 give_back(device)
         with meter.phase("decode"):

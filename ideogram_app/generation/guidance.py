@@ -42,7 +42,7 @@ class GuidedModel:
         savings: tuple[str, ...] = (),
     ) -> None:
         self._steps, self._savings = len(times), savings
-        loaded.rest()  # a picture that was cancelled may have left its scratch
+        loaded.release_scratch()  # a picture that was cancelled may have left its scratch
         self._branches = [
             _Branch(backbone, prepare(backbone, features[0], times, rows, columns, device), device)
             for backbone, device in zip(loaded.modules, loaded.devices, strict=True)

@@ -160,7 +160,15 @@ def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
         raise DeviceError(f"{attempt.engaged} does not fit this machine: {chosen.why}", do=chosen.suggestion.text)
     homes, dtype = homes_of(chosen), COMPUTE_DTYPES[chosen.compute_dtype]
     version = session.store.version(request.model, attempt.engaged)
-    key = LoadedKey.of(request.model, attempt.engaged, version, dtype, homes, chosen.arithmetic, request.compiled)
+    key = LoadedKey(
+        model=request.model,
+        recipe=attempt.engaged,
+        version=version,
+        dtype=dtype,
+        homes=homes,
+        arithmetic=chosen.arithmetic,
+        compiled=request.compiled,
+    )
     if chosen.encoder != "resident":
         session.kept.drop_encoder()
     warm_bytes = session.kept.transformers_host_bytes if session.kept.key == key else None

@@ -1,4 +1,4 @@
-"""Fast twins of what runs between and inside matrix products: Triton, processors, attention, and which are chosen.
+"""Fast twins of what runs between and inside matrix products: Triton, CPU, attention, kernel selection.
 
 Its modules (this list is made by tools/docs.py):
 

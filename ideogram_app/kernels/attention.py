@@ -1,11 +1,13 @@
-"""Softmax attention over one picture's tokens, every token seeing every other, by the best exact backend there is.
+"""Attention of one picture: which exact scaled-dot-product backend runs on which GPU generation.
 
 Heads of 256 are large for attention kernels, and a mask, even one of ones alone, keeps PyTorch off the fast ones; so
-no mask is ever made here. Which backend comes first on which generation is a table. Left out: attention in INT8 and
-FP8, which changes results, and libraries that must be compiled for a card (FlashAttention 2 and 3, SageAttention).
+no mask is ever made here: every token sees every other. Left out: attention in INT8 and FP8, which changes results, and
+libraries that must be compiled for a card (FlashAttention 2 and 3, SageAttention).
 """
 
 from __future__ import annotations
+
+from contextlib import nullcontext
 
 from torch import Tensor
 from torch.nn import functional
@@ -17,7 +19,6 @@ EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 # exist on all later ones, those with 99 KB of shared memory included (PyTorch's sdp_utils.cpp). cuDNN is ahead of it on
 # Hopper and Blackwell datacenter parts in PyTorch's own order of preference. Read in PyTorch's source, not timed here.
 ORDER: tuple[tuple[tuple[int, int], tuple[SDPBackend, ...]], ...] = (
-    ((10, 0), (CUDNN, FLASH, EFFICIENT, MATH)),
     ((9, 0), (CUDNN, FLASH, EFFICIENT, MATH)),
     ((8, 0), (FLASH, EFFICIENT, MATH)),
     ((0, 0), (EFFICIENT, MATH)),
@@ -35,15 +36,7 @@ def backends(capability: tuple[int, int] | None) -> tuple[SDPBackend, ...]:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, order: tuple[SDPBackend, ...] = ()) -> Tensor:
-    """(H, M, D) each -> (M, H D).
-
-    Args:
-        order: what `backends` named; PyTorch chooses where it is empty.
-    """
-    operands = (query[None], key[None], value[None])
-    if order:
-        with sdpa_kernel(list(order), set_priority=True):
-            mixed = functional.scaled_dot_product_attention(*operands)
-    else:
-        mixed = functional.scaled_dot_product_attention(*operands)
+    """(H, M, D) each -> (M, H D), by the backends of `order` (see `backends`); PyTorch chooses where there are none."""
+    with sdpa_kernel(list(order), set_priority=True) if order else nullcontext():
+        mixed = functional.scaled_dot_product_attention(query[None], key[None], value[None])
     return mixed[0].transpose(0, 1).flatten(1)  # most backends write (M, H, D), and nothing is copied

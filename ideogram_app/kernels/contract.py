@@ -1,8 +1,4 @@
-"""What a set of kernels is: one signature for each, whoever implements it.
-
-    plain.py      plain torch: the truth
-    fused/        Triton: the same functions, each one launch
-    choice.py     the one place that picks
+"""The kernels' interface: one signature for each operation of a block, whoever implements it.
 
 A transformer block is these calls and the attention between them. Between two of its matrices a vector passes through
 exactly one kernel, which hands the next matrix what that one reads:
@@ -37,10 +33,6 @@ class QuantizedActivations:
 Operand = Tensor | QuantizedActivations
 
 
-def _nothing() -> None:
-    """There is no scratch."""
-
-
 @dataclass(frozen=True)
 class Kernels:
     """One implementation of everything between two matrices, and of the packed products themselves.
@@ -50,12 +42,12 @@ class Kernels:
 
     Attributes:
         name: for reports.
-        norm: (x (M, K), vector (K,), epsilon, reads) -> operand: root-mean-square norm times a vector.
-        add_norm: (hidden (M, K), update (M, K), gate (K,), vector (K,), epsilon, reads) -> (hidden', operand):
+        norm: (x (M, K), vector (K,), epsilon, input_format) -> operand: root-mean-square norm times a vector.
+        add_norm: (hidden (M, K), update (M, K), gate (K,), vector (K,), epsilon, input_format) -> (hidden', operand):
             hidden' = hidden + norm(update) * gate, rounded; then the norm of hidden' times the vector.
         add: (hidden, update, gate, epsilon) -> hidden'.
-        swiglu: (arms (M, 2 F), reads) -> operand (M, F): silu of the first half of each row times the second.
-        rows: (x (M, K), reads) -> operand; x itself where `reads` is dense.
+        swiglu: (gate_up (M, 2 F), input_format) -> operand (M, F): silu of the first half of each row times the second.
+        quantize: (x (M, K), input_format) -> operand; x itself where `input_format` is dense.
         heads: (qkv (M, 3 H D), norm_q (D,), norm_k (D,), cos (M, D / 2), sin (M, D / 2), epsilon) -> q, k, v, each
             (H, M, D), strided as it comes: q and k normed per head and turned by their angles. May overwrite qkv.
         weight: int8 (N, K) -> what `matmul` wants in its place; made once, when a layer is filled.
@@ -65,7 +57,7 @@ class Kernels:
         decode_int8: (packed Q4_K (N, bytes), scale (N,), rotated) -> int8 (N, K): weights, rotated if asked for,
             divided by the scale of their row and rounded. The result may be scratch that the next call overwrites.
         decode: (packed Q4_K (N, bytes), dtype) -> (N, K). The result may be scratch that the next call overwrites.
-        rest: gives such scratch back; the next call takes it again.
+        release_scratch: frees such scratch; the next call allocates it again.
     """
 
     name: str
@@ -73,10 +65,10 @@ class Kernels:
     add_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float, InputFormat], tuple[Tensor, Operand]]
     add: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     swiglu: Callable[[Tensor, InputFormat], Operand]
-    rows: Callable[[Tensor, InputFormat], Operand]
+    quantize: Callable[[Tensor, InputFormat], Operand]
     heads: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
     weight: Callable[[Tensor], Any]
     matmul: Callable[[QuantizedActivations, Any, Tensor, Tensor | None, torch.dtype], Tensor]
     decode_int8: Callable[[Tensor, Tensor, bool], Tensor]
     decode: Callable[[Tensor, torch.dtype], Tensor]
-    rest: Callable[[], None] = _nothing
+    release_scratch: Callable[[], None] = lambda: None

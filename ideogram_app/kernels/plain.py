@@ -1,4 +1,4 @@
-"""Every kernel in plain torch: the truth that the others are judged by, and what runs where nothing else does.
+"""Reference kernels in plain torch: what the fast ones are judged by, and what runs elsewhere.
 
 Written for reading; `quantization/` holds the arithmetic. Left out: speed on a GPU, where each of these is 5 to 20
 launches that pass over memory again and again.
@@ -15,17 +15,17 @@ from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
 
 
-def norm(x: Tensor, vector: Tensor, epsilon: float, reads: InputFormat) -> Operand:
-    """x: (M, K) -> x / rms(x) * vector, as `reads` wants it."""
-    return _operand(_normed(x, epsilon) * vector, x.dtype, reads)
+def norm(x: Tensor, vector: Tensor, epsilon: float, input_format: InputFormat) -> Operand:
+    """x: (M, K) -> x / rms(x) * vector, in `input_format`."""
+    return _operand(_normed(x, epsilon) * vector, x.dtype, input_format)
 
 
 def add_norm(
-    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: InputFormat
+    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, input_format: InputFormat
 ) -> tuple[Tensor, Operand]:
-    """The end of one half of a block and the beginning of the next."""
+    """`add`, then the `norm` of its result: the end of one half of a block and the beginning of the next."""
     hidden = add(hidden, update, gate, epsilon)
-    return hidden, norm(hidden, vector, epsilon, reads)
+    return hidden, norm(hidden, vector, epsilon, input_format)
 
 
 def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
@@ -33,15 +33,15 @@ def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
     return (hidden.float() + _normed(update, epsilon) * gate).to(hidden.dtype)
 
 
-def swiglu(gate_up: Tensor, reads: InputFormat) -> Operand:
-    """arms: (M, 2 F) -> silu(first half) * second half, (M, F)."""
+def swiglu(gate_up: Tensor, input_format: InputFormat) -> Operand:
+    """gate_up: (M, 2 F) -> silu(first half) * second half, (M, F)."""
     gate, up = gate_up.float().chunk(2, -1)
-    return _operand(functional.silu(gate) * up, gate_up.dtype, reads)
+    return _operand(functional.silu(gate) * up, gate_up.dtype, input_format)
 
 
-def rows(x: Tensor, reads: InputFormat) -> Operand:
-    """x: (M, K), as `reads` wants it."""
-    return x if reads == "dense" else _operand(x.float(), x.dtype, reads)
+def quantize(x: Tensor, input_format: InputFormat) -> Operand:
+    """x: (M, K), in `input_format`."""
+    return x if input_format == "dense" else _operand(x.float(), x.dtype, input_format)
 
 
 def heads(
@@ -58,7 +58,7 @@ def heads(
 
 
 def weight(values: Tensor) -> Tensor:
-    """Nothing is changed."""
+    """int8 (N, K) as it is: in row order."""
     return values
 
 
@@ -91,11 +91,23 @@ def _normed(x: Tensor, epsilon: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
 
-def _operand(x: Tensor, dtype: torch.dtype, reads: InputFormat) -> Operand:
-    """float32 (M, K) as a matrix wants to read it."""
-    if reads == "dense":
+def _operand(x: Tensor, dtype: torch.dtype, input_format: InputFormat) -> Operand:
+    """float32 (M, K) in an input format, `dtype` where that is dense."""
+    if input_format == "dense":
         return x.to(dtype)
-    return QuantizedActivations(*int8.quantize_tokens(rotate(x) if reads == "rotated" else x))
+    return QuantizedActivations(*int8.quantize_tokens(rotate(x) if input_format == "rotated" else x))
 
 
-PLAIN = Kernels("plain", norm, add_norm, add, swiglu, rows, heads, weight, matmul, decode_int8, decode)
+PLAIN = Kernels(
+    name="plain",
+    norm=norm,
+    add_norm=add_norm,
+    add=add,
+    swiglu=swiglu,
+    quantize=quantize,
+    heads=heads,
+    weight=weight,
+    matmul=matmul,
+    decode_int8=decode_int8,
+    decode=decode,
+)

@@ -1,4 +1,4 @@
-"""The kernels for processors: INT8 products by oneDNN on weights in its own order, the rest in runs that fit a cache.
+"""CPU kernels: INT8 products by oneDNN on prepacked weights, the rest in runs of rows that fit a cache.
 
     product     made of                                        exact and fast on (measured)
     prepacked   onednn.qlinear_pointwise on reordered weights  x86 with VNNI or AMX
@@ -17,14 +17,15 @@ widths, two thirds less at the published model's. One pass over the first-level 
 third less again, for ten seconds of compilation and twice the code.
 
 Left out: attention in a narrower type, which is most of a large picture's time, and computing in bfloat16, which with
-AMX is ahead of INT8 where matrices are as narrow as the miniature's.
+AMX is ahead of INT8 where matrices are as narrow as the miniature's. Functions that say nothing of themselves do what
+those of their names in plain.py do.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -51,15 +52,10 @@ ZERO_POINT = 128  # of uint8 rows: int8 with its sign bit turned over
 
 @dataclass(frozen=True)
 class Product:
-    """One way to multiply.
-
-    Attributes:
-        keep: int8 (N, K) -> what `multiply` takes in its place.
-        multiply: (int8 (M, K), what `keep` made, float32 (N,)) -> float32 (M, N): exact sums, times the scales.
-    """
+    """One way to multiply: (int8 (M, K), what `prepare` makes of int8 (N, K), scales (N,)) -> float32 (M, N)."""
 
     name: str
-    keep: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]
     multiply: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -69,14 +65,10 @@ def processor_kernels() -> Kernels:
 
 
 def choose_product(found: Mapping[str, str]) -> tuple[str, str]:
-    """The name of the product to use, and why.
-
-    Args:
-        found: for each product what is wrong with it, "" where nothing is.
-    """
-    refused = [f"{name} {wrong}" for name, wrong in found.items() if wrong]
+    """The name of the product to use, and why; `found` is what `findings` gives."""
+    rejected = [f"{name} {wrong}" for name, wrong in found.items() if wrong]
     name = next((name for name, wrong in found.items() if not wrong), FLOAT.name)
-    return name, f"{name} products" + (f": {', '.join(refused)}" if refused else " are exact on this processor")
+    return name, f"{name} products" + (f": {', '.join(rejected)}" if rejected else " are exact on this processor")
 
 
 def held_bytes(weight: Tensor) -> int:
@@ -101,42 +93,38 @@ def threads(logical: int | None, physical: int | None, allowed: float | None) ->
     return cores, "one for each core"
 
 
-def norm(x: Tensor, vector: Tensor, epsilon: float, reads: InputFormat) -> Operand:
-    """`plain.norm`."""
-    return _in_runs(lambda part: _normed(part, epsilon).mul_(vector), (x,), reads)
+def norm(x: Tensor, vector: Tensor, epsilon: float, input_format: InputFormat) -> Operand:
+    return _in_runs(lambda part: _normed(part, epsilon).mul_(vector), (x,), input_format)
 
 
 def add_norm(
-    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, reads: InputFormat
+    hidden: Tensor, update: Tensor, gate: Tensor, vector: Tensor, epsilon: float, input_format: InputFormat
 ) -> tuple[Tensor, Operand]:
-    """`plain.add_norm`."""
     made = torch.empty_like(hidden)
 
     def both(old: Tensor, change: Tensor, new: Tensor) -> Tensor:
         new.copy_(_normed(change, epsilon).mul_(gate).add_(old))
         return _normed(new, epsilon).mul_(vector)
 
-    return made, _in_runs(both, (hidden, update, made), reads)
+    return made, _in_runs(both, (hidden, update, made), input_format)
 
 
 def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
-    """`plain.add`."""
     return _normed(update, epsilon).mul_(gate).add_(hidden).to(hidden.dtype)
 
 
-def swiglu(gate_up: Tensor, reads: InputFormat) -> Operand:
-    """`plain.swiglu`."""
-
+def swiglu(gate_up: Tensor, input_format: InputFormat) -> Operand:
     def mixed(part: Tensor) -> Tensor:
         gate, up = part.float().chunk(2, -1)
         return functional.silu(gate).mul_(up)
 
-    return _in_runs(mixed, (gate_up,), reads)
+    return _in_runs(mixed, (gate_up,), input_format)
 
 
-def rows(x: Tensor, reads: InputFormat) -> Operand:
-    """`plain.rows`."""
-    return x if reads == "dense" else _in_runs(lambda part: part.to(torch.float32, copy=True), (x,), reads)
+def quantize(x: Tensor, input_format: InputFormat) -> Operand:
+    return (
+        x if input_format == "dense" else _in_runs(lambda part: part.to(torch.float32, copy=True), (x,), input_format)
+    )
 
 
 def heads(
@@ -161,7 +149,6 @@ def heads(
 
 
 def decode_int8(packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
-    """`plain.decode_int8`."""
     columns = k_quants.unpacked_columns(packed.shape[1], "Q4_K")
     values, run = torch.empty(packed.shape[0], columns, dtype=torch.int8), _rows_of(DECODED_RUN, columns)
     for part, step, target in zip(packed.split(run), scale.split(run), values.split(run), strict=True):
@@ -169,12 +156,12 @@ def decode_int8(packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
     return values
 
 
-def _in_runs(make: Callable[..., Tensor], given: tuple[Tensor, ...], reads: InputFormat) -> Operand:
+def _in_runs(make: Callable[..., Tensor], given: tuple[Tensor, ...], input_format: InputFormat) -> Operand:
     """An operand of what `make` makes, float32 (m, K) in a tensor of its own, of all these in runs of m rows."""
     length, dtype = len(given[0]), given[0].dtype
     # A dense float32 result is itself what temporaries would be, and joining its runs is one pass more.
-    run = length if reads == "dense" and dtype == torch.float32 else _rows_of(CACHE_CHUNK, given[0].shape[1])
-    parts = [_operand(make(*part), dtype, reads) for part in zip(*(x.split(run) for x in given), strict=True)]
+    run = length if input_format == "dense" and dtype == torch.float32 else _rows_of(CACHE_CHUNK, given[0].shape[1])
+    parts = [_operand(make(*part), dtype, input_format) for part in zip(*(x.split(run) for x in given), strict=True)]
     if len(parts) == 1:
         return parts[0]
     rounded = [part for part in parts if isinstance(part, QuantizedActivations)]
@@ -185,14 +172,11 @@ def _in_runs(make: Callable[..., Tensor], given: tuple[Tensor, ...], reads: Inpu
     return torch.cat([part for part in parts if isinstance(part, Tensor)])
 
 
-def _operand(x: Tensor, dtype: torch.dtype, reads: InputFormat) -> Operand:
-    """float32 (m, K) as a matrix wants to read it; x is overwritten.
-
-    `int8.quantize_tokens` in place: two reductions pass over x, and none writes |x|.
-    """
-    if reads == "dense":
+def _operand(x: Tensor, dtype: torch.dtype, input_format: InputFormat) -> Operand:
+    """float32 (m, K), overwritten: `int8.quantize_tokens` in place, whose two reductions never write |x|."""
+    if input_format == "dense":
         return x.to(dtype)
-    x = rotate(x) if reads == "rotated" else x
+    x = rotate(x) if input_format == "rotated" else x
     largest = torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
     scale = largest.div_(int8.ACTIVATION_LEVELS).clamp_(min=int8.SMALLEST_ACTIVATION_SCALE)
     return QuantizedActivations(x.mul_(1.0 / scale).round_().clamp_(max=127).to(torch.int8), scale)
@@ -236,14 +220,10 @@ def _prepack(weight: Tensor) -> Tensor:
     return torch.ops.onednn.qlinear_prepack(weight, None)
 
 
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
-
-
-FLOAT = Product("float32", _as_it_is, _multiply_float)
+FLOAT = Product("float32", plain.weight, _multiply_float)
 PROCESSOR_PRODUCTS = (
     Product("prepacked", _prepack, _multiply_prepacked),
-    Product("int_mm", _as_it_is, _multiply_int_mm),
+    Product("int_mm", plain.weight, _multiply_int_mm),
     FLOAT,
 )
 
@@ -264,7 +244,7 @@ def _judge(product: Product) -> str:
             return "are slow"
         for low, high in ((-128, 127), (127, 127), (-128, -127)):
             left, right = torch.full((32, 4608), low, dtype=torch.int8), torch.full((64, 4608), high, dtype=torch.int8)
-            made = product.multiply(left, product.keep(right), torch.ones(64))
+            made = product.multiply(left, product.prepare(right), torch.ones(64))
             if not torch.equal(made, torch.full((32, 64), float(low * high * 4608))):
                 return "are not exact"
     except (AttributeError, RuntimeError):  # an operator that this PyTorch was built without
@@ -273,10 +253,10 @@ def _judge(product: Product) -> str:
 
 
 def _best_seconds(product: Product, left: Tensor, right: Tensor) -> float:
-    kept, scale, best = product.keep(right), torch.ones(len(right)), float("inf")
+    weight, scale, best = product.prepare(right), torch.ones(len(right)), float("inf")
     for _ in range(4):  # the first one builds the code
         began = time.perf_counter()
-        product.multiply(left, kept, scale)
+        product.multiply(left, weight, scale)
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -292,17 +272,16 @@ def _matmul(
 @cache
 def _kernels(name: str) -> Kernels:
     product = next(product for product in PROCESSOR_PRODUCTS if product.name == name)
-    matmul = partial(_matmul, product)
-    return Kernels(
-        f"processor, {name}",
-        norm,
-        add_norm,
-        add,
-        swiglu,
-        rows,
-        heads,
-        product.keep,
-        matmul,
-        decode_int8,
-        plain.decode,
+    return replace(
+        plain.PLAIN,
+        name=f"processor, {name}",
+        norm=norm,
+        add_norm=add_norm,
+        add=add,
+        swiglu=swiglu,
+        quantize=quantize,
+        heads=heads,
+        weight=product.prepare,
+        matmul=partial(_matmul, product),
+        decode_int8=decode_int8,
     )

@@ -1,15 +1,12 @@
-"""What stands around the transformers: tokenizer, text encoder, decoder of pictures, the scheduler's shift.
+"""Components beside the transformers: tokenizer, text encoder, VAE decoder, scheduler's shift.
 
-    where = find_parts(model, store=store)                  which folder, checked; nothing is loaded yet
-    encoder = where.text_encoder(device, dtype)             each when it is asked for
-    parts = load_pipeline_parts(model, device, dtype)       all of them at once
+    folder = find_components(model, store=store)            which folder, checked; nothing is loaded yet
+    encoder = folder.text_encoder(device, dtype)            each when it is asked for
+    components = load_components(model, device, dtype)      all of them at once
 
 They are made of this program's own modules, which import nothing but torch, so that loading takes as long as reading.
-Nothing is read over the network. What is missing, truncated or packed in a way that cannot be read is an error that
-names the file.
-
-Left out: the transformers themselves (loader.py), on which device what lives when (offload.py), and components of
-diffusers and transformers, for a pipeline of theirs (interop/pipeline.py).
+Nothing is read over the network. Left out: the transformers themselves (loader.py), on which device what lives when
+(offload.py), and components of diffusers and transformers, for a pipeline of theirs (interop/pipeline.py).
 """
 
 from __future__ import annotations
@@ -49,77 +46,63 @@ COUNTER = "num_batches_tracked"  # of training; nothing that draws reads it
 
 @dataclass(frozen=True)
 class Components:
-    """What stands around the transformers.
-
-    Attributes:
-        shift: of the noise levels (`pipeline.schedule`): all that drawing asks a scheduler for.
-    """
+    """Loaded: everything of a pipeline but its transformers."""
 
     tokenizer: Any
     text_encoder: nn.Module
     vae: Autoencoder
-    shift: float
+    shift: float  # of the noise levels (`sampler.schedule`): all that drawing asks a scheduler for
 
 
 @dataclass(frozen=True)
 class ComponentsFolder:
-    """Where the parts of a model lie.
-
-    Attributes:
-        kept: the recipe of a text encoder that was prepared; "" where the folder is that of a pipeline.
-    """
+    """Where the components of a model lie. Methods raise CheckpointError: a file, named, is missing or damaged."""
 
     folder: Path
-    kept: str
+    encoder_recipe: str  # of a text encoder that was prepared; "" where the folder is that of a pipeline
 
     @property
     def identity(self) -> str:
-        """Which text encoder this is, for the keys of `text.FeatureCache`."""
+        """Which text encoder this is, for the keys of `FeatureCache`."""
         return identity(self.folder, (ENCODER, TOKENIZER))
 
     def tokenizer(self) -> Any:
-        """Raises: CheckpointError: missing or damaged."""
-        return read_tokenizer(self.folder / TOKENIZER)
+        """The program's own; where a folder has no tokenizer.json, that of transformers."""
+        folder = self.folder / TOKENIZER
+        return CaptionTokenizer(folder) if (folder / VOCABULARY).is_file() else stock_tokenizer(folder)
 
     def encoder_file(self) -> PackedBranch | None:
         """The file of an encoder that was prepared; None where the folder is that of a pipeline."""
-        return open_encoder(self.folder, self.kept)[0] if self.kept else None
+        return open_encoder(self.folder, self.encoder_recipe)[0] if self.encoder_recipe else None
 
     def text_encoder(
         self,
         device: torch.device | str,
         dtype: torch.dtype,
-        away: frozenset[str] = frozenset(),
+        offloaded: frozenset[str] = frozenset(),
         build: Builder = text_model,
     ) -> CaptionEncoder:
-        """The text side, but for the numbers of matrices that a prepared file holds and somebody else brings.
-
-        Args:
-            build: as for `encoder_from_file`.
-
-        Raises:
-            CheckpointError: missing or damaged; the message names the file.
-        """
-        if self.kept:
-            return encoder_from_file(*open_encoder(self.folder, self.kept), device, dtype, build, away)
+        """The text side; `offloaded` and `build` are those of `encoder_from_file`."""
+        if self.encoder_recipe:
+            return encoder_from_file(*open_encoder(self.folder, self.encoder_recipe), device, dtype, build, offloaded)
         source = SourceEncoder(self.folder / ENCODER)
         return encoder_from_source(source, find_encoder_recipe(DENSE), device, dtype, build)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:
-        """Raises: CheckpointError: missing or damaged; the message names the file."""
+        """The decoder, on a device."""
         return read_autoencoder(self.folder / VAE, dtype).to(device)
 
     def shift(self) -> float:
-        """Raises: CheckpointError: missing or damaged."""
+        """The scheduler's."""
         return read_shift(self.folder / SCHEDULER)
 
 
 def find_components(model_name: str, source: Path | None = None, store: Store | None = None) -> ComponentsFolder:
-    """Where the parts of a model lie; what ships with the program is compared with its sums.
+    """Where the components of a model lie; what ships with the program is compared with its sums.
 
     Args:
         source: a pipeline folder; what ships with the program where None.
-        store: whose companions of the model are taken where nothing ships and no folder is named.
+        store: whose prepared components are taken where nothing ships and no folder is named.
 
     Raises:
         AccessError: the weights do not ship with the program, no folder was named, and none were prepared.
@@ -141,21 +124,13 @@ def load_components(
     source: Path | None = None,
     store: Store | None = None,
 ) -> Components:
-    """Load all of them; arguments and errors are those of `find_components` and of the parts.
-
-    Args:
-        dtype: the computing type.
-    """
-    where = find_components(model_name, source, store)
-    return Components(where.tokenizer(), where.text_encoder(device, dtype), where.vae(device, dtype), where.shift())
+    """Load all of them in a computing type; arguments and errors are those of `find_components` and of its folder."""
+    found = find_components(model_name, source, store)
+    return Components(found.tokenizer(), found.text_encoder(device, dtype), found.vae(device, dtype), found.shift())
 
 
 def read_shift(folder: Path) -> float:
-    """The shift of a scheduler's folder.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
+    """The shift of a scheduler's folder. Raises: CheckpointError: missing or damaged."""
     path = folder / SCHEDULER_CONFIG
     try:
         return float(json.loads(path.read_text(encoding="utf-8")).get("shift", SHIFT))
@@ -163,15 +138,6 @@ def read_shift(folder: Path) -> float:
         raise CheckpointError(f"There is no file {path}") from problem
     except (ValueError, TypeError, AttributeError) as problem:
         raise CheckpointError(f"{path} is damaged", expected="JSON with a shift", got=str(problem)) from problem
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder; one without a tokenizer.json is left to transformers.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    return CaptionTokenizer(folder) if (folder / VOCABULARY).is_file() else stock_tokenizer(folder)
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
@@ -182,14 +148,14 @@ def read_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
     """
     stored = dense_tensors(folder)
     module = autoencoder(read_config(folder))
-    for name, place in module.state_dict().items():
+    for name, empty in module.state_dict().items():
         if name.endswith(COUNTER):
             continue
         file, info = stored.get(name, (None, None))
-        if file is None or info is None or info.shape != tuple(place.shape):
+        if file is None or info is None or info.shape != tuple(empty.shape):
             raise CheckpointError(
                 f"The weights in {folder} do not fill the decoder that config.json there describes",
-                expected=f"{name} {tuple(place.shape)}",
+                expected=f"{name} {tuple(empty.shape)}",
                 got=str(info.shape) if info else "nothing of that name",
             )
         put(module, name, file.tensor(name).to(dtype))
@@ -218,18 +184,14 @@ def dense_tensors(folder: Path) -> dict[str, tuple[SafetensorsFile, SafetensorsT
 
 
 def stock_tokenizer(folder: Path) -> Any:
-    """transformers' own.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
+    """transformers' own. Raises: CheckpointError: missing or damaged."""
     from transformers import AutoTokenizer
 
     return load_offline(AutoTokenizer.from_pretrained, folder)
 
 
 def load_offline(load: Callable[..., Any], folder: Path, **settings: Any) -> Any:
-    """Call a library's loader without its network; its errors come out naming the folder."""
+    """Call a library's loader without its network; its errors become a CheckpointError that names the folder."""
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder {folder}")
     try:

@@ -1,4 +1,4 @@
-"""Fill a module that was built on the meta device: a tensor by its name, and no hole left at the end.
+"""Filling a module built on the meta device: a tensor by its name, an error where one is missing.
 
 transformers and diffusers fill theirs while they load their own files. Left out: which tensor is whose (assemble.py).
 """
@@ -25,18 +25,14 @@ def put(module: nn.Module, name: str, value: Tensor) -> None:
         setattr(holder, leaf, nn.Parameter(value, requires_grad=False))
 
 
-def finished(module: Filled, what: str, away: Collection[str] = ()) -> Filled:
-    """The module, ready to run.
-
-    Args:
-        what: it is, for the error: "A transformer".
-        away: submodules whose tensors are brought later.
+def finished(module: Filled, what: str, offloaded: Collection[str] = ()) -> Filled:
+    """The module, ready to run; the error calls it `what`. Tensors of offloaded submodules may be missing.
 
     Raises:
         CheckpointError: a tensor is still on the meta device; names the first.
     """
     tensors = (*module.named_parameters(), *module.named_buffers())
-    holes = [name for name, tensor in tensors if tensor.is_meta and name.rpartition(".")[0] not in away]
+    holes = [name for name, tensor in tensors if tensor.is_meta and name.rpartition(".")[0] not in offloaded]
     if holes:
         raise CheckpointError(f"{what} was left with {len(holes)} holes", got=f"first {holes[0]}")
     return module.eval().requires_grad_(False)

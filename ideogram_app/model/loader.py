@@ -1,11 +1,11 @@
-"""From files to modules: both transformers in a recipe's storage.
+"""Loading both transformers of a recipe from prepared files to modules, resident or offloaded.
 
 A transformer is assembled from its tensors in the order in which they are used (assemble.py): nothing is built that is
 not filled, and nothing is read that no picture needs. Nothing is read over the network, and only safetensors and GGUF
 files are read. What is missing, truncated or altered is an error that names the file.
 
 diffusers' `from_pretrained` reads one storage of these and fills gaps with warnings. Left out: how offloaded blocks get
-to their device (offload.py), diffusers' own transformer (stock.py), what stands around both (components.py).
+to their device (offload.py), diffusers' own transformer (reference_model.py), the other components (components.py).
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose_kernels
+from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
-from ideogram_app.kernels.compiled import compiled_kernels
-from ideogram_app.kernels.contract import Kernels
 from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import give_back
@@ -47,24 +45,15 @@ HASHED_AT_LOAD = 100_000_000
 
 @dataclass(frozen=True)
 class Loaded:
-    """Both transformers, ready to run.
-
-    Attributes:
-        weight_bytes: of both, as they are held, wherever that is.
-        engaged: the recipe that was loaded.
-        devices: which compute, one for each transformer.
-        arithmetic: bits of weights and activations in a product.
-        kernels: what ran between the products, for reports.
-        offload: what brings offloaded blocks.
-    """
+    """Both transformers, ready to run."""
 
     conditional: Backbone
     unconditional: Backbone
-    weight_bytes: int
-    engaged: str
-    devices: tuple[torch.device, torch.device]
-    arithmetic: str
-    kernels: str
+    weight_bytes: int  # of both, as they are held, wherever that is
+    engaged: str  # the recipe that was loaded
+    devices: tuple[torch.device, torch.device]  # which compute, one for each transformer
+    arithmetic: str  # bits of weights and activations in a product
+    kernels: str  # their name, for reports
     offload: Offload = field(default_factory=Offload)
 
     @property
@@ -76,34 +65,25 @@ class Loaded:
         """What did not go as it should while this was loaded, a sentence each."""
         return self.offload.notes
 
-    def rest(self) -> None:
-        """Give back the room that weights are decoded in; whoever draws next takes it again."""
+    def release_scratch(self) -> None:
+        """Free the scratch that weights are decoded in; the next step allocates it again."""
         for module in self.modules:
-            module.trunk.kernels.rest()
+            module.trunk.kernels.release_scratch()
 
     def close(self) -> None:
-        """Give back what is offloaded and the memory that it is copied from. This can draw no more."""
+        """Free what is offloaded and the pinned memory that it is copied from. This can draw no more."""
         self.offload.close()
 
 
 @dataclass(frozen=True)
 class Homes:
-    """Where both transformers live.
+    """Device assignment and offload of both transformers. Without `copies` to a device, those of its kind are taken."""
 
-    Attributes:
-        devices: which compute, one for each transformer.
-        travelling: how many blocks of each are offloaded and come to the device in every step, evenly spread over its
-            depth.
-        from_disk: whether those are read from the recipe's file at every visit, in place of pinned host memory.
-        slots: on each device, which they share.
-        copies: to a device; those of its kind where there are none.
-    """
-
-    devices: tuple[torch.device, torch.device]
-    offloaded: tuple[int, int] = (0, 0)
-    from_disk: bool = False
-    slots: int = FEWEST_SLOTS
-    copies: Mapping[torch.device, CopyStream] = field(default_factory=dict)
+    devices: tuple[torch.device, torch.device]  # which compute, one for each transformer
+    offloaded: tuple[int, int] = (0, 0)  # blocks of each that are copied in every step, evenly spread over its depth
+    from_disk: bool = False  # whether those are read from the recipe's file every time, in place of pinned host memory
+    slots: int = FEWEST_SLOTS  # on each device, which they share
+    copies: Mapping[torch.device, CopyStream] = field(default_factory=dict, compare=False)
 
     @classmethod
     def on(cls, device: torch.device | str) -> Homes:
@@ -125,7 +105,7 @@ def load_transformers(
     """Load both transformers of a prepared recipe.
 
     Args:
-        homes: where they live; a device stands for both resident on it.
+        homes: a device stands for both resident on it.
         dtype: of everything that is not packed.
         kernels: by name (`kernels.choice`); None picks those of the device.
         arithmetic: of Q4_K, see `layers.linear`.
@@ -136,43 +116,37 @@ def load_transformers(
         CheckpointError: not prepared, or damaged; the message names the file.
         DeviceError: nothing here can compile.
     """
-    homes, backbones = homes if isinstance(homes, Homes) else Homes.on(homes), []
+    homes = homes if isinstance(homes, Homes) else Homes.on(homes)
+    backbones: list[Backbone] = []
     with Offload(homes.slots, homes.copies) as offload:
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
             hooks = offload.on(homes.devices[number])
-            placement = Placement(
-                dtype=dtype,
-                trunk=hooks.device,
-                kernels=_kernels(hooks.device, kernels, compiled),
-                arithmetic=arithmetic,
-                offloaded=spread(homes.offloaded[number], branch.num_layers),
-            )
-            spans_of = _spans_of(weights, homes.from_disk)
-            with _prefetching(weights, branch, hooks.device) as read:
-                blocks = hooks.add_some(blocks_of(read, branch, placement), placement.offloaded, spans_of)
-                backbones.append(assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks))
-            backbones[-1].trunk.order = backends(compute_capability(hooks.device))
-        held = sum(map(weight_bytes, backbones))
-        for device in set(homes.devices):  # segments in which only pieces of merged matrices lay, before slots are made
+            device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
+            capability = compute_capability(device)
+            engaged = find_kernels(kernels or choose_kernels(device, capability)[0])
+            engaged = compiled_kernels(engaged, device) if compiled else engaged
+            placement = Placement(dtype, device, kernels=engaged, arithmetic=arithmetic, offloaded=offloaded)
+            with _prefetching(weights, branch, device) as read:
+                made = blocks_of(read, branch, placement)
+                blocks = hooks.add_some(made, offloaded, _spans_of(weights, homes.from_disk))
+                backbone = assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks)
+            backbone.trunk.order = backends(capability)
+            backbones.append(backbone)
+        weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
+        for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots
             give_back(device)
         offload.start()
-    first, second = backbones
+    conditional, unconditional = backbones
     return Loaded(
-        conditional=first,
-        unconditional=second,
-        weight_bytes=held,
+        conditional=conditional,
+        unconditional=unconditional,
+        weight_bytes=weights_held,
         engaged=recipe_name,
         devices=homes.devices,
         arithmetic=arithmetic or find_recipe(recipe_name).arithmetic,
-        kernels=placement.kernels.name,
+        kernels=engaged.name,
         offload=offload,
     )
-
-
-def _kernels(device: torch.device, name: str | None, compiled: bool) -> Kernels:
-    """Those of a name, or of the device."""
-    found = find_kernels(name or choose_kernels(device, compute_capability(device))[0])
-    return compiled_kernels(found, device) if compiled else found
 
 
 @contextmanager
@@ -191,7 +165,7 @@ def _prefetching(
 
 
 def _spans_of(weights: SourceBranch | PackedBranch, from_disk: bool) -> Callable[[int, Block], FileSpans | None]:
-    """By number and block, where a file has what is read again at every visit; None where host memory holds it all."""
+    """By number and block, where a file has what is read in every step; None where host memory holds it all."""
     if not from_disk or isinstance(weights, SourceBranch):  # whose file may be of any layout
         return lambda index, block: None
     return lambda index, block: file_spans(weights, block, linears_of(index))

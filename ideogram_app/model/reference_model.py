@@ -1,11 +1,11 @@
-"""diffusers' own transformer, filled from our files: the truth behind the backbone, and what is calibrated.
+"""Reference model: diffusers' own transformers, filled from our files, to test and to calibrate.
 
 A calibration watches what every Linear of diffusers' names reads, and the backbone has merged some of those and runs
 others once a picture. Here they all stand where diffusers has them, packed ones as drop-in layers (layers.py). This is
 the one place where a q, k and v that were one matrix become three.
 
-    stock = load_stock(store, model, recipe, device, dtype)
-    velocity = StockVelocity(stock, features, rows, columns, times)        velocity(latents, step, guidance)
+    reference = load_reference_model(store, model, recipe, device, dtype)
+    guided = ReferenceGuidance(reference, features, rows, columns, times)        guided(latents, step, guidance)
 
 Left out: speed. Text features and adaLN are computed again in every step.
 """
@@ -26,7 +26,7 @@ from ideogram_app.checkpoints.published.tensor_names import diffusers_names, off
 from ideogram_app.model.fill import finished
 from ideogram_app.model.loader import open_branches
 from ideogram_app.model.transformer.assemble import BranchWeights
-from ideogram_app.model.transformer.conditioner import IMAGE_OFFSET
+from ideogram_app.model.transformer.conditioner import positions
 from ideogram_app.model.transformer.layers import linear
 
 TEXT, IMAGE = 3, 2  # diffusers' LLM_TOKEN_INDICATOR and OUTPUT_IMAGE_INDICATOR
@@ -49,12 +49,7 @@ class ReferenceModel:
 def load_reference_model(
     store: Store, model_name: str, recipe_name: str, device: torch.device | str, dtype: torch.dtype
 ) -> ReferenceModel:
-    """Fill both transformers of a prepared recipe.
-
-    Raises:
-        RequestError: no such model or recipe.
-        CheckpointError: not prepared, or damaged; the message names the file.
-    """
+    """Fill both transformers of a prepared recipe; errors are those of `open_branches`."""
     first, second = (
         _filled(weights, branch, config, torch.device(device), dtype)
         for branch, weights, config in open_branches(store, model_name, recipe_name)
@@ -70,21 +65,21 @@ class ReferenceGuidance:
         times: (steps,), 0 is noise and 1 is data.
     """
 
-    def __init__(self, stock: ReferenceModel, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
-        self.stock, self.times = stock, times.to(features.device, stock.dtype)
+    def __init__(self, reference: ReferenceModel, features: Tensor, rows: int, columns: int, times: Tensor) -> None:
+        self.reference, self.times = reference, times.to(features.device, reference.dtype)
         self.text = features.shape[1]
         no_text = features.new_zeros(1, rows * columns, features.shape[2])
-        self.features = torch.cat((features, no_text), 1).to(stock.dtype)
-        self.no_features = no_text.to(stock.dtype)
+        self.features = torch.cat((features, no_text), 1).to(reference.dtype)
+        self.no_features = no_text.to(reference.dtype)
         self.layout = lay_out(self.text, rows, columns, features.device)
         self.image_layout = lay_out(0, rows, columns, features.device)
 
     def __call__(self, latents: Tensor, step: int, guidance: float) -> Tensor:
         """latents: (1, tokens, 128) float32."""
-        image, time = latents.to(self.stock.dtype), self.times[step : step + 1]
+        image, time = latents.to(self.reference.dtype), self.times[step : step + 1]
         sequence = torch.cat((image.new_zeros(1, self.text, image.shape[2]), image), 1)
-        with_text = self._run(self.stock.conditional, sequence, time, self.features, self.layout)[:, self.text :]
-        without = self._run(self.stock.unconditional, image, time, self.no_features, self.image_layout)
+        with_text = self._run(self.reference.conditional, sequence, time, self.features, self.layout)[:, self.text :]
+        without = self._run(self.reference.unconditional, image, time, self.no_features, self.image_layout)
         return guidance * with_text + (1.0 - guidance) * without
 
     @staticmethod
@@ -97,12 +92,9 @@ class ReferenceGuidance:
 
 def lay_out(text_tokens: int, rows: int, columns: int, device: torch.device) -> dict[str, Tensor]:
     """Positions (1, L, 3), segments and roles (1, L) of `[text][image]`, as diffusers' transformer takes them."""
-    text = torch.arange(text_tokens)[:, None].expand(-1, 3)
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
     roles = torch.tensor([TEXT] * text_tokens + [IMAGE] * (rows * columns))[None]
     return {
-        "position_ids": torch.cat((text, image))[None].to(device),
+        "position_ids": positions(text_tokens, rows, columns)[None].to(device),
         "segment_ids": torch.ones_like(roles).to(device),
         "indicator": roles.to(device),
     }
@@ -111,8 +103,12 @@ def lay_out(text_tokens: int, rows: int, columns: int, device: torch.device) -> 
 def _filled(
     weights: BranchWeights, branch: Branch, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """One transformer with every weight in its place."""
-    module = _empty(config)
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from diffusers import Ideogram4Transformer2DModel
+
+    settings = {key: value for key, value in config.items() if key != "quantization_config"}
+    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
+        module: nn.Module = Ideogram4Transformer2DModel.from_config(settings)
     linears = {each.name for each in branch.linears()}
     for official in official_shapes(branch.shapes()):
         stem, _, leaf = official.rpartition(".")
@@ -134,14 +130,3 @@ def _apart(weights: BranchWeights, official: str) -> Iterator[tuple[str, Tensor 
         (whole,) = parts
         parts = whole.chunk(len(names))
     return zip(names, parts, strict=True)
-
-
-def _empty(config: Mapping[str, Any]) -> nn.Module:
-    """The transformer that a config describes, parameters on the meta device."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from diffusers import Ideogram4Transformer2DModel
-
-    settings = {key: value for key, value in config.items() if key != "quantization_config"}
-    with init_empty_weights():  # buffers stay real: the rotary frequencies are in no file
-        module: nn.Module = Ideogram4Transformer2DModel.from_config(settings)
-    return module

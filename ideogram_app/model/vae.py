@@ -1,4 +1,4 @@
-"""The decoder of FLUX.2's autoencoder, written for inference: latents to pixels.
+"""VAE decoder (FLUX.2's autoencoder), written for inference: latents to pixels, also in tiles.
 
     post_quant_conv, conv_in, a middle of two residual blocks around attention, four stages of residual blocks that
     double the side between them, norm, conv_out
@@ -33,20 +33,14 @@ SCORES = 2**25
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What a config.json says of the decoder.
-
-    Attributes:
-        widths: channels of the stages, the last first in the forward pass.
-        layers: residual blocks of a stage, one less than there are.
-        sample_size: side in pixels above which tiles are of this size.
-    """
+    """What a config.json says of the decoder."""
 
     latent_channels: int
     out_channels: int
-    widths: tuple[int, ...]
-    layers: int
+    widths: tuple[int, ...]  # channels of the stages, the last first in the forward pass
+    layers: int  # residual blocks of a stage, one less than there are
     groups: int
-    sample_size: int
+    sample_size: int  # side in pixels above which tiles are of this size
     patch_size: tuple[int, ...]
     batch_norm_eps: float
     attends: bool
@@ -64,12 +58,11 @@ class AutoencoderConfig:
         known = {"stages": [STAGE], "act_fn": "silu"}
         if variant != known:
             raise CheckpointError("This autoencoder is of an unknown variant", expected=str(known), got=str(variant))
+        widths = config.get("decoder_block_out_channels") or config.get("block_out_channels", (128, 256, 512, 512))
         return cls(
             latent_channels=int(config.get("latent_channels", 32)),
             out_channels=int(config.get("out_channels", 3)),
-            widths=tuple(
-                config.get("decoder_block_out_channels") or config.get("block_out_channels", (128, 256, 512, 512))
-            ),
+            widths=tuple(widths),
             layers=int(config.get("layers_per_block", 2)),
             groups=int(config.get("norm_num_groups", 32)),
             sample_size=int(config.get("sample_size", 1024)),
@@ -86,7 +79,7 @@ class AutoencoderConfig:
 
 
 class Residual(nn.Module):
-    """Two convolutions, each behind a norm and SiLU, beside a shortcut."""
+    """Two convolutions, each behind a norm and SiLU, beside a shortcut: (1, inside, h, w) -> (1, outside, h, w)."""
 
     def __init__(self, inside: int, outside: int, groups: int) -> None:
         super().__init__()
@@ -97,7 +90,6 @@ class Residual(nn.Module):
         self.conv_shortcut = nn.Conv2d(inside, outside, 1) if inside != outside else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, inside, h, w) -> (1, outside, h, w)."""
         hidden = self.conv1(nn.functional.silu(self.norm1(x)))
         hidden = nn.functional.silu(self.norm2(hidden))  # no other name, so that the sum before it goes
         hidden = self.conv2(hidden)
@@ -105,7 +97,7 @@ class Residual(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Every place of the grid attends to every other, in one head."""
+    """Every pixel attends to every other, in one head: (1, width, h, w) -> the same."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -114,24 +106,21 @@ class SpatialAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, width, h, w) -> the same."""
-        places = self.group_norm(x.flatten(2)).transpose(1, 2)  # (1, h x w, width)
-        q, k, v = (part(places).unsqueeze(1) for part in (self.to_q, self.to_k, self.to_v))
+        pixels = self.group_norm(x.flatten(2)).transpose(1, 2)  # (1, h x w, width)
+        q, k, v = (part(pixels).unsqueeze(1) for part in (self.to_q, self.to_k, self.to_v))
         runs = [nn.functional.scaled_dot_product_attention(run, k, v) for run in q.split(_queries(q), 2)]
         mixed = (runs[0] if len(runs) == 1 else torch.cat(runs, 2)).squeeze(1)
         return self.to_out[0](mixed).transpose(1, 2).reshape(x.shape) + x
 
 
 def _queries(q: Tensor) -> int:
-    """How many of the queries (1, 1, places, width) attend at once."""
-    places = q.shape[2]
-    if q.device.type == "cuda" and not torch.version.hip:
-        return places
-    return max(1, SCORES // places)
+    """How many of the queries (1, 1, pixels, width) attend at once."""
+    pixels = q.shape[2]
+    return pixels if q.device.type == "cuda" and not torch.version.hip else max(1, SCORES // pixels)
 
 
 class Middle(nn.Module):
-    """Two residual blocks, attention between them."""
+    """Two residual blocks, attention between them: (1, width, h, w) -> the same."""
 
     def __init__(self, width: int, groups: int, attends: bool) -> None:
         super().__init__()
@@ -139,7 +128,6 @@ class Middle(nn.Module):
         self.attentions = nn.ModuleList([SpatialAttention(width, groups)] if attends else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, width, h, w) -> the same."""
         x = self.resnets[0](x)
         for attention in self.attentions:
             x = attention(x)
@@ -147,7 +135,7 @@ class Middle(nn.Module):
 
 
 class Enlarged(nn.Module):
-    """Every place becomes four (`doubled`), then a convolution."""
+    """Every pixel becomes four (`doubled`), then a convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -155,7 +143,7 @@ class Enlarged(nn.Module):
 
 
 class DecoderStage(nn.Module):
-    """Residual blocks of one width, and what doubles the side behind all stages but the last."""
+    """Residual blocks of one width, and upsampling behind all stages but the last."""
 
     upsamplers: Any  # an nn.ModuleList of `Enlarged`, whose items PyTorch types as bare modules
 
@@ -167,7 +155,7 @@ class DecoderStage(nn.Module):
     def parts(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """What makes (1, width, h or 2h, w or 2w) of (1, inside, h, w), one after another.
 
-        Whoever calls them keeps nothing but the last result: a function that is given x holds it to its end.
+        The caller calls each, so that it holds nothing but the last result: a function holds its argument to its end.
         """
         yield from self.resnets
         for enlarged in self.upsamplers:
@@ -176,7 +164,7 @@ class DecoderStage(nn.Module):
 
 
 def doubled(x: Tensor) -> Tensor:
-    """(1, width, h, w) -> (1, width, 2h, 2w), every place four times."""
+    """(1, width, h, w) -> (1, width, 2h, 2w), every pixel four times."""
     return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -223,8 +211,7 @@ class Autoencoder(nn.Module):
     def enable_tiling(self, side: int | None = None) -> None:
         """Decode large pictures in tiles: memory no longer grows with their size, seams are blended.
 
-        Args:
-            side: of a tile in pixels, a multiple of 64; the config's `sample_size` where None, 0 for whole pictures.
+        `side` is that of a tile in pixels, a multiple of 64; the config's `sample_size` where None, 0: no tiles.
         """
         self.tile = self.config.sample_size if side is None else side
 
@@ -242,7 +229,7 @@ class Autoencoder(nn.Module):
     def _in_tiles(self, latents: Tensor, tile: int) -> Tensor:
         """Tiles from the upper left on; each fades in over the end of the one above it and the one beside it."""
         step, blend = int(tile * (1 - OVERLAP)), int(self.tile * OVERLAP)
-        kept = self.tile - blend
+        visible = self.tile - blend
         above: list[Tensor] = []
         bands = []
         for top in range(0, latents.shape[2], step):
@@ -254,7 +241,7 @@ class Autoencoder(nn.Module):
                 if row:
                     made = _faded(row[-1], made, blend, 3)
                 row.append(made)
-            bands.append(torch.cat([made[:, :, :kept, :kept] for made in row], 3))
+            bands.append(torch.cat([made[:, :, :visible, :visible] for made in row], 3))
             above = row
         return torch.cat(bands, 2)
 
@@ -265,9 +252,8 @@ def _faded(before: Tensor, after: Tensor, blend: int, axis: int) -> Tensor:
     shape = [1, 1, 1, 1]
     shape[axis] = blend
     share = (torch.arange(blend, dtype=torch.float64) / blend).view(shape)
-    share_before, share_after = ((part).to(after.device, torch.float32) for part in (1 - share, share))
-    end = before.narrow(axis, before.shape[axis] - blend, blend)
-    begin = after.narrow(axis, 0, blend)
+    share_before, share_after = (part.to(after.device, torch.float32) for part in (1 - share, share))
+    end, begin = before.narrow(axis, before.shape[axis] - blend, blend), after.narrow(axis, 0, blend)
     mixed = (end * share_before).to(after.dtype) + (begin * share_after).to(after.dtype)
     return torch.cat((mixed, after.narrow(axis, blend, after.shape[axis] - blend)), axis)
 

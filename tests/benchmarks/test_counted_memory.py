@@ -22,8 +22,8 @@ from ideogram_app.benchmark.shapes import Workload, find_shape
 from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.kernels.choice import fused_kernels
 from ideogram_app.kernels.contract import QuantizedActivations
-from ideogram_app.kernels.fused.kernels import fused_kernels
 from ideogram_app.model.transformer.assemble import BranchWeights, Placement, assemble
 from ideogram_app.model.transformer.layers import weight_bytes
 from tests.conftest import ROOT

@@ -183,7 +183,7 @@ def test_nothing_of_the_denoising_is_held_while_the_picture_is_decoded(
     monkeypatch.setattr(GuidedModel, "__init__", watched)
     monkeypatch.setattr(Autoencoder, "decode", watching)
     monkeypatch.setattr(drawing, "PREVIEW_SECONDS", 1e9)  # previews come while it is needed
-    monkeypatch.setattr(Loaded, "rest", lambda self: rested.append(len(alive)))
+    monkeypatch.setattr(Loaded, "release_scratch", lambda self: rested.append(len(alive)))
     run(Request("miniature", PROMPTS[0], preset="turbo-12"), parts, loaded, tmp_path)
     assert alive == [False]
     assert rested == [0, 0]  # before the text is projected and before the picture is decoded

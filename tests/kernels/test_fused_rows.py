@@ -30,10 +30,10 @@ CLOSE = 2.0**-20
 # Four steps of a rotation round about four times each, against numbers of at most the norm of a group, which is at most
 # 16 times the largest rotated number: 2^4 * 2^-24 * 2^4; and as much for the truth.
 CLOSE_ROTATED = 2.0**-15
-READS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
+INPUT_FORMATS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-every_reads = pytest.mark.parametrize("reads", READS)
+every_format = pytest.mark.parametrize("input_format", INPUT_FORMATS)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -55,15 +55,15 @@ def vector(K: int, device: str, seed: int = 7) -> Tensor:
     return (torch.rand(K, generator=torch.Generator().manual_seed(seed)) * 2 - 0.5).to(device)
 
 
-def assert_read(got: Operand, exact: Tensor, dtype: torch.dtype, reads: InputFormat) -> None:
+def assert_read(got: Operand, exact: Tensor, dtype: torch.dtype, input_format: InputFormat) -> None:
     """Whether an operand is `exact`, a float32 (M, K), as a matrix reads it."""
-    if reads == "dense":
+    if input_format == "dense":
         assert isinstance(got, Tensor) and got.dtype == dtype
         assert_one_place(got, exact)
         return
     assert isinstance(got, QuantizedActivations) and got.values.dtype == torch.int8 and got.scale.dtype == torch.float32
     truth, close = exact.double(), CLOSE
-    if reads == "rotated":
+    if input_format == "rotated":
         truth = (truth.unflatten(-1, (-1, GROUP)) @ hadamard(dtype=torch.float64).to(exact.device)).flatten(-2)
         close = CLOSE_ROTATED
     scale = (truth.abs().amax(-1, keepdim=True) / 127.5).clamp(min=int8.SMALLEST_ACTIVATION_SCALE)
@@ -90,27 +90,29 @@ shapes = pytest.mark.parametrize(("M", "K"), SHAPES)
 
 @shapes
 @dtypes
-@every_reads
-def test_a_norm_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads: InputFormat, device: str) -> None:
+@every_format
+def test_a_norm_is_that_of_plain_torch(
+    M: int, K: int, dtype: torch.dtype, input_format: InputFormat, device: str
+) -> None:
     x, scale = tokens(M, K, dtype, device), vector(K, device)
-    got = fused.norm(x, scale, EPSILON, reads)
+    got = fused.norm(x, scale, EPSILON, input_format)
     exact = plain.norm(x.float(), scale, EPSILON, "dense")
-    assert_read(got, exact, dtype, reads)
+    assert_read(got, exact, dtype, input_format)
 
 
 @pytest.mark.parametrize(("M", "K"), [(1, 256), (3, 768), (2, 4608)])
 @dtypes
-@every_reads
+@every_format
 def test_a_residual_and_the_norm_after_it_are_those_of_plain_torch(
-    M: int, K: int, dtype: torch.dtype, reads: InputFormat, device: str
+    M: int, K: int, dtype: torch.dtype, input_format: InputFormat, device: str
 ) -> None:
     hidden, update = tokens(M, K, dtype, device), tokens(M, K, dtype, device, seed=1).roll(1, 0)
     gate, scale = vector(K, device), vector(K, device, seed=8)
     expected = plain.add(hidden.float(), update.float(), gate, EPSILON)
-    got, operand = fused.add_norm(hidden, update, gate, scale, EPSILON, reads)
+    got, operand = fused.add_norm(hidden, update, gate, scale, EPSILON, input_format)
     assert_one_place(got, expected)
     exact = plain.norm(got.float(), scale, EPSILON, "dense")  # the norm of what was kept
-    assert_read(operand, exact, dtype, reads)
+    assert_read(operand, exact, dtype, input_format)
 
 
 @dtypes
@@ -129,20 +131,22 @@ def test_residuals_are_added_in_place(device: str) -> None:
 
 @pytest.mark.parametrize(("M", "K"), [(1, 256), (3, 768), (2, 12288)])
 @dtypes
-@every_reads
-def test_swiglu_is_that_of_plain_torch(M: int, K: int, dtype: torch.dtype, reads: InputFormat, device: str) -> None:
+@every_format
+def test_swiglu_is_that_of_plain_torch(
+    M: int, K: int, dtype: torch.dtype, input_format: InputFormat, device: str
+) -> None:
     gate, up = tokens(M, K, dtype, device).roll(3, 1), tokens(M, K, dtype, device, seed=1)
     gate_up = torch.cat((gate, up), 1)
-    got = fused.swiglu(gate_up, reads)
+    got = fused.swiglu(gate_up, input_format)
     exact = plain.swiglu(gate_up.float(), "dense")
-    assert_read(got, exact, dtype, reads)
+    assert_read(got, exact, dtype, input_format)
 
 
 @shapes
 @dtypes
 def test_rows_are_rounded_to_the_last_bit_as_in_plain_torch(M: int, K: int, dtype: torch.dtype, device: str) -> None:
     x = tokens(M, K, dtype, device)
-    got, (values, scale) = fused.rows(x, "int8"), int8.quantize_tokens(x)
+    got, (values, scale) = fused.quantize(x, "int8"), int8.quantize_tokens(x)
     assert isinstance(got, QuantizedActivations)
     assert torch.equal(got.values, values) and torch.equal(got.scale, scale)
 
@@ -151,17 +155,17 @@ def test_rows_are_rounded_to_the_last_bit_as_in_plain_torch(M: int, K: int, dtyp
 @dtypes
 def test_rows_are_rotated_before_they_are_rounded(M: int, K: int, dtype: torch.dtype, device: str) -> None:
     x = tokens(M, K, dtype, device)
-    assert_read(fused.rows(x, "rotated"), x.float(), dtype, "rotated")
+    assert_read(fused.quantize(x, "rotated"), x.float(), dtype, "rotated")
 
 
 def test_dense_rows_are_what_they_were(device: str) -> None:
     x = tokens(3, 256, torch.bfloat16, device)
-    assert fused.rows(x, "dense") is x
+    assert fused.quantize(x, "dense") is x
 
 
 def test_ties_go_to_the_even_number_and_the_largest_stays_in_range(device: str) -> None:
     halves = torch.arange(-255, 256, device=device)[None].float() / 2  # -127.5 to 127.5: the scale is 1
-    got = fused.rows(halves, "int8")
+    got = fused.quantize(halves, "int8")
     assert isinstance(got, QuantizedActivations)
     assert torch.equal(got.values, halves.round().clamp(-128, 127).to(torch.int8))
     assert got.values[0, 0] == -128 and got.values[0, -1] == 127 and got.scale == 1
@@ -171,18 +175,18 @@ def test_one_loud_channel_lands_in_every_number_of_its_group_with_the_right_sign
     for channel in (0, 7, 100, 255):
         x = torch.zeros(1, 2 * GROUP, device=device)
         x[0, GROUP + channel] = 16.0
-        got = fused.rows(x, "rotated")
+        got = fused.quantize(x, "rotated")
         assert isinstance(got, QuantizedActivations)
         assert not got.values[:, :GROUP].any()
         assert torch.equal(got.values[0, GROUP:].sign().float().cpu(), hadamard()[channel].sign())
 
 
 @pytest.mark.parametrize("K", [80, 1000, 4624])
-@pytest.mark.parametrize("reads", ["dense", "int8"])
-def test_rows_need_not_be_whole_groups_unless_they_are_rotated(K: int, reads: InputFormat, device: str) -> None:
+@pytest.mark.parametrize("input_format", ["dense", "int8"])
+def test_rows_need_not_be_whole_groups_unless_they_are_rotated(K: int, input_format: InputFormat, device: str) -> None:
     x, scale = tokens(2, K, torch.float16, device), vector(K, device)
     exact = plain.norm(x.float(), scale, EPSILON, "dense")
-    assert_read(fused.norm(x, scale, EPSILON, reads), exact, torch.float16, reads)
+    assert_read(fused.norm(x, scale, EPSILON, input_format), exact, torch.float16, input_format)
     with pytest.raises(RequestError, match=rf"multiple of 256.*{K}"):
         fused.norm(x, scale, EPSILON, "rotated")
 
@@ -193,7 +197,7 @@ def test_rows_may_lie_apart_and_what_lies_between_is_left_alone(device: str) -> 
     gate = vector(256, device)
     update = tokens(3, 512, torch.float32, device, 1)[:, 256:]
     assert_read(fused.norm(x, gate, EPSILON, "rotated"), plain.norm(x, gate, EPSILON, "dense"), x.dtype, "rotated")
-    assert_read(fused.rows(x, "int8"), x, x.dtype, "int8")
+    assert_read(fused.quantize(x, "int8"), x, x.dtype, "int8")
     assert_read(fused.swiglu(x, "dense"), plain.swiglu(x, "dense"), x.dtype, "dense")
     expected = plain.add(x, update, gate, EPSILON)
     assert_one_place(fused.add(x, update, gate, EPSILON), expected)
@@ -235,7 +239,7 @@ def refused() -> list[tuple[str, Callable[[], object]]]:
     return [
         ("shapes that differ", lambda: fused.norm(x, torch.ones(2), EPSILON, "dense")),
         ("shapes that differ", lambda: fused.add(x, x[:1], torch.ones(384), EPSILON)),
-        ("last stride of 1", lambda: fused.rows(x.t(), "int8")),
+        ("last stride of 1", lambda: fused.quantize(x.t(), "int8")),
         ("cannot be rotated", lambda: fused.swiglu(x, "rotated")),
         ("do not fit", lambda: fused_heads.heads(x[:, 1:], norm, norm, angle, angle, EPSILON)),
         ("do not fit", lambda: fused_heads.heads(x, norm, norm, angle[:1], angle, EPSILON)),

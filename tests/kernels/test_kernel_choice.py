@@ -11,9 +11,8 @@ from torch import Tensor
 from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.storage import PackedWeight
 from ideogram_app.errors import DeviceError, RequestError
-from ideogram_app.kernels import choice, compiled
-from ideogram_app.kernels.choice import choose_kernels, kernels
-from ideogram_app.kernels.compiled import BETWEEN_MATRICES, compiled_kernels
+from ideogram_app.kernels import choice
+from ideogram_app.kernels.choice import BETWEEN_MATRICES, choose_kernels, compiled_kernels, kernels
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.model.transformer.assemble import Placement, assemble
@@ -118,7 +117,7 @@ def test_on_a_gpu_its_kernels_draw_what_the_plain_ones_draw(storage: str, arithm
 def test_compiled_kernels_draw_what_the_plain_ones_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiler's first stage alone: graphs are captured, for any number of tokens, and run as they are."""
     made = {name: torch.compile(getattr(PLAIN, name), dynamic=True, backend="eager") for name in BETWEEN_MATRICES}
-    monkeypatch.setattr(compiled.torch, "compile", lambda function, dynamic: made[function.__name__])
+    monkeypatch.setattr(choice.torch, "compile", lambda function, dynamic: made[function.__name__])
     used = compiled_kernels(PLAIN, CPU)
     assert used.name == "plain, compiled" and used.matmul is PLAIN.matmul
     for storage in ("dense", "rotated"):
@@ -126,6 +125,6 @@ def test_compiled_kernels_draw_what_the_plain_ones_draw(monkeypatch: pytest.Monk
 
 
 def test_a_processor_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled.shutil, "which", lambda _: None)
+    monkeypatch.setattr(choice.shutil, "which", lambda _: None)
     with pytest.raises(DeviceError, match=r"g\+\+"):
         compiled_kernels(PLAIN, CPU)

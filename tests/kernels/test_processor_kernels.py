@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 USABLE = [product for product in PROCESSOR_PRODUCTS if not processor.findings()[product.name]]
-READS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
+INPUT_FORMATS: tuple[InputFormat, ...] = ("dense", "int8", "rotated")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EPSILON = 1e-5
 # Both sides round a handful of float32 operations and sums of up to 512 squares, in another order: 2^-24 each, of which
@@ -77,7 +77,7 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_products_are_exact_for_every_shape(product: Product, shape: tuple[int, int, int]) -> None:
     m, n, k = shape
     left, right, scale = whole(m, k), whole(n, k, seed=1), gaussian(n).abs() + 0.1
-    assert torch.equal(product.multiply(left, product.keep(right), scale), exact(left, right) * scale)
+    assert torch.equal(product.multiply(left, product.prepare(right), scale), exact(left, right) * scale)
 
 
 @pytest.mark.parametrize("product", USABLE, ids=lambda product: product.name)
@@ -85,7 +85,7 @@ def test_products_are_exact_for_every_shape(product: Product, shape: tuple[int, 
 @pytest.mark.parametrize("columns", [256, 768, 4608, 12288])
 def test_the_largest_sums_do_not_overflow(product: Product, low: int, high: int, columns: int) -> None:
     left, right = torch.full((17, columns), low, dtype=torch.int8), torch.full((33, columns), high, dtype=torch.int8)
-    made = product.multiply(left, product.keep(right), torch.ones(33))
+    made = product.multiply(left, product.prepare(right), torch.ones(33))
     assert torch.equal(made, torch.full((17, 33), float(low * high * columns)))
 
 
@@ -171,7 +171,7 @@ def test_a_product_that_is_missing_wrong_or_slow_is_told_apart(monkeypatch: pyte
         return FLOAT.multiply(values, weight, scale)
 
     monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=clock))
-    faults = [processor._judge(Product("", FLOAT.keep, multiply)) for multiply in (missing, saturating, slow)]
+    faults = [processor._judge(Product("", FLOAT.prepare, multiply)) for multiply in (missing, saturating, slow)]
     assert faults == ["are not there", "are not exact", "are slow"]
     assert processor._judge(FLOAT) == ""
 
@@ -202,17 +202,19 @@ def test_older_processors_multiply_exactly_too(instructions: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("input_format", INPUT_FORMATS)
 @pytest.mark.usefixtures("short_runs")
-def test_what_stands_between_two_matrices_is_that_of_plain_torch(reads: InputFormat, dtype: torch.dtype) -> None:
+def test_what_stands_between_two_matrices_is_that_of_plain_torch(input_format: InputFormat, dtype: torch.dtype) -> None:
     hidden, update = gaussian(37, 512).to(dtype), (10 * gaussian(37, 512, seed=1)).to(dtype)
     gate, vector = gaussian(512, seed=2), gaussian(512, seed=3)
-    agree(processor.norm(hidden, vector, EPSILON, reads), plain.norm(hidden, vector, EPSILON, reads), dtype)
-    agree(processor.rows(hidden, reads), plain.rows(hidden, reads), dtype)
-    agree(processor.swiglu(update, reads), plain.swiglu(update, reads), dtype)
+    agree(
+        processor.norm(hidden, vector, EPSILON, input_format), plain.norm(hidden, vector, EPSILON, input_format), dtype
+    )
+    agree(processor.quantize(hidden, input_format), plain.quantize(hidden, input_format), dtype)
+    agree(processor.swiglu(update, input_format), plain.swiglu(update, input_format), dtype)
     agree(processor.add(hidden, update, gate, EPSILON), plain.add(hidden, update, gate, EPSILON), dtype)
-    ours = processor.add_norm(hidden, update, gate, vector, EPSILON, reads)
-    theirs = plain.add_norm(hidden, update, gate, vector, EPSILON, reads)
+    ours = processor.add_norm(hidden, update, gate, vector, EPSILON, input_format)
+    theirs = plain.add_norm(hidden, update, gate, vector, EPSILON, input_format)
     agree(ours[0], theirs[0], dtype)
     agree(ours[1], theirs[1], dtype)
 
@@ -228,33 +230,33 @@ def test_heads_are_normed_and_turned_as_in_plain_torch(dtype: torch.dtype) -> No
         agree(one, other, dtype)
 
 
-@pytest.mark.parametrize("reads", READS)
-def test_the_length_of_a_run_changes_nothing(reads: InputFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("input_format", INPUT_FORMATS)
+def test_the_length_of_a_run_changes_nothing(input_format: InputFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     gate_up, vector = gaussian(64, 1024), gaussian(1024, seed=1)
     made: list[tuple[Operand, Operand]] = []
     for run in (2**10, 2**13, 2**20):
         monkeypatch.setattr(processor, "CACHE_CHUNK", run)
-        made.append((processor.swiglu(gate_up, reads), processor.norm(gate_up, vector, EPSILON, reads)))
+        made.append((processor.swiglu(gate_up, input_format), processor.norm(gate_up, vector, EPSILON, input_format)))
     for other in made[1:]:
         agree(other[0], made[0][0], torch.float32)
         agree(other[1], made[0][1], torch.float32)
 
 
-@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("input_format", INPUT_FORMATS)
 @pytest.mark.usefixtures("short_runs")
-def test_inputs_are_left_as_they_were(reads: InputFormat) -> None:
+def test_inputs_are_left_as_they_were(input_format: InputFormat) -> None:
     hidden, update, vector = gaussian(37, 512), gaussian(37, 512, seed=1), gaussian(512, seed=2)
-    processor.norm(hidden, vector, EPSILON, reads)
-    processor.rows(hidden, reads)
-    processor.swiglu(hidden, reads)
+    processor.norm(hidden, vector, EPSILON, input_format)
+    processor.quantize(hidden, input_format)
+    processor.swiglu(hidden, input_format)
     processor.add(hidden, update, vector, EPSILON)
-    processor.add_norm(hidden, update, vector, vector, EPSILON, reads)
+    processor.add_norm(hidden, update, vector, vector, EPSILON, input_format)
     assert torch.equal(hidden, gaussian(37, 512)) and torch.equal(update, gaussian(37, 512, seed=1))
 
 
-@pytest.mark.parametrize("reads", READS[1:])
-def test_rows_of_zeros_stay_zeros(reads: InputFormat) -> None:
-    made = processor.rows(torch.zeros(3, 256), reads)
+@pytest.mark.parametrize("input_format", INPUT_FORMATS[1:])
+def test_rows_of_zeros_stay_zeros(input_format: InputFormat) -> None:
+    made = processor.quantize(torch.zeros(3, 256), input_format)
     assert isinstance(made, QuantizedActivations) and not made.values.any() and made.scale.isfinite().all()
 
 

@@ -159,7 +159,7 @@ def test_a_block_of_every_storage_equals_the_same_layers_in_diffusers_block(mini
         for index in (0, 3, 5):
             vector = prepared.vectors[1, index, 0]
             block: Any = backbone.trunk.blocks[index]
-            x = PLAIN.norm(hidden, vector, 1e-5, block.qkv.reads)
+            x = PLAIN.norm(hidden, vector, 1e-5, block.qkv.input_format)
             ours, _ = block(hidden, x, prepared.vectors[1, index], None, "dense", prepared, PLAIN, ())
             theirs = stock.layers[index](hidden[None], mask, angles, condition)[0]
             # An INT8 value on the edge between two may fall either way. Where a token's largest is 30 times its typical

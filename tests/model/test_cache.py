@@ -19,8 +19,9 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import DeviceError
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.meter import trim
-from ideogram_app.model.cache import LoadedKey, ModelCache, host_bytes
+from ideogram_app.model.cache import LoadedKey, ModelCache
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
+from ideogram_app.model.transformer.layers import weight_bytes
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.records import Request
 from ideogram_app.studio.local_backend import LocalBackend
@@ -42,11 +43,12 @@ def store(prepared_miniature: Store) -> Store:
 
 
 def key(store: Store, recipe: str, homes: Homes = HOMES[0]) -> LoadedKey:
-    return LoadedKey.of("miniature", recipe, store.version("miniature", recipe), torch.float32, homes, "", False)
+    version = store.version("miniature", recipe)
+    return LoadedKey("miniature", recipe, version, torch.float32, homes, arithmetic="", compiled=False)
 
 
-def take(kept: ModelCache, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
-    return kept.transformers(
+def take(cache: ModelCache, store: Store, recipe: str, homes: Homes = HOMES[0]) -> Loaded:
+    return cache.transformers(
         key(store, recipe, homes), lambda: load_transformers(store, "miniature", recipe, homes, torch.float32)
     )
 
@@ -78,23 +80,23 @@ def test_memory_does_not_grow_over_fifty_switches_between_recipes(
 
 
 def test_switches_between_recipes_and_homes_leave_nothing_behind(store: Store) -> None:
-    kept, ghosts, threads = ModelCache(), [], threading.active_count()
+    cache, ghosts, threads = ModelCache(), [], threading.active_count()
     for homes, recipe in itertools.product(HOMES, RECIPES):
-        loaded = take(kept, store, recipe, homes)
+        loaded = take(cache, store, recipe, homes)
         ghosts.append(weakref.ref(loaded.conditional.trunk))
         del loaded
-    kept.unload()
+    cache.unload()
     gc.collect()
     assert [ghost for ghost in ghosts if ghost() is not None] == []
     assert threading.active_count() == threads, "no reader of files is left behind"
 
 
 def test_the_same_question_gets_the_same_transformers_and_another_gets_others(store: Store) -> None:
-    kept = ModelCache()
-    first = take(kept, store, "gguf-q4_k")
-    assert take(kept, store, "gguf-q4_k") is first
-    assert take(kept, store, "gguf-q4_k", HOMES[1]) is not first, "they live elsewhere"
-    assert kept.key == key(store, "gguf-q4_k", HOMES[1])
+    cache = ModelCache()
+    first = take(cache, store, "gguf-q4_k")
+    assert take(cache, store, "gguf-q4_k") is first
+    assert take(cache, store, "gguf-q4_k", HOMES[1]) is not first, "they live elsewhere"
+    assert cache.key == key(store, "gguf-q4_k", HOMES[1])
 
 
 def test_a_recipe_that_was_made_anew_is_loaded_anew(tmp_path: Path) -> None:
@@ -107,67 +109,65 @@ def test_a_recipe_that_was_made_anew_is_loaded_anew(tmp_path: Path) -> None:
 
 
 def test_the_old_ones_are_gone_before_the_new_ones_come(store: Store) -> None:
-    kept = ModelCache()
-    ghost = weakref.ref(take(kept, store, "fp8").conditional)
+    cache = ModelCache()
+    ghost = weakref.ref(take(cache, store, "fp8").conditional)
 
     def load() -> Loaded:
-        assert ghost() is None and kept.key is None
+        assert ghost() is None and cache.key is None
         return load_transformers(store, "miniature", "gguf-q4_k", CPU, torch.float32)
 
-    kept.transformers(key(store, "gguf-q4_k"), load)
+    cache.transformers(key(store, "gguf-q4_k"), load)
 
 
-def test_what_could_not_be_loaded_is_not_kept(store: Store) -> None:
-    kept = ModelCache()
-    take(kept, store, "fp8")
+def test_what_could_not_be_loaded_is_not_cached(store: Store) -> None:
+    cache = ModelCache()
+    take(cache, store, "fp8")
 
     def fail() -> Loaded:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        kept.transformers(key(store, "gguf-q4_k"), fail)
-    assert kept.key is None and kept.host_bytes == 0
+        cache.transformers(key(store, "gguf-q4_k"), fail)
+    assert cache.key is None and cache.host_bytes == 0
 
 
 @pytest.mark.parametrize("homes", HOMES, ids=["resident", "streamed", "disk"])
 def test_host_bytes_are_those_of_the_tensors_in_host_memory(store: Store, homes: Homes) -> None:
-    kept = ModelCache()
-    loaded = take(kept, store, "gguf-q8_0", homes)
+    cache = ModelCache()
+    loaded = take(cache, store, "gguf-q8_0", homes)
     whole = take(ModelCache(), store, "gguf-q8_0")
-    expected = sum(host_bytes(module) for module in whole.modules)
+    expected = sum(weight_bytes(module, on_host=True) for module in whole.modules)
     if homes.from_disk:
-        assert kept.host_bytes < 0.85 * expected, "three of nine blocks lie in their file"
+        assert cache.host_bytes < 0.85 * expected, "three of nine blocks lie in their file"
     else:
-        assert kept.host_bytes == expected
+        assert cache.host_bytes == expected
     assert loaded.weight_bytes == whole.weight_bytes
 
 
 def test_an_encoder_stays_until_another_is_asked_for() -> None:
-    kept = ModelCache()
-    first = kept.encoder("a", lambda: nn.Linear(10, 10))
-    assert kept.encoder("a", lambda: nn.Linear(10, 10)) is first
-    assert kept.host_bytes == 440
+    cache = ModelCache()
+    first = cache.encoder("a", lambda: nn.Linear(10, 10))
+    assert cache.encoder("a", lambda: nn.Linear(10, 10)) is first
+    assert cache.host_bytes == 440
     ghost = weakref.ref(first)
     del first
-    kept.encoder("b", lambda: nn.Linear(5, 5))
-    assert ghost() is None and kept.host_bytes == 120
-    kept.unload()
-    assert kept.host_bytes == 0
+    cache.encoder("b", lambda: nn.Linear(5, 5))
+    assert ghost() is None and cache.host_bytes == 120
+    cache.unload()
+    assert cache.host_bytes == 0
 
 
-def test_what_could_not_be_given_back_is_not_kept_for_another_try(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept, encoder = ModelCache(), nn.Linear(3, 3)
-    ghost = weakref.ref(take(kept, store, "fp8").conditional)
-    kept.encoder("a", lambda: encoder)
+def test_what_could_not_be_freed_is_not_cached_for_another_try(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, encoder = ModelCache(), nn.Linear(3, 3)
+    ghost = weakref.ref(take(cache, store, "fp8").conditional)
+    cache.encoder("a", lambda: encoder)
 
     def fail(loaded: Loaded) -> None:
         raise DeviceError("The driver did not give locked RAM back")
 
     monkeypatch.setattr(Loaded, "close", fail)
     with pytest.raises(DeviceError):
-        kept.unload()
+        cache.unload()
     gc.collect()
-    assert (kept.key, kept.host_bytes, ghost()) == (None, 0, None)
-    kept.unload()
+    assert (cache.key, cache.host_bytes, ghost()) == (None, 0, None)
+    cache.unload()

@@ -1,4 +1,4 @@
-"""The text encoder as a guest: the same features whichever way it visits, and no more of it at once than was said."""
+"""The text encoder staged or streamed: the same features either way, and no more of it at once than was said."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_matrices_of_a_prepared_encoder_are_not_kept_on_the_host_while_it_passes
 ) -> None:
     with encoder_on_device(where, "streamed", CPU, torch.float32) as encoder:
         query = encoder.get_submodule("language_model.layers.3.self_attn.q_proj").weight
-        assert query.is_meta is bool(where.kept)
+        assert query.is_meta is bool(where.encoder_recipe)
         assert not encoder.get_submodule("language_model.embed_tokens").weight.is_meta
 
 
@@ -70,7 +70,7 @@ def test_a_way_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize("way", ["staged", "streamed"])
-def test_a_guest_is_gone_even_though_somebody_still_has_a_name_for_it(way: str) -> None:
+def test_a_staged_encoder_is_freed_even_though_somebody_still_has_a_name_for_it(way: str) -> None:
     with encoder_on_device(find_components("miniature"), way, CPU, torch.float32) as encoder:
         assert not encoder.get_submodule("language_model.embed_tokens").weight.is_meta
     assert all(tensor.is_meta for tensor in (*encoder.parameters(), *encoder.buffers()))

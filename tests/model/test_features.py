@@ -1,4 +1,4 @@
-"""Features that are kept: the same as new ones, only as many as fit, and never those of something else."""
+"""The cache of features: the same as new ones, only as many as fit, and never those of something else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def made(tokens: int, seed: int = 0) -> Tensor:
     return torch.randn(1, tokens, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def kept(cache: FeatureCache, key: FeatureKey) -> Tensor:
+def cached(cache: FeatureCache, key: FeatureKey) -> Tensor:
     """Features that must be at hand."""
     found = cache.get(key)
     assert found is not None, "the caption would be encoded again"
@@ -46,7 +46,7 @@ def test_a_caption_is_encoded_once_and_comes_back_without_loss(dtype: torch.dtyp
     features, cache = made(5).to(dtype).float(), FeatureCache()  # as an encoder gives them that computes in this type
     key = replace(KEY, dtype=dtype)
     assert cache.get(key) is None
-    for got in (cache.put(key, features), kept(cache, key), kept(cache, key)):
+    for got in (cache.put(key, features), cached(cache, key), cached(cache, key)):
         assert torch.equal(got, features) and got.dtype == torch.float32
     assert cache.bytes == features.numel() * dtype.itemsize
 
@@ -66,7 +66,7 @@ def test_features_of_something_else_are_never_given(other: FeatureKey) -> None:
     cache.put(KEY, made(4))
     assert cache.get(other) is None
     assert torch.equal(cache.put(other, theirs), theirs)
-    assert torch.equal(kept(cache, KEY), made(4))
+    assert torch.equal(cached(cache, KEY), made(4))
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
@@ -74,7 +74,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     keys = [replace(KEY, caption=str(number)) for number in range(4)]
     for key in keys[:3]:
         cache.put(key, made(4))
-    kept(cache, keys[0])
+    cached(cache, keys[0])
     cache.put(keys[3], made(4))
     assert [key in cache for key in keys] == [True, False, True, True]
     assert cache.bytes <= cache.limit_bytes
@@ -82,7 +82,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     assert [key in cache for key in keys] == [False, True, False, True]
 
 
-def test_what_is_too_large_is_given_but_not_kept() -> None:
+def test_what_is_too_large_is_given_but_not_cached() -> None:
     cache = FeatureCache(limit_bytes=made(4).nbytes)
     cache.put(KEY, made(4))
     large = replace(KEY, caption="long")
@@ -100,4 +100,4 @@ def test_the_miniatures_features_come_back_to_the_last_bit(dtype: torch.dtype) -
     features = encode(parts.tokenizer, parts.text_encoder, caption)
     cache, key = FeatureCache(), FeatureKey("miniature", "shipped", dtype, caption)
     cache.put(key, features)
-    assert torch.equal(kept(cache, key), features)
+    assert torch.equal(cached(cache, key), features)

@@ -112,7 +112,7 @@ def test_int8_layers_equal_torchaos_to_the_last_bit() -> None:
 def test_rows_that_a_kernel_rounded_give_what_the_tensor_gives(storage: str) -> None:
     layer: Any = make(storage)
     x = gaussian(33, COLUMNS, seed=2)
-    assert torch.equal(layer(PLAIN.rows(x, layer.reads)), layer(x))
+    assert torch.equal(layer(PLAIN.quantize(x, layer.input_format)), layer(x))
 
 
 def test_merged_layers_are_the_layers_one_below_another() -> None:
@@ -131,7 +131,7 @@ def test_layers_in_different_storages_stand_side_by_side() -> None:
     stored = [dense(weights[0]), rounded(weights[1]), rounded(weights[2])]
     whole = merged(stored, torch.float32)
     assert isinstance(whole, SideBySide) and [type(layer) for layer in whole.layers] == [DenseLinear, Int8Linear]
-    assert whole.reads == "dense"
+    assert whole.input_format == "dense"
     apart = torch.cat([linear(weight, None, torch.float32)(x) for weight in stored], -1)
     assert torch.allclose(whole(x), apart, rtol=0, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Blocks that travel: the same numbers to the last bit, never more of them on the device than the budget allows.
+"""Offloaded blocks: the same numbers to the last bit, never more of them on the device than the budget allows.
 
 Devices are simulated: one that refuses to allocate beyond a budget, one that copies as late as it may, one that notes
 in which order things happen. Nothing here needs a GPU; what a GPU does with streams and locked memory is `-m gpu`.
@@ -184,7 +184,7 @@ def test_any_split_draws_the_same(deep: Store, resident: Resident, offloaded: tu
     assert torch.equal(latents(split), expected)
 
 
-def test_w4a8_travels_with_the_scales_that_were_computed_when_it_was_loaded(deep: Store) -> None:
+def test_an_offloaded_w4a8_block_has_the_scales_that_were_computed_when_it_was_loaded(deep: Store) -> None:
     expected = latents(load(deep, "gguf-q4_k", arithmetic="w4a8"))
     for from_disk in (False, True):
         homes = Homes((CPU, CPU), (34, 8), from_disk)
@@ -223,26 +223,26 @@ def test_a_file_cut_short_while_it_is_drawn_from_is_named(deep: Store, tmp_path:
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_blocks_are_brought_ahead_in_the_order_of_use(slots: int, count: int) -> None:
-    brought: list[Tensor] = []
+def test_blocks_are_prefetched_in_the_order_of_use(slots: int, count: int) -> None:
+    copied: list[Tensor] = []
 
     class Noting(BlockingCopyStream):
         def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
-            brought.append(source)
+            copied.append(source)
             return super().copy_async(source, target, after)
 
     copies = Noting(CPU)
     blocks = [PackedBlock(nn.Linear(4, 4), copies.pinned_buffer) for _ in range(count)]
     ring = Ring(copies, slots, blocks)
-    assert len(brought) == min(slots, count), "the first ones come before they are asked for"
+    assert len(copied) == min(slots, count), "the first ones come before they are asked for"
     for _ in range(3):
         for turn, block in enumerate(blocks):
-            before = len(brought)
+            before = len(copied)
             ring.take(block)
-            assert len(brought) == before, "what is taken in turn is there already"
+            assert len(copied) == before, "what is taken in turn is there already"
             ring.release(block)
             if slots < count:
-                assert brought[-1] is blocks[(turn + slots) % count].held
+                assert copied[-1] is blocks[(turn + slots) % count].held
     assert ring.copies == (min(slots, count) if slots >= count else slots + 3 * count)
 
 

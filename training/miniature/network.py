@@ -19,9 +19,9 @@ from torch.nn import functional
 from transformers import Qwen3VLModel
 
 from ideogram_app.catalog.models import TAPS
+from ideogram_app.model.transformer.conditioner import IMAGE_OFFSET
 from training.miniature.blueprint import TRAINED_LAYERS
 
-IMAGE_OFFSET = 65536  # diffusers' IMAGE_POSITION_OFFSET
 MASKED = -1e4  # added to scores of padding; far below any score and still finite in bf16
 # How many taps repeat each trained layer: 0, 3, 6, 9 see layer 0; 12 to 21 see layer 12; 24 to 35 see layer 24.
 TAP_REPEATS = (4, 4, 5)

@@ -1,4 +1,4 @@
-"""Pieces that row kernels are made of: one token's row held in registers, its statistics, its rotation, its rounding.
+"""Building blocks of the row kernels in Triton: a row in registers, its norm, rotation and rounding.
 
 A program is one row. It reads the row from memory once, as a tuple of chunks of BLOCK float32 numbers, and everything
 up to the store happens on that tuple: no second pass over memory and no scratch. A chunk gives each thread VALUES
@@ -61,8 +61,7 @@ def shape_of(columns: int) -> Shape:
 
 @triton.jit
 def with_chunk(row: tl.tuple, chunk: tl.tensor) -> tl.tuple:
-    """A row and its next chunk; the compiler knows no other way to let a tuple grow."""
-    return row + (chunk,)  # noqa: RUF005
+    return row + (chunk,)  # noqa: RUF005 (the compiler knows no other way to let a tuple grow)
 
 
 @triton.jit
@@ -91,12 +90,7 @@ def store_dense(row: tl.tuple, ptr: tl.tensor, K: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def normed(
-    row: tl.tuple,
-    vector_ptr: tl.tensor,
-    epsilon: tl.tensor,
-    K: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    row: tl.tuple, vector_ptr: tl.tensor, epsilon: tl.tensor, K: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr
 ) -> tl.tuple:
     """row / sqrt(mean of squares + epsilon) * vector."""
     squares = tl.zeros((BLOCK,), tl.float32)
@@ -178,10 +172,10 @@ def store_operand(
     K: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNKS: tl.constexpr,
-    READS: tl.constexpr,
+    INPUT_FORMAT: tl.constexpr,
 ) -> None:
     """The row of a token as the next matrix reads it, into a contiguous (M, K) and, unless dense, scales (M, 1)."""
-    if READS == "dense":
+    if INPUT_FORMAT == "dense":
         store_dense(row, ptr + token * K, K, BLOCK, CHUNKS)
     else:
-        store_rounded(row, ptr + token * K, scale_ptr + token, K, BLOCK, CHUNKS, READS == "rotated")
+        store_rounded(row, ptr + token * K, scale_ptr + token, K, BLOCK, CHUNKS, INPUT_FORMAT == "rotated")

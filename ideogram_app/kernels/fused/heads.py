@@ -1,4 +1,4 @@
-"""The norms and rotary angles of attention heads, in place: qkv as its matrix leaves it, to q, k and v.
+"""Attention-head kernel in Triton: q/k norms and rotary embedding, in place in qkv.
 
     a token's row of qkv:  | H heads of q | H heads of k | H heads of v |      each of D numbers
 
@@ -29,8 +29,7 @@ HEADS_STAGES = 1  # of the software pipeline around loops: there are none
 
 @triton.jit
 def load_half(ptr: tl.tensor, inside: tl.tensor) -> tl.tensor:
-    """Half of each head in float32, zeros for heads that are not there."""
-    return tl.load(ptr, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(ptr, mask=inside, other=0.0).to(tl.float32)  # zeros for heads that are not there
 
 
 @triton.jit
@@ -74,9 +73,7 @@ def heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """qkv: (M, 3 H D), overwritten -> q, k, v, each (H, M, D), views of it.
 
-    Args:
-        norm_q, norm_k: (D,), whose length, a power of two, says how wide a head is.
-        cos, sin: float32 (M, D / 2).
+    norm_q, norm_k: (D,), a power of two; cos, sin: float32 (M, D / 2).
 
     Raises:
         RequestError: shapes or strides do not fit.
@@ -85,20 +82,8 @@ def heads(
     H = qkv.shape[1] // (3 * D)
     _check(qkv, (norm_q, norm_k), (cos, sin), (M, H, D))
     tiles = -(-2 * H // HEADS)
-    heads_kernel[(M * tiles,)](
-        qkv,
-        qkv.stride(0),
-        norm_q,
-        norm_k,
-        cos,
-        sin,
-        epsilon,
-        H=H,
-        D=D,
-        HEADS=HEADS,
-        num_warps=HEADS_WARPS,
-        num_stages=HEADS_STAGES,
-    )
+    launch = {"H": H, "D": D, "HEADS": HEADS, "num_warps": HEADS_WARPS, "num_stages": HEADS_STAGES}
+    heads_kernel[(M * tiles,)](qkv, qkv.stride(0), norm_q, norm_k, cos, sin, epsilon, **launch)
     query, key, value = qkv.unflatten(-1, (3, H, D)).permute(1, 2, 0, 3)
     return query, key, value
 
@@ -116,12 +101,9 @@ def _check(
         and all(angle.shape == (M, D // 2) and angle.is_contiguous() for angle in angles)
     )
     if not fits:
+        expected = "qkv (M, 3 H D), two norms (D,) and two angles (M, D / 2), contiguous, D a power of two"
         got = ", ".join(f"{tuple(x.shape)} with strides {x.stride()}" for x in (qkv, *norms, *angles))
-        raise RequestError(
-            "The heads kernel was given tensors that do not fit",
-            expected="qkv (M, 3 H D), two norms (D,) and two angles (M, D / 2), contiguous, D a power of two",
-            got=got,
-        )
+        raise RequestError("The heads kernel was given tensors that do not fit", expected=expected, got=got)
 
 
 def signatures() -> Iterator[Compilable]:
@@ -130,4 +112,5 @@ def signatures() -> Iterator[Compilable]:
         floats = dict.fromkeys(("norm_q_ptr", "norm_k_ptr", "cos_ptr", "sin_ptr"), "*fp32")
         signature = {"qkv_ptr": f"*{dtype}", "row_stride": "i32", **floats, "epsilon": "fp32"}
         constants = {"H": 18, "D": 256, "HEADS": HEADS}
-        yield Compilable(f"heads_kernel, {dtype}", heads_kernel, signature, constants, HEADS_WARPS, HEADS_STAGES)
+        name = f"heads_kernel, {dtype}"
+        yield Compilable(name, heads_kernel, signature, constants, warps=HEADS_WARPS, stages=HEADS_STAGES)

@@ -1,4 +1,4 @@
-"""INT8 rows times INT8 weights, and the scales that turn the sums into numbers, in one launch.
+"""INT8 matrix product (W8A8) in Triton: rows times weights, both scales and the bias, in one launch.
 
     y[m, n] = sum_k x[m, k] * w[n, k]  *  row_scale[m] * scale[n]  +  bias[n]
 
@@ -10,7 +10,7 @@ nothing, so another prompt length never compiles anything.
 
 Scales and bias are applied in the order of `kernels.plain`, each result rounded, so the numbers are the same to the
 last bit. Two more functions serve cards whose INT8 product Triton cannot compile (Turing): `int_mm` is torch's product,
-a run of rows at a time, and `epilogue` the scales; the sums travel through memory between the two.
+a run of rows at a time, and `epilogue` the scales; the sums pass through memory between the two.
 
 Left out: search at run time, split or streamed K (`tiles.py` says why), float scales per group of columns.
 """
@@ -125,22 +125,15 @@ def epilogue_kernel(
     tl.store(out_ptr + row * N + column, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def weight(values: Tensor) -> Tensor:
-    """Nothing is changed: int8 (N, K) in row order is what both products read."""
-    return values
-
-
 def matmul(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """INT8 (M, K) times INT8 (N, K), summed exactly, with scales and bias: (M, N) of `dtype`.
 
-    All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow.
-
-    Raises:
-        DeviceError: the card is older than compute capability 8.0.
+    All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow. Raises DeviceError
+    on cards older than compute capability 8.0.
     """
-    m, k = x.values.shape
+    m = x.values.shape[0]
     capability = torch.cuda.get_device_capability(values.device) if values.is_cuda else INTERPRETED
-    return matmul_with(tile_for(capability, m, values.shape[0], k), x, values, scale, bias, dtype)
+    return matmul_with(tile_for(capability, m, values.shape[0]), x, values, scale, bias, dtype)
 
 
 def matmul_with(
@@ -150,20 +143,10 @@ def matmul_with(
     (m, k), n = x.values.shape, values.shape[0]
     out = torch.empty(m, n, dtype=dtype, device=values.device)
     programs = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+    launch = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": False}
+    launch |= _constants(tile, k, bias is not None)
     matmul_kernel[(programs,)](
-        x.values,
-        values,
-        x.scale,
-        scale,
-        scale if bias is None else bias,
-        out,
-        m,
-        n,
-        k,
-        **_constants(tile, k, bias is not None),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        enable_fp_fusion=False,
+        x.values, values, x.scale, scale, scale if bias is None else bias, out, m, n, k, **launch
     )
     return out
 
@@ -192,17 +175,9 @@ def epilogue(
     """INT32 sums (M, N) to numbers: times row_scale (M, 1) and scale (N,), plus bias (N,); into `out` if given."""
     m, n = sums.shape
     out = torch.empty(m, n, dtype=dtype, device=sums.device) if out is None else out
-    epilogue_kernel[(m, triton.cdiv(n, EPILOGUE_COLUMNS))](
-        sums,
-        row_scale,
-        scale,
-        scale if bias is None else bias,
-        out,
-        n,
-        HAS_BIAS=bias is not None,
-        BLOCK_N=EPILOGUE_COLUMNS,
-        enable_fp_fusion=False,
-    )
+    launch = {"HAS_BIAS": bias is not None, "BLOCK_N": EPILOGUE_COLUMNS, "enable_fp_fusion": False}
+    grid = m, triton.cdiv(n, EPILOGUE_COLUMNS)
+    epilogue_kernel[grid](sums, row_scale, scale, scale if bias is None else bias, out, n, **launch)
     return out
 
 
@@ -231,7 +206,8 @@ def signatures(capability: Capability) -> Iterator[Compilable]:
             name = f"matmul, {size}{', bias, ragged K' if has_bias else ''}, {kind}"
             constants = _constants(tile, tile.block_k + left, has_bias)
             signature = {**types, "out_ptr": f"*{kind}"}
-            yield Compilable(name, matmul_kernel, signature, constants, tile.warps, tile.stages, fuses=False)
+            launch = {"warps": tile.warps, "stages": tile.stages}
+            yield Compilable(name, matmul_kernel, signature, constants, fuses=False, **launch)
     constants = {"HAS_BIAS": False, "BLOCK_N": EPILOGUE_COLUMNS}
     for kind in ("bf16", "fp16"):
         signature = {"sums_ptr": "*i32", **scales, "out_ptr": f"*{kind}", "N": "i32"}

@@ -1,4 +1,4 @@
-"""What every kernel needs on every card, from compiling them all on a machine without a GPU.
+"""Offline compilation of every kernel for every GPU generation: registers, shared memory, spills.
 
     python -m ideogram_app.kernels.fused.offline --json FILE [--target 86 ...] [--kernel NAME]
 
@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import triton
 import typer
@@ -40,15 +40,8 @@ from ideogram_app.machine.versions import commit, versions
 # Compute capability without its dot -> the most shared memory of one program, in bytes (CUDA C++ Programming Guide,
 # table of technical specifications per compute capability).
 KILOBYTE = 1024
-SHARED_LIMITS = {
-    75: 64 * KILOBYTE,
-    80: 163 * KILOBYTE,
-    86: 99 * KILOBYTE,
-    89: 99 * KILOBYTE,
-    90: 227 * KILOBYTE,
-    100: 227 * KILOBYTE,
-    120: 99 * KILOBYTE,
-}
+SHARED_KILOBYTES = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+SHARED_LIMITS = {target: size * KILOBYTE for target, size in SHARED_KILOBYTES.items()}
 ALIGNED = [["tt.divisibility", 16]]  # the attribute that Triton's launcher gives to pointers and integers it finds so
 MATRIX_INSTRUCTION = re.compile(r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)[\w.:]*(?:s8|i8)[\w.:]*")
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -56,38 +49,23 @@ RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 @dataclass(frozen=True)
 class Need:
-    """A row of the report.
+    """A row of the report: what a kernel needs on a card."""
 
-    Attributes:
-        kernel: name of its `Compilable`.
-        target: compute capability without its dot.
-        warps: of a program.
-        registers: of a thread; 255 is the most there can be.
-        local_bytes: of a thread outside its registers.
-        shared_bytes, shared_limit: of a program, and of the card.
-        instruction: the INT8 matrix instruction, "" where there is none.
-        problem: what the compiler said; "" where it succeeded.
-    """
-
-    kernel: str
-    target: int
+    kernel: str  # name of its `Compilable`
+    target: int  # compute capability without its dot
     warps: int
-    registers: int = 0
-    local_bytes: int = 0
-    shared_bytes: int = 0
-    shared_limit: int = 0
-    instruction: str = ""
-    problem: str = ""
+    registers: int = 0  # of a thread; 255 is the most there can be
+    local_bytes: int = 0  # of a thread outside its registers
+    shared_bytes: int = 0  # of a program
+    shared_limit: int = 0  # of the card
+    instruction: str = ""  # the INT8 matrix instruction, if any
+    problem: str = ""  # what the compiler said; "" where it succeeded
 
 
 def compilables(target: int) -> Iterator[Compilable]:
     """Every kernel that may run on cards of a capability; Turing has no bfloat16."""
-    for compilable in (
-        *matmul.signatures(divmod(target, 10)),
-        *rows.signatures(),
-        *heads.signatures(),
-        *q4_k.signatures(),
-    ):
+    products = matmul.signatures(divmod(target, 10))
+    for compilable in (*products, *rows.signatures(), *heads.signatures(), *q4_k.signatures()):
         words = [*compilable.signature.values(), *map(str, compilable.constants.values())]
         if target >= 80 or not any("bf16" in word for word in words):
             yield compilable
@@ -97,34 +75,30 @@ def source_of(compilable: Compilable) -> ASTSource:
     """What Triton compiles, specialised as its launcher would on aligned arguments."""
     constants = dict(compilable.constants)
     parameters = compilable.function.params
-    aligned = {(p.num,): ALIGNED for p in parameters if _is_aligned(p, compilable.signature.get(p.name, ""))}
+    aligned = {
+        (p.num,): ALIGNED
+        for p in parameters
+        if not p.do_not_specialize and compilable.signature.get(p.name, "").startswith(("*", "i32", "i64"))
+    }
     signature = {p.name: "constexpr" if p.name in constants else compilable.signature[p.name] for p in parameters}
     return ASTSource(compilable.function, signature, constants, aligned)
 
 
-def _is_aligned(parameter: Any, kind: str) -> bool:
-    return not parameter.do_not_specialize and (kind.startswith("*") or kind in ("i32", "i64"))
-
-
 def need_of(compilable: Compilable, target: int) -> Need:
     """Compile one kernel for one capability and read what it needs."""
-    options = {
-        "num_warps": compilable.warps,
-        "num_stages": compilable.stages,
-        "enable_fp_fusion": compilable.fuses,
-    }
+    options = {"num_warps": compilable.warps, "num_stages": compilable.stages, "enable_fp_fusion": compilable.fuses}
     compiled = triton.compile(source_of(compilable), target=GPUTarget("cuda", target, 32), options=options)
     registers, local = resources(compiled.asm["cubin"])
     found = MATRIX_INSTRUCTION.search(compiled.asm["ptx"])
     return Need(
-        compilable.name,
-        target,
-        compiled.metadata.num_warps,
-        registers,
-        local,
-        compiled.metadata.shared,
-        SHARED_LIMITS[target],
-        found[0] if found else "",
+        kernel=compilable.name,
+        target=target,
+        warps=compiled.metadata.num_warps,
+        registers=registers,
+        local_bytes=local,
+        shared_bytes=compiled.metadata.shared,
+        shared_limit=SHARED_LIMITS[target],
+        instruction=found[0] if found else "",
     )
 
 
@@ -155,11 +129,7 @@ def report(target: int, part: int = 0, parts: int = 1, kernel: str = "") -> list
 
 
 def check(targets: list[int]) -> None:
-    """Raise where nothing would be compiled.
-
-    Raises:
-        RequestError: Triton interprets in this process, or a target is not in the table.
-    """
+    """Raises RequestError: Triton interprets in this process, or a target is not in the table."""
     if knobs.runtime.interpret:
         raise RequestError("Kernels are interpreted here, not compiled", do="Unset TRITON_INTERPRET and try again.")
     for target in targets:
@@ -167,7 +137,6 @@ def check(targets: list[int]) -> None:
 
 
 def line(need: Need) -> str:
-    """A row for people."""
     if need.problem:
         return f"sm_{need.target:<4} {need.kernel:<44} {need.problem.splitlines()[-1]}"
     shared = f"{need.shared_bytes / KILOBYTE:5.1f} of {need.shared_limit // KILOBYTE} KB shared"
@@ -188,10 +157,10 @@ def main(
     except RequestError as problem:
         typer.echo(str(problem), err=True)
         raise typer.Exit(1) from problem
-    jobs = [(each, part) for each in targets for part in range(processes)]
+    shares = [(each, part) for each in targets for part in range(processes)]
     needs: list[Need] = []
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for found in pool.map(report, *zip(*jobs, strict=True), repeat(processes), repeat(kernel)):
+        for found in pool.map(report, *zip(*shares, strict=True), repeat(processes), repeat(kernel)):
             needs += found
             for need in found:
                 typer.echo(line(need))

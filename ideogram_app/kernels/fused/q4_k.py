@@ -1,4 +1,4 @@
-"""Q4_K weights to what a matrix product reads: INT8 with a scale a row (W4A8) or the computing type (W4A16).
+"""Q4_K dequantization in Triton: to INT8 with a scale a row (W4A8) or to the computing type (W4A16).
 
 A packed matrix is a chain of blocks, 256 weights in 144 bytes (drawn in `quantization.k_quants`), and a row is a whole
 number of them. Programs share out the chain and know rows only to look up a scale, so one binary serves every shape.
@@ -215,17 +215,13 @@ def decode_into(packed: Tensor, out: Tensor) -> Tensor:
 
 
 def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) -> Tensor:
-    """Q4_K (N, bytes) and scales (N,) float32 to `out` int8 (N, K). Returns `out`.
-
-    Raises:
-        CheckpointError, RequestError: as `decode_into`.
-    """
+    """Q4_K (N, bytes) and scales (N,) float32 to `out` int8 (N, K), which it returns; errors of `decode_into`."""
     blocks, row_blocks = _blocks(packed, out)
     if out.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != packed.shape[:1]:
         raise RequestError(
             "These rows cannot be decoded to INT8",
-            expected=f"int8 room and {packed.shape[0]} float32 scales",
-            got=f"{out.dtype} room and {scale.dtype} {tuple(scale.shape)}",
+            expected=f"int8 memory and {packed.shape[0]} float32 scales",
+            got=f"{out.dtype} memory and {scale.dtype} {tuple(scale.shape)}",
         )
     words, grid = packed.view(torch.int32), (triton.cdiv(blocks, BLOCKS),)
     if rotated:
@@ -237,24 +233,22 @@ def decode_int8_into(packed: Tensor, scale: Tensor, rotated: bool, out: Tensor) 
 
 @dataclass
 class Scratch:
-    """Room for one decoded layer a device; whoever builds `Kernels` owns it and gives them its methods.
+    """Scratch for one decoded layer a device, of one set of `Kernels`, which have its methods.
 
-    The room grows to the largest layer that came, and every call overwrites what the last one left. Calls on one
-    stream follow each other, so the product that reads a layer is done before the next is written; several streams
-    need a `Scratch` each. (24576, 4608), the largest of the blocks, takes 113 MB as INT8 and 226 MB in 16 bits.
+    It grows to the largest layer that came, and every call overwrites what the last one left. Calls on one stream
+    follow each other, so the product that reads a layer is done before the next is written; several streams need a
+    `Scratch` each. (24576, 4608), the largest of the blocks, takes 113 MB as INT8 and 226 MB in 16 bits.
     """
 
     _held: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def decode(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
-        """`Kernels.decode`: Q4_K (N, bytes) -> (N, K)."""
-        return decode_into(packed, self.room(_shape(packed), dtype, packed.device))
+        return decode_into(packed, self.memory(_shape(packed), dtype, packed.device))
 
     def decode_int8(self, packed: Tensor, scale: Tensor, rotated: bool) -> Tensor:
-        """`Kernels.decode_int8`: Q4_K (N, bytes), scales (N,) -> int8 (N, K)."""
-        return decode_int8_into(packed, scale, rotated, self.room(_shape(packed), torch.int8, packed.device))
+        return decode_int8_into(packed, scale, rotated, self.memory(_shape(packed), torch.int8, packed.device))
 
-    def room(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    def memory(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised tensor that the next call of any method takes back."""
         size = prod(shape) * dtype.itemsize
         held = self._held.get(device)
@@ -265,7 +259,6 @@ class Scratch:
         return held[:size].view(dtype).view(shape)
 
     def release(self) -> None:
-        """Give all of it back."""
         self._held.clear()
 
 
@@ -275,18 +268,18 @@ def signatures() -> Iterator[Compilable]:
     for kind in ("bf16", "fp16", "fp32", "i8"):
         signature = {**common, "scale_ptr": "*fp32" if kind == "i8" else "*i32", "out_ptr": f"*{kind}"}
         constants = {"BLOCKS": BLOCKS, "TO_INT8": kind == "i8"}
-        yield Compilable(f"decode Q4_K, {kind}", decode_kernel, signature, constants, WARPS, 1, fuses=False)
+        name = f"decode Q4_K, {kind}"
+        yield Compilable(name, decode_kernel, signature, constants, warps=WARPS, stages=1, fuses=False)
     constants = {"THREADS": 8 * BLOCKS}
     signature = {**common, "out_ptr": "*i32"}
-    yield Compilable("decode Q4_K, i8, rotated", rotate_kernel, signature, constants, WARPS, 1, fuses=False)
+    name = "decode Q4_K, i8, rotated"
+    yield Compilable(name, rotate_kernel, signature, constants, warps=WARPS, stages=1, fuses=False)
 
 
 def _shape(packed: Tensor) -> tuple[int, int]:
     if packed.dtype != torch.uint8 or packed.dim() != 2:
         raise CheckpointError(
-            "These are not packed Q4_K rows",
-            expected="a matrix of uint8",
-            got=f"{packed.dtype} {tuple(packed.shape)}",
+            "These are not packed Q4_K rows", expected="a matrix of uint8", got=f"{packed.dtype} {tuple(packed.shape)}"
         )
     return packed.shape[0], k_quants.unpacked_columns(packed.shape[1], "Q4_K")
 

@@ -1,4 +1,4 @@
-"""One Triton kernel with everything its machine code depends on, so that it can be compiled on a machine without a GPU.
+"""Compile-time signature of a Triton kernel: all its machine code depends on, to compile offline.
 
 Each file of this folder yields its own from `signatures()`; `offline.py` compiles them all and reads what they need.
 Left out: specialisation on values. Pointers, and integers that the kernel does not exclude by `do_not_specialize`, are
@@ -14,23 +14,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Compilable:
-    """One instance of a kernel.
+    """One instance of a kernel."""
 
-    Attributes:
-        name: of the row in the report; unique, with the variant in it: "norm, rotated, bf16, 4608".
-        function: what `triton.jit` made.
-        signature: run-time argument -> its type in Triton's words: "*bf16", "*i8", "i32", "fp32".
-        constants: constexpr argument -> its value.
-        warps: of one program.
-        stages: of the software pipeline around loads in loops.
-        fuses: whether a product and a sum may become one instruction of one rounding, as Triton does unless it is told
-            `enable_fp_fusion=False`.
-    """
-
-    name: str
-    function: Any
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
+    name: str  # of the row in the report; unique, with the variant in it: "norm, rotated, bf16, 4608"
+    function: Any  # what `triton.jit` made
+    signature: Mapping[str, str]  # run-time argument -> its type in Triton's words: "*bf16", "*i8", "i32", "fp32"
+    constants: Mapping[str, Any]  # constexpr argument -> its value
     warps: int = 4
     stages: int = 3
-    fuses: bool = True
+    fuses: bool = True  # `enable_fp_fusion`: whether a product and a sum may become one instruction of one rounding

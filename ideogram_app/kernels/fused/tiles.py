@@ -1,4 +1,4 @@
-"""Which tile of the INT8 product a program makes: a table, read by capability and shape, never searched at run time.
+"""Tile sizes of the INT8 product by compute capability and shape: a table, no autotuning at run time.
 
 **No row of this table was timed by us.** It stands on three things: published timings (below), what compilation
 without a GPU says each tile needs (benchmarks/results/kernels-offline.json), and the counts in the comments. What would
@@ -28,28 +28,19 @@ from dataclasses import dataclass
 from ideogram_app.errors import DeviceError
 
 Capability = tuple[int, int]
-
-ANY = sys.maxsize
+UNBOUNDED = sys.maxsize
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program makes and with what.
+    """What one program makes and with what."""
 
-    Attributes:
-        block_m, block_n: rows and columns of the result.
-        block_k: columns of both factors in one step.
-        group_m: tiles of rows that take the same tiles of weights in turn, for the second-level cache.
-        warps: of 32 threads.
-        stages: depth of the pipeline of loads; stages - 1 steps lie in shared memory, on sm_90 one more.
-    """
-
-    block_m: int
-    block_n: int
-    block_k: int
-    group_m: int
+    block_m: int  # rows of the result
+    block_n: int  # columns of the result
+    block_k: int  # columns of both factors in one step
+    group_m: int  # tiles of rows that take the same tiles of weights in turn, for the second-level cache
     warps: int
-    stages: int
+    stages: int  # depth of the pipeline of loads; stages - 1 steps lie in shared memory, on sm_90 one more
 
 
 @dataclass(frozen=True)
@@ -68,48 +59,39 @@ class Choice:
 # clock and SM, 128x128 reads 16. Two programs of 128x128 (48 KB each) fit an SM side by side and cut few rows more
 # finely.
 COMMON_TILES = (
-    Choice(64, ANY, Tile(64, 64, 128, 8, 4, 4)),
-    Choice(512, ANY, Tile(64, 128, 64, 8, 4, 5)),
-    Choice(2048, 8191, Tile(128, 128, 64, 8, 4, 4)),
-    Choice(ANY, ANY, Tile(128, 256, 64, 8, 8, 4)),
+    Choice(64, UNBOUNDED, Tile(64, 64, 128, group_m=8, warps=4, stages=4)),
+    Choice(512, UNBOUNDED, Tile(64, 128, 64, group_m=8, warps=4, stages=5)),
+    Choice(2048, 8191, Tile(128, 128, 64, group_m=8, warps=4, stages=4)),
+    Choice(UNBOUNDED, UNBOUNDED, Tile(128, 256, 64, group_m=8, warps=8, stages=4)),
 )
 # sm_80 has twice the multiply-adds per clock: steps of 128 halve the barriers between them. 96 KB.
-AMPERE_TILES = (*COMMON_TILES[:-1], Choice(ANY, ANY, Tile(128, 256, 128, 8, 8, 3)))
+AMPERE_TILES = (*COMMON_TILES[:3], Choice(UNBOUNDED, UNBOUNDED, Tile(128, 256, 128, group_m=8, warps=8, stages=3)))
 # sm_90 multiplies out of shared memory, 64 rows to a group of 4 warps, and holds one step more: 144 KB of 227.
 HOPPER_TILES = (
-    COMMON_TILES[0],
-    COMMON_TILES[1],
-    Choice(2048, 8191, Tile(128, 128, 128, 8, 8, 3)),
-    Choice(ANY, ANY, Tile(128, 256, 128, 8, 8, 3)),
+    *COMMON_TILES[:2],
+    Choice(2048, 8191, Tile(128, 128, 128, group_m=8, warps=8, stages=3)),
+    Choice(UNBOUNDED, UNBOUNDED, Tile(128, 256, 128, group_m=8, warps=8, stages=3)),
 )
 TILES: dict[Capability, tuple[Choice, ...]] = {(8, 0): AMPERE_TILES, (9, 0): HOPPER_TILES}
-
-OLDEST: Capability = (8, 0)
 
 
 def multiplies_int8(capability: Capability) -> bool:
     """Whether Triton compiles INT8 products there: seen for 8.0 to 12.1, seen to fail for 7.5."""
-    return capability >= OLDEST
+    return capability >= (8, 0)
 
 
 def choices_of(capability: Capability) -> tuple[Choice, ...]:
-    """The rows of the table for a capability.
-
-    Raises:
-        DeviceError: Triton has no INT8 product there.
-    """
+    """The rows of the table for a capability. Raises DeviceError: Triton has no INT8 product there."""
     if not multiplies_int8(capability):
         got = f"{capability[0]}.{capability[1]}"
         raise DeviceError("This card has no INT8 product in Triton", expected="compute capability 8.0", got=got)
     return TILES.get(capability, COMMON_TILES)
 
 
-def tile_for(capability: Capability, m: int, n: int, k: int) -> Tile:
-    """The tile for (m, k) times (n, k).
-
-    Pure, and the same for all m between two bounds of the table. `k` decides nothing yet: every tile walks it in steps.
+def tile_for(capability: Capability, m: int, n: int) -> Tile:
+    """The tile for (m, k) times (n, k), whatever k: every tile walks it in steps.
 
     Raises:
-        DeviceError: Triton has no INT8 product there.
+        DeviceError: as `choices_of`.
     """
     return next(row.tile for row in choices_of(capability) if m <= row.rows and n <= row.columns)

@@ -1,14 +1,14 @@
-"""Offload: which blocks of a module rest in host memory or in their file, and the hooks that bring them to its device.
+"""CPU and disk offload: hooks that have blocks copied to slots on the device before their use.
 
     resident   on the device for as long as it is loaded
-    streamed   some blocks rest in pinned host memory and are copied to a ring of slots on the device (ring.py)
-    disk       the same, and their large tensors are read from the recipe's file at every visit
+    streamed   some blocks are offloaded to pinned host memory and copied to a ring of slots on the device (ring.py)
+    disk       the same, and their large tensors are read from the recipe's file in every step
     staged     on the device for a while and freed afterwards (the text encoder)
 
-Any share of the blocks may be offloaded, of one transformer or of both. Those that are stand spread over its depth, so
-that between two of them others compute; both transformers of a device share one ring. A hook before each such block
-waits for its bytes, a hook behind it gives its slot up, so a module that is called block by block needs to know nothing
-of this: the backbone, Qwen's layers and diffusers' transformer alike.
+Any share of the blocks may be offloaded, of one transformer or of both, spread over its depth, so that between two of
+them others compute; both transformers of a device share one ring. A hook before each offloaded block waits for its
+copy, a hook behind it frees its slot, so a module that is called block by block needs to know nothing of this: the
+backbone, Qwen's layers and diffusers' transformer alike.
 
 diffusers' group offloading moves every tensor by itself, keeps no split, and reads no files. Left out: choosing the
 split, and which blocks those are (planning/streaming.py); evicting what others need: ComfyUI decides that while it
@@ -41,12 +41,7 @@ AnyBlock = TypeVar("AnyBlock", bound=nn.Module)
 
 
 class OffloadHooks:
-    """The offloaded blocks of one device, in the order in which they are added: that of their use.
-
-    Args:
-        slots: memory for so many of them on the device.
-        copies: to the device; those of its kind where None.
-    """
+    """The offloaded blocks of one device, added in the order of their use, which share its slots of one block each."""
 
     def __init__(self, device: torch.device, slots: int = FEWEST_SLOTS, copies: CopyStream | None = None) -> None:
         self.device, self.slots = device, slots
@@ -56,18 +51,11 @@ class OffloadHooks:
         self.ring: Ring | None = None
 
     def add(self, module: nn.Module, file_spans: FileSpans | None = None) -> None:
-        """Offload a block: its tensors move to pinned memory, or, where a file has them, away."""
+        """Offload a block: its tensors move to pinned memory; those that a file has are dropped."""
         block = PackedBlock(module, self.copies.pinned_buffer, file_spans)
         self._blocks.append(block)
-
-        def before(module: nn.Module, inputs: Any) -> None:
-            self._started().take(block)
-
-        def behind(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._started().release(block)
-
-        self._hooks.append(module.register_forward_pre_hook(before))
-        self._hooks.append(module.register_forward_hook(behind, always_call=True))
+        self._hooks.append(module.register_forward_pre_hook(lambda *_: self._started().take(block)))
+        self._hooks.append(module.register_forward_hook(lambda *_: self._started().release(block), always_call=True))
 
     def add_some(
         self,
@@ -77,8 +65,7 @@ class OffloadHooks:
     ) -> Iterator[AnyBlock]:
         """All blocks, each as soon as it is made; those of the chosen numbers are offloaded before the next is made.
 
-        Args:
-            spans_of: by number and block, where a file has its tensors; None where host memory is to hold them.
+        `spans_of` says, by number and block, where a file has its tensors; None where host memory is to hold them.
         """
         for index, block in enumerate(blocks):
             if index in chosen:
@@ -86,14 +73,13 @@ class OffloadHooks:
             yield block
 
     def start(self) -> None:
-        """Make the ring and bring the first blocks, if any are offloaded."""
+        """Allocate the ring's slots and begin to prefetch, if any blocks are offloaded."""
         if self._blocks and self.ring is None:
             with torch.inference_mode(False):
                 self.ring = Ring(self.copies, self.slots, self._blocks)
 
     def close(self) -> None:
-        """Give the ring and all pinned memory back, all of it even where some of that fails. What was offloaded can
-        compute no more."""
+        """Free the ring and all pinned memory, even where some of that fails. Offloaded blocks can compute no more."""
         for hook in self._hooks:
             hook.remove()
         ring, blocks, self.ring, self._blocks = self.ring, self._blocks, None, []
@@ -114,8 +100,8 @@ class OffloadHooks:
 class Offload:
     """The hooks of every device in use.
 
-    A context for as long as modules are loaded: what goes wrong in it closes everything, and is what the caller is told
-    of, whatever closing comes to. Otherwise everything stays, until `close`.
+    A context while modules are loaded: an error in it closes everything and is the one raised, whatever closing raises.
+    Otherwise everything stays, until `close`.
     """
 
     def __init__(self, slots: int = FEWEST_SLOTS, copies: Mapping[torch.device, CopyStream] | None = None) -> None:
@@ -155,33 +141,24 @@ class Offload:
 
 
 def offload(module: nn.Module, blocks: Sequence[nn.Module], chosen: frozenset[int], hooks: OffloadHooks) -> None:
-    """Move a module to a device, all but some of its blocks, which are offloaded.
-
-    Args:
-        blocks: those of the module that are called one after another; `chosen`: which of them.
-    """
-    _move(module, hooks.device, [block for index, block in enumerate(blocks) if index in chosen])
-    for _ in hooks.add_some(blocks, chosen):
-        pass
-
-
-def _move(module: nn.Module, device: torch.device, but: Sequence[nn.Module]) -> None:
-    """Move a module to a device, all but some of its parts."""
-    away = {id(part) for block in but for part in block.modules()}
+    """Move a module to a device, but for the chosen of its blocks (called in this order), which are offloaded."""
+    offloaded = {part for index in chosen for part in blocks[index].modules()}
     for part in module.modules():
-        if id(part) in away:
+        if part in offloaded:
             continue
         for name, parameter in part._parameters.items():
             if parameter is not None:
-                part._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=False)
+                part._parameters[name] = nn.Parameter(parameter.to(hooks.device), requires_grad=False)
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                part._buffers[name] = buffer.to(device)
+                part._buffers[name] = buffer.to(hooks.device)
+    for index in sorted(chosen):
+        hooks.add(blocks[index])
 
 
 @contextmanager
 def staged(module: Any, device: torch.device, home: torch.device) -> Iterator[Any]:
-    """The module on `device` while the context is open, back at `home` afterwards."""
+    """The module on `device` while the context is open, on `home` again afterwards."""
     module.to(device)
     try:
         yield module
@@ -199,11 +176,7 @@ def current(device: torch.device) -> AbstractContextManager[Any]:
 def prepare(
     backbone: Backbone, features: Tensor, times: Tensor, rows: int, columns: int, device: torch.device
 ) -> Conditioning:
-    """`Backbone.prepare` on a device, where layers of the conditioner are staged and their memory is given back.
-
-    Args:
-        features: (n, taps x encoder) on any device; only a branch that sees text takes them there, in its own type.
-    """
+    """`Backbone.prepare` on a device, where layers of the conditioner are staged; what they took there is freed."""
     with current(device):
         prepared = backbone.prepare(features, times, rows, columns, device)
     if device != backbone.conditioner.norms.device:

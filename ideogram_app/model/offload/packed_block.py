@@ -1,13 +1,13 @@
-"""A packed block: a module's tensors as one run of bytes, in host memory and in its file, so that one copy offloads it.
+"""Packed block, the unit of offload: a module's tensors as one run of bytes.
 
-    [ tensors held in host memory | tensors that are spans of a file, read at every visit ]
+    [ tensors held in host memory | tensors that are spans of a file, read in every step ]
       biases, norms, scales, all of      weights, the bytes of a file unless a type differs
       it where RAM holds them
 
-One copy brings a whole block to a device, where its tensors become views of the slot that it was given: nothing is
-allocated, and nothing is left behind. While a module is away its parameters and buffers are views of what the host
-holds, or stand on the meta device, so that using it by mistake is an error and not a wrong picture. FSDP calls such a
-run of bytes a flat parameter.
+FSDP calls such a run of bytes a flat parameter. One copy brings a whole block to a device, where its tensors become
+views of a slot: nothing is allocated, and nothing is left behind. While a block is offloaded its parameters and buffers
+are views of what the host holds, or stand on the meta device, so that using it by mistake is an error and not a wrong
+picture.
 
 diffusers' group offloading moves tensor by tensor and knows no files. Left out: when a block is copied (ring.py) and
 how (machine/copies.py); files in other layouts than the program's own, from which nothing large is ever drawn.
@@ -30,37 +30,28 @@ from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.span import Span, open_in_order
 from ideogram_app.errors import CheckpointError
 
-ALIGNMENT = 256  # bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16
+# Bytes between starts of tensors, as CUDA's own allocations have it: vector loads and TMA rely on 16.
+TENSOR_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor of a module, and its place among the bytes.
-
-    Attributes:
-        spans: where it lies in a file, rows of one below those of another; () where host memory holds it.
-    """
+    """One tensor of a module, and where its bytes begin among those of the block."""
 
     owner: nn.Module
     name: str
-    is_parameter: bool
+    absent: Tensor  # on the meta device: its shape, its type, and whether it is a parameter
     start: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    spans: tuple[Span, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return prod(self.shape) * self.dtype.itemsize
+    spans: tuple[Span, ...]  # of a file, rows of one below those of another; () where host memory holds it
 
     def part(self, flat: Tensor) -> Tensor:
-        """Its bytes among those of the module, uint8 (size,)."""
-        return flat[self.start : self.start + self.size]
+        """Its bytes among those of the block, uint8."""
+        return flat[self.start : self.start + self.absent.nbytes]
 
     def view(self, flat: Tensor) -> Tensor:
         """The tensor itself there; nothing is copied."""
-        return self.part(flat).view(self.dtype).view(self.shape)
+        tensor = self.part(flat).view(self.absent.dtype).view(self.absent.shape)
+        return nn.Parameter(tensor, requires_grad=False) if isinstance(self.absent, nn.Parameter) else tensor
 
     def put(self, tensor: Tensor) -> None:
         """Let the module use this tensor; a parameter stays a parameter."""
@@ -70,24 +61,20 @@ class Item:
             self.owner._buffers[self.name] = tensor
 
     def read(self, flat: Tensor, files: Callable[[Path], FileIO]) -> None:
-        """Its bytes from the file into their place in host memory, in the type in which the module holds them.
-
-        Raises:
-            CheckpointError: the file ends too early or cannot be read.
-        """
+        """Its bytes from the file into host memory, in the type in which the module holds them; errors of `fill`."""
         into, done = self.part(flat), 0
         for span in self.spans:
-            size = prod(span.shape) * self.dtype.itemsize
-            place = into[done : done + size]
-            if span.dtype == self.dtype:
-                span.fill(files(span.path), 0, place)
+            size = prod(span.shape) * self.absent.itemsize
+            target = into[done : done + size]
+            if span.dtype == self.absent.dtype:
+                span.fill(files(span.path), 0, target)
             else:
-                place.view(self.dtype).view(span.shape).copy_(span.read())
+                target.view(self.absent.dtype).view(span.shape).copy_(span.read())
             done += size
 
 
 class PackedBlock:
-    """The tensors of one module, ready to be copied; from now on they are views of what the host holds, or away.
+    """The tensors of one module, ready to be copied; from now on they are views of what the host holds, or meta.
 
     Args:
         pinned_buffer: makes host memory, uint8 (size,), that copies to the device start from.
@@ -95,9 +82,6 @@ class PackedBlock:
 
     Attributes:
         size: bytes of the whole block; held: uint8 (at most size,), its first tensors, in host memory.
-
-    Raises:
-        CheckpointError: spans are not as many numbers as their tensor.
     """
 
     def __init__(
@@ -111,18 +95,18 @@ class PackedBlock:
         self.items: list[Item] = []
         start = held = 0
         for name in ordered:
-            owner, leaf, tensor, is_parameter = found[name]
+            owner, leaf, tensor = found[name]
             spans = tuple(file_spans.get(name, ()))
             _expect(name, tensor, spans)
-            self.items.append(Item(owner, leaf, is_parameter, start, tensor.dtype, tuple(tensor.shape), spans))
-            start += -(-self.items[-1].size // ALIGNMENT) * ALIGNMENT
+            self.items.append(Item(owner, leaf, _absent(tensor), start, spans=spans))
+            start += -(-tensor.nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
             held = held if spans else start
         self.size, self.held = start, pinned_buffer(held)
         for name, item in zip(ordered, self.items, strict=True):
             if not item.spans:
                 item.part(self.held).copy_(found[name][2].contiguous().view(-1).view(torch.uint8))
         self._views: dict[int, list[Tensor]] = {}  # by the address of a slot
-        self._on_host = [_as(item, _absent(item) if item.spans else item.view(self.held)) for item in self.items]
+        self._on_host = [item.absent if item.spans else item.view(self.held) for item in self.items]
         self.bind_host()
 
     @property
@@ -154,19 +138,19 @@ class PackedBlock:
         key = slot.data_ptr()
         if key not in self._views:
             with torch.inference_mode(False):
-                self._views[key] = [_as(item, item.view(slot)) for item in self.items]
+                self._views[key] = [item.view(slot) for item in self.items]
         for item, tensor in zip(self.items, self._views[key], strict=True):
             item.put(tensor)
 
     def bind_host(self) -> None:
-        """Let the module use what the host holds; the rest of it has shapes and no numbers."""
+        """Let the module use what the host holds; its other tensors have shapes and no numbers."""
         for item, tensor in zip(self.items, self._on_host, strict=True):
             item.put(tensor)
 
     def detach(self) -> None:
-        """Let go of every slot and of what the host holds, for good: the module is left with shapes."""
+        """Drop every slot and what the host holds, for good: the module is left with shapes."""
         for item in self.items:
-            item.put(_as(item, _absent(item)))
+            item.put(item.absent)
         self._views.clear()
         self._on_host, self.held = [], self.held[:0].clone()
 
@@ -188,7 +172,7 @@ def file_spans(
         for inner, layer in module.get_submodule(path).named_modules(prefix=path):
             weight = getattr(layer, "weight", None)
             if not isinstance(weight, Tensor):
-                continue  # the frame around layers that stand side by side
+                continue  # a SideBySide, whose own layers follow
             taken: list[Span] = []
             while sum(span.shape[0] for span in taken) < len(weight):
                 taken.append(spans.popleft())
@@ -196,23 +180,20 @@ def file_spans(
     return found
 
 
-def _tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor, bool]]:
-    """Every parameter and buffer by its name: who owns it, as what, the tensor, whether it is a parameter."""
-    found = {}
+def _tensors(module: nn.Module) -> dict[str, tuple[nn.Module, str, Tensor]]:
+    """Every parameter and buffer by its name: who owns it, as what, the tensor."""
+    found: dict[str, tuple[nn.Module, str, Tensor]] = {}
     for path, owner in module.named_modules():
-        for tensors, is_parameter in ((owner._parameters, True), (owner._buffers, False)):
-            for leaf, tensor in tensors.items():
-                if tensor is not None:
-                    found[f"{path}.{leaf}" if path else leaf] = (owner, leaf, tensor, is_parameter)
+        for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                found[f"{path}.{leaf}" if path else leaf] = (owner, leaf, tensor)
     return found
 
 
-def _as(item: Item, tensor: Tensor) -> Tensor:
-    return nn.Parameter(tensor, requires_grad=False) if item.is_parameter else tensor
-
-
-def _absent(item: Item) -> Tensor:
-    return torch.empty(item.shape, dtype=item.dtype, device="meta")
+def _absent(tensor: Tensor) -> Tensor:
+    """Its shape and type, without numbers."""
+    meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(meta, requires_grad=False) if isinstance(tensor, nn.Parameter) else meta
 
 
 def _expect(name: str, tensor: Tensor, spans: tuple[Span, ...]) -> None:

@@ -1,12 +1,12 @@
-"""The text encoder, text side alone: built without memory for its weights, then filled matrix by matrix.
+"""Loading the text encoder from published or prepared files, quantized matrix by matrix.
 
     encoder = encoder_from_source(SourceEncoder(path), recipe, device, dtype)      packed while it is read
     encoder = encoder_from_file(PackedBranch(...), config, device, dtype)          prepared before
-    features = encode(tokenizer, encoder, caption)                                 text.py
+    features = encode(tokenizer, encoder, caption)                                 features.py
 
-The layers are those of qwen.py, which has what runs and nothing else; dense features equal those of the stock model to
-the last bit. Packed matrices become the layer of their storage; the embedding table looks up packed rows and decodes
-those alone. Rows are read, packed and placed in runs, so that beside the encoder itself only one run is in memory.
+The layers are those of qwen.py; dense features equal those of transformers' model to the last bit. Packed matrices
+become the layer of their storage; the embedding table looks up packed rows and decodes those alone. Rows are read and
+packed in runs, so that beside the encoder itself only one run is in memory.
 
 transformers' loaders quantize after a whole model was read, or need a library for each format. Left out: writing
 prepared files (prepare/transformers.py) and generating text.
@@ -44,8 +44,7 @@ class EncoderWeights(Protocol):
     encoder: TextEncoder
     config: dict[str, Any]
 
-    def tensor(self, name: str, rows: slice | None = None) -> Tensor:
-        """Rows of a tensor, in any floating type."""
+    def tensor(self, name: str, rows: slice | None = None) -> Tensor: ...  # in any floating type
 
 
 class CaptionEncoder(nn.Module):
@@ -64,9 +63,7 @@ class Int8WeightLinear(PackedLinear):
 
     def __init__(self, values: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = values.shape
-        super().__init__(rows, columns, bias)
-        self.register_buffer("weight", values)
-        self.register_buffer("scale", scale.float())
+        super().__init__(rows, columns, bias, weight=values, scale=scale.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows)."""
@@ -74,21 +71,14 @@ class Int8WeightLinear(PackedLinear):
 
 
 class PackedEmbedding(PackedLinear):
-    """An embedding table in INT8 or GGUF blocks; a lookup decodes the rows it asks for.
-
-    Args:
-        packed: the table, (vocabulary, columns) when decoded.
-        dtype: of what comes out, the computing type: ids have none.
-    """
+    """An embedding table in INT8 or GGUF blocks; a lookup decodes the rows it asks for, to a computing type."""
 
     weight: Tensor
     scale: Tensor | None
 
     def __init__(self, packed: PackedWeight, columns: int, dtype: torch.dtype) -> None:
-        super().__init__(packed.values.shape[0], columns, None)
+        super().__init__(packed.values.shape[0], columns, None, weight=packed.values, scale=packed.scale)
         self.storage, self.gguf_type, self.dtype = packed.storage, packed.gguf_type, dtype
-        self.register_buffer("weight", packed.values)
-        self.register_buffer("scale", packed.scale)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., n) whole numbers -> (..., n, columns)."""
@@ -99,11 +89,7 @@ class PackedEmbedding(PackedLinear):
 
 
 def encoder_from_source(
-    source: EncoderWeights,
-    recipe: Recipe,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    build: Builder = text_model,
+    source: EncoderWeights, recipe: Recipe, device: torch.device | str, dtype: torch.dtype, build: Builder = text_model
 ) -> CaptionEncoder:
     """An encoder whose matrices are packed while they are read.
 
@@ -127,7 +113,10 @@ def encoder_from_source(
         whole: PackedWeight | None = None
         for rows in row_runs((linear.rows, linear.columns), PACKING_CHUNK):
             part = _pack(recipe, linear, source.tensor(f"{linear.name}.weight", rows).to(device))
-            whole = whole or _room(part, linear.rows)
+            if whole is None:
+                values = part.values.new_empty(linear.rows, part.values.shape[1])
+                scale = None if part.scale is None else part.scale.new_empty(linear.rows)
+                whole = PackedWeight(part.storage, values, scale, part.gguf_type)
             whole.values[rows] = part.values
             if whole.scale is not None and part.scale is not None:
                 whole.scale[rows] = part.scale
@@ -145,21 +134,18 @@ def encoder_from_file(
     device: torch.device | str,
     dtype: torch.dtype,
     build: Builder = text_model,
-    away: frozenset[str] = frozenset(),
+    offloaded: frozenset[str] = frozenset(),
 ) -> CaptionEncoder:
-    """An encoder from a prepared file.
+    """An encoder from a prepared file and the config.json beside it; dtype and build as for `encoder_from_source`.
 
-    Args:
-        config: the config.json beside it.
-        build: as for `encoder_from_source`.
-        away: matrices whose numbers are not read; they are left on the meta device, for somebody who brings them.
+    Matrices that are `offloaded` are left on the meta device, unread but for their scales.
 
     Raises:
         CheckpointError: damaged.
     """
     packed = [linear.name for linear in encoder.linears() if linear.name in file.packed]
     dense = [name for name in encoder.shapes() if name.rpartition(".")[0] not in file.packed]
-    names = [name for name in (*packed, *dense) if name.removesuffix(".weight") not in away]
+    names = [name for name in (*packed, *dense) if name.removesuffix(".weight") not in offloaded]
 
     def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
         read = file.tensor(name)
@@ -167,12 +153,12 @@ def encoder_from_file(
 
     def weight(linear: Linear) -> PackedWeight:
         read = file.weight(linear.name)
-        return read if linear.name in away else read.to(device)
+        return read if linear.name in offloaded else read.to(device)
 
-    # `names` are in the order in which `_filled` asks for them; of a matrix that is away only the scales are read
+    # `names` are in the order in which `_filled` asks for them.
     with prefetched([span for name in names for span in file.spans(name)], device) as reader:
-        file = file.read_with(without({span for name in away for span in file.weight_spans(name)}, reader))
-        return _filled(build(config), encoder, file.packed, tensor, weight, torch.device(device), dtype, away)
+        file = file.read_with(without({span for name in offloaded for span in file.weight_spans(name)}, reader))
+        return _filled(build(config), encoder, file.packed, tensor, weight, torch.device(device), dtype, offloaded)
 
 
 def _filled(
@@ -183,9 +169,9 @@ def _filled(
     weight: Callable[[Linear], PackedWeight],
     device: torch.device,
     dtype: torch.dtype,
-    away: frozenset[str] = frozenset(),
+    offloaded: frozenset[str] = frozenset(),
 ) -> CaptionEncoder:
-    """The text side with every weight in its place, but for those that are brought later."""
+    """The text side, filled but for the offloaded matrices."""
     module = CaptionEncoder(empty)
     for linear in encoder.linears():
         if linear.name in packed:
@@ -194,11 +180,10 @@ def _filled(
         if name.rpartition(".")[0] not in packed:
             put(module, name, dense(name, shape))
     module.get_submodule(f"{LANGUAGE}rotary_emb").to(device)  # computed, never stored
-    return finished(module, "A text encoder", away)
+    return finished(module, "A text encoder", offloaded)
 
 
 def _layer(linear: Linear, weight: PackedWeight, dtype: torch.dtype) -> nn.Module:
-    """The module of a packed matrix."""
     if linear.name == EMBEDDING_TABLE:
         return PackedEmbedding(weight, linear.columns, dtype)
     if weight.storage == "gguf":
@@ -208,7 +193,6 @@ def _layer(linear: Linear, weight: PackedWeight, dtype: torch.dtype) -> nn.Modul
 
 
 def _pack(recipe: Recipe, linear: Linear, weight: Tensor) -> PackedWeight:
-    """Rows of a matrix as a recipe packs them."""
     if not bool(torch.isfinite(weight).all()):
         raise CheckpointError(f"{linear.name} holds numbers that are not finite", do="Fetch the text encoder again")
     if recipe.storage == "gguf":
@@ -216,9 +200,3 @@ def _pack(recipe: Recipe, linear: Linear, weight: Tensor) -> PackedWeight:
         return PackedWeight("gguf", k_quants.encode(weight, kind), gguf_type=kind)
     values, scale = int8.quantize_rows(weight)
     return PackedWeight("int8", values, scale)
-
-
-def _room(part: PackedWeight, rows: int) -> PackedWeight:
-    """Memory for a matrix of so many rows, packed as this part of it is."""
-    scale = None if part.scale is None else part.scale.new_empty(rows)
-    return PackedWeight(part.storage, part.values.new_empty(rows, part.values.shape[1]), scale, part.gguf_type)

@@ -1,4 +1,4 @@
-"""Captions to text features: Qwen3-VL's decoder layers, tapped at 13 depths.
+"""Text features of a caption from 13 decoder layers of Qwen3-VL, and the cache of the last ones.
 
 The caption goes through the chat template as one user turn, at its true length: nothing is padded, so nothing is masked
 (stock diffusers pads to 2048 tokens and computes them all). Features are interleaved, index = hidden x 13 + tap, and
@@ -6,8 +6,7 @@ float32. The last tap is the last layer before the final norm, so no layer can b
 norm and the head never run.
 
 Features depend on nothing that a recipe, a seed or a size changes, and the encoder that makes them is as large as a
-transformer: `FeatureCache` keeps the last ones on the host, for whoever draws to own, and to ask before an encoder is
-loaded.
+transformer: `FeatureCache` holds the last ones on the host and is asked before an encoder is loaded.
 
 Left out: prompt enhancement and batches; pictures are drawn one caption at a time.
 """
@@ -31,11 +30,7 @@ CACHE_BYTES = 500_000_000
 
 
 def tokenize(tokenizer: Any, caption: str) -> Tensor:
-    """Token ids (1, n) of one user turn.
-
-    Raises:
-        CaptionError: more tokens than the text encoder was trained to read.
-    """
+    """Token ids (1, n) of one user turn. Raises CaptionError: more tokens than the text encoder was trained to read."""
     turn = [{"role": "user", "content": [{"type": "text", "text": caption}]}]
     text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     ids: Tensor = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
@@ -45,11 +40,7 @@ def tokenize(tokenizer: Any, caption: str) -> Tensor:
 
 
 def encode(tokenizer: Any, encoder: Any, caption: str) -> Tensor:
-    """Text features (1, n, 13 x hidden) in float32, on the host.
-
-    Raises:
-        CaptionError: more tokens than the text encoder was trained to read.
-    """
+    """Text features (1, n, 13 x hidden) in float32, on the host; errors of `tokenize`."""
     return features(encoder, tokenize(tokenizer, caption))
 
 
@@ -78,52 +69,39 @@ def features(encoder: Any, ids: Tensor, taps: Collection[int] = TAPPED_LAYERS) -
 
 @dataclass(frozen=True)
 class FeatureKey:
-    """Everything that features depend on.
-
-    Attributes:
-        encoder: which weights and tokenizer, as `PartsFolder.identity` says.
-        dtype: the encoder's computing type, in which features lose nothing.
-    """
+    """Everything that features depend on."""
 
     model: str
-    encoder: str
-    dtype: torch.dtype
+    encoder: str  # which weights and tokenizer: `ComponentsFolder.identity`
+    dtype: torch.dtype  # the encoder's computing type, in which features lose nothing
     caption: str
 
 
 class FeatureCache:
-    """The features of the captions used last, in host memory, the oldest of which go first.
-
-    Args:
-        limit_bytes: of all of them together; features that are larger by themselves are not kept.
-    """
+    """LRU cache of features in host memory; what is larger than its limit by itself is not cached."""
 
     def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        self._kept: OrderedDict[FeatureKey, Tensor] = OrderedDict()
+        self._cached: OrderedDict[FeatureKey, Tensor] = OrderedDict()
 
     @property
     def bytes(self) -> int:
-        """What is held."""
-        return sum(kept.nbytes for kept in self._kept.values())
+        """Of all of them together."""
+        return sum(cached.nbytes for cached in self._cached.values())
 
     def get(self, key: FeatureKey) -> Tensor | None:
-        """The features (1, n, taps x hidden) in float32, on the host; None where they are not at hand."""
-        kept = self._kept.get(key)
-        if kept is None:
+        """The features (1, n, taps x hidden) in float32, on the host; None where they are not cached."""
+        cached = self._cached.get(key)
+        if cached is None:
             return None
-        self._kept.move_to_end(key)
-        return kept.float()
+        self._cached.move_to_end(key)
+        return cached.float()
 
     def put(self, key: FeatureKey, features: Tensor) -> Tensor:
-        """Keep features; gives them as `get` will, in float32 with what the encoder's type holds."""
-        kept = features.to("cpu", key.dtype)
-        self._keep(key, kept)
-        return kept.float()
-
-    def _keep(self, key: FeatureKey, features: Tensor) -> None:
-        if features.nbytes > self.limit_bytes:
-            return
-        self._kept[key] = features
-        while self.bytes > self.limit_bytes:
-            self._kept.popitem(last=False)
+        """Cache features; gives them as `get` will, in float32 with what the encoder's type holds."""
+        cached = features.to("cpu", key.dtype)
+        if cached.nbytes <= self.limit_bytes:
+            self._cached[key] = cached
+            while self.bytes > self.limit_bytes:
+                self._cached.popitem(last=False)
+        return cached.float()

@@ -1,13 +1,13 @@
-"""The text encoder on a device, for as long as it reads a caption.
+"""Staged or streamed text encoder: on the device while it encodes a caption, freed afterwards.
 
     resident   it stays (cache.py)
-    staged     whole on the device, gone afterwards
-    streamed   layer by layer through a few slots on the device, straight from its file; its embedding table, whose
-               rows are looked up and not multiplied, stays in host memory
+    staged     whole on the device, freed afterwards
+    streamed   offloaded, layer by layer through a few slots on the device, straight from its file; its embedding
+               table, whose rows are looked up and not multiplied, stays in host memory
 
-It is as large as a transformer and needed once a caption. Streamed it takes two layers' room, so transformers that are
-loaded can stay; and as it is read from its file once either way, that costs no more time than staging it. Left out:
-encoding on a processor while the device draws, which takes minutes.
+It is as large as a transformer and needed once a caption. Streamed it takes the memory of two layers, so transformers
+that are loaded can stay; and as it is read from its file once either way, that costs no more time than staging it. Left
+out: encoding on a processor while the device draws, which takes minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ideogram_app.catalog.text_encoder import LAYER
 from ideogram_app.errors import RequestError
@@ -33,24 +32,23 @@ WAYS = ("resident", "staged", "streamed")
 
 @contextmanager
 def encoder_on_device(
-    where: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, copies: CopyStream | None = None
+    folder: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, copies: CopyStream | None = None
 ) -> Iterator[CaptionEncoder]:
-    """The encoder, ready to read captions on a device; gone when the context ends.
+    """The encoder, ready to encode on a device; freed when the context ends.
 
     Args:
-        way: staged or streamed.
-        copies: of a streamed one; those of the device's kind where None.
+        way: staged or streamed; the latter by `copies`, those of the device's kind where None.
 
     Raises:
         CheckpointError: a file is missing or damaged.
         RequestError: another way.
     """
     if way not in WAYS[1:]:
-        raise RequestError("The text encoder cannot visit like that", expected=" or ".join(WAYS[1:]), got=way)
+        raise RequestError("The text encoder is either staged or streamed", expected=" or ".join(WAYS[1:]), got=way)
     hooks = OffloadHooks(device, copies=copies) if way == "streamed" else None
     encoder: CaptionEncoder | None = None
     try:
-        encoder = _streamed(where, dtype, hooks) if hooks else where.text_encoder(device, dtype)
+        encoder = _streamed(folder, dtype, hooks) if hooks else folder.text_encoder(device, dtype)
         yield encoder
     finally:
         if hooks:
@@ -60,20 +58,16 @@ def encoder_on_device(
         release(device)
 
 
-def _streamed(where: ComponentsFolder, dtype: torch.dtype, hooks: OffloadHooks) -> CaptionEncoder:
+def _streamed(folder: ComponentsFolder, dtype: torch.dtype, hooks: OffloadHooks) -> CaptionEncoder:
     """The encoder with its table on the host and its layers offloaded."""
-    file = where.encoder_file()
+    file = folder.encoder_file()
     matrices = file.linears_within(LAYER) if file else []
-    encoder = where.text_encoder("cpu", dtype, frozenset(matrices))
+    encoder = folder.text_encoder("cpu", dtype, frozenset(matrices))
     language: Any = encoder.language_model
     for index, layer in enumerate(language.layers):
         own = f"{LAYER}{index}."
         names = {name.removeprefix(own): (name,) for name in matrices if name.startswith(own)}
         hooks.add(layer, file_spans(file, layer, names) if file else None)
-
-    def to_device(module: nn.Module, ids: Any, rows: Tensor) -> Tensor:
-        return rows.to(hooks.device)
-
-    language.embed_tokens.register_forward_hook(to_device)
+    language.embed_tokens.register_forward_hook(lambda module, ids, rows: rows.to(hooks.device))
     hooks.start()
     return encoder

@@ -1,7 +1,7 @@
-"""Qwen3-VL's text side, written for inference: token ids to hidden states, layer by layer.
+"""Qwen3-VL's text model, written for inference: token ids to hidden states, layer by layer.
 
     hidden += attention(norm(hidden))       grouped queries, a norm for every head, rotary positions
-    hidden += down(silu(gate(x)) * up(x)),  x = norm(hidden)
+    hidden += down(silu(gate(x)) * up(x)),  x = norm(hidden)      each of these is (1, n, hidden) -> (1, n, hidden)
 
 Modules have the names of transformers' `Qwen3VLTextModel`, so its weights fit, and operations are done in its order, so
 features are equal to the last bit. transformers' own class does the same in 1,300 lines that also know pictures, caches
@@ -36,7 +36,6 @@ class Norm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., size) -> (..., size)."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return self.weight * wide.to(x.dtype)
@@ -74,7 +73,6 @@ class TextAttention(nn.Module):
         self.q_norm, self.k_norm = Norm(self.head, epsilon), Norm(self.head, epsilon)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
-        """(1, n, hidden) -> (1, n, hidden)."""
         heads = (*x.shape[:-1], -1, self.head)  # (1, n, heads, head)
         q = self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2)
@@ -100,7 +98,6 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(1, n, hidden) -> (1, n, hidden)."""
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -114,13 +111,12 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Norm(shape.hidden_size, epsilon)
 
     def forward(self, hidden: Tensor, position_embeddings: Rotation) -> Tensor:
-        """(1, n, hidden) -> (1, n, hidden)."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), position_embeddings)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class TextModel(nn.Module):
-    """The embedding table, the rotary frequencies and the layers; text.py runs them and taps between them."""
+    """The embedding table, the rotary frequencies and the layers; features.py runs them and taps between them."""
 
     def __init__(self, shape: TextEncoder, theta: float, epsilon: float) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Captions to token ids, from the files of a tokenizer folder.
+"""Tokenizer of captions: chat template and token ids, from the files of a tokenizer folder.
 
     tokenizer.json           the vocabulary and how text is split, as the tokenizers package reads it
     chat_template.jinja      what stands around a user's turn; older folders have it in tokenizer_config.json
 
 transformers' `AutoTokenizer` reads the same files into the same two things, and imports the Hub's client, HTTP and its
-table of models before it does. Its two methods that text.py uses have their names and arguments here. Left out:
+table of models before it does. Its two methods that features.py uses have their names and arguments here. Left out:
 everything else that it can; a folder without tokenizer.json, which only it can read, is left to it (components.py).
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,6 @@ class CaptionTokenizer:
 
 
 def _template(folder: Path) -> str:
-    """The chat template's text."""
     path, settings = folder / TEMPLATE, folder / SETTINGS
     try:
         if path.is_file():
@@ -89,17 +89,11 @@ def _compiled(template: str, folder: Path) -> Any:
     def fail(message: str) -> None:
         raise TemplateError(message)
 
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    sandbox.filters["tojson"] = _to_json
+    extensions = ["jinja2.ext.loopcontrols"]
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    sandbox.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes it for HTML
     sandbox.globals["raise_exception"] = fail
     try:
         return sandbox.from_string(template)
     except TemplateError as problem:
         raise CheckpointError(f"The chat template in {folder} cannot be read", got=str(problem)) from problem
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """As JSON is written elsewhere; Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)

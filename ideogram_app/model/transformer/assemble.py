@@ -1,11 +1,10 @@
-"""Tensors by their names -> a backbone: which layer is made of which, in the order in which they are used.
+"""Assembling a transformer from named tensors: which layer is made of which, in the order of use.
 
     conditioner    the text projection, the time embedding, adaLN of every block          host memory
     trunk          input_proj, blocks of four merged matrices, the last layer             the device that draws
-                   (blocks are yielded one by one, so that the caller may offload one before the next, see offload.py)
 
-Nothing that is needless is read: a branch without text loads neither `llm_cond_norm` nor `llm_cond_proj`. Left out:
-where names come from (checkpoints/) and which recipe is which (loader.py).
+Blocks are yielded one by one, so that the caller may offload one before the next is made. A branch without text loads
+neither `llm_cond_norm` nor `llm_cond_proj`. Left out: where names come from (checkpoints/).
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from ideogram_app.model.transformer.conditioner import Conditioner
 from ideogram_app.model.transformer.layers import Layer, Stored, linear, merged
 
 CPU = torch.device("cpu")
-NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in the order of `Prepared.vectors`
-ARMS = ("w1", "w3")  # what is merged
+NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in the order of `Conditioning.vectors`
 
 
 class BranchWeights(Protocol):
@@ -40,29 +38,23 @@ class BranchWeights(Protocol):
         """A tensor that is not packed, or some of its rows, in any floating type."""
 
     def stored(self, linear: str) -> Sequence[Tensor | PackedWeight]:
-        """The weight of a Linear as it rests: one, or its rows from top to bottom where a file holds them apart."""
+        """The weight of a Linear as stored: one, or its rows from top to bottom where a file holds them apart."""
 
 
 @dataclass(frozen=True)
 class Placement:
     """How a backbone is built.
 
-    Attributes:
-        dtype: the computing type, of everything that is not packed.
-        trunk: where the blocks rest while it is built.
-        conditioner: where what runs once a picture rests.
-        kernels: of the device that computes.
-        arithmetic: of Q4_K, see `layers.linear`.
-        offloaded: blocks whose weights stay as they come: an order of the processor's own (`Kernels.weight`) is no run
-            of bytes. They are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for
-            the published pair) take no time.
+    Weights of `offloaded` blocks stay as they come: the processor's own order (`Kernels.weight`) cannot be packed. They
+    are built on the device too, where merging and Q4_K's row scales (5 minutes of one core for the published pair) take
+    no time.
     """
 
-    dtype: torch.dtype
-    trunk: torch.device = CPU
-    conditioner: torch.device = CPU
-    kernels: Kernels = PLAIN
-    arithmetic: str = ""
+    dtype: torch.dtype  # the computing type, of everything that is not packed
+    trunk: torch.device = CPU  # the device of the blocks while it is built
+    conditioner: torch.device = CPU  # the device of what runs once a picture
+    kernels: Kernels = PLAIN  # of the device that computes
+    arithmetic: str = ""  # of Q4_K, see `layers.linear`
     offloaded: frozenset[int] = frozenset()
 
 
@@ -74,11 +66,11 @@ def assemble(
     sees_text: bool,
     blocks: Iterable[Block] | None = None,
 ) -> Backbone:
-    """One transformer with every weight in its place.
+    """One transformer, filled.
 
     Args:
         config: diffusers' config.json of the branch.
-        blocks: what `blocks_of` yields, which the caller may offload on the way; where None, they stay as made.
+        blocks: what `blocks_of` yields, which the caller may have offloaded; where None, they stay as made.
 
     Raises:
         CheckpointError: a tensor is missing or of another shape; the message names file and tensor.
@@ -87,19 +79,19 @@ def assemble(
     always = _Maker(weights, placement, placement.trunk)
     indicator = once.tensor("embed_image_indicator.weight")  # (2, hidden): text, image
     conditioner = Conditioner(
-        once.linear("t_embedding.mlp_in", True),
-        once.linear("t_embedding.mlp_out", True),
-        once.linear("adaln_proj", True),
-        [once.linear(f"layers.{index}.adaln_modulation", True) for index in range(branch.num_layers)],
+        once.linear("t_embedding.mlp_in"),
+        once.linear("t_embedding.mlp_out"),
+        once.linear("adaln_proj"),
+        [once.linear(f"layers.{index}.adaln_modulation") for index in range(branch.num_layers)],
         torch.stack([once.norms(f"layers.{index}.") for index in range(branch.num_layers)]),
-        once.linear("final_layer.adaln_modulation", True),
+        once.linear("final_layer.adaln_modulation"),
         once.tensor("llm_cond_norm.weight") if sees_text else None,
-        once.linear("llm_cond_proj", True) if sees_text else None,
+        once.linear("llm_cond_proj") if sees_text else None,
         indicator[0],
     )
-    entry = always.linear("input_proj", True)
+    entry = always.linear("input_proj")
     made = list(blocks_of(weights, branch, placement) if blocks is None else blocks)
-    last = always.linear("final_layer.linear", True)
+    last = always.linear("final_layer.linear")
     trunk = Trunk(entry, indicator[1].to(placement.trunk), made, last, placement.kernels)
     backbone = Backbone(conditioner, trunk, branch.attention_head_dim, config["rope_theta"], config["mrope_section"])
     return backbone.eval().requires_grad_(False)
@@ -107,10 +99,10 @@ def assemble(
 
 def blocks_of(weights: BranchWeights, branch: Branch, placement: Placement) -> Iterator[Block]:
     """The blocks of a transformer in the order of use, each made when it is asked for."""
-    as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=_as_it_is))
+    as_it_comes = replace(placement, kernels=replace(placement.kernels, weight=PLAIN.weight))
     for index in range(branch.num_layers):
-        manner = as_it_comes if index in placement.offloaded else placement
-        yield _Maker(weights, manner, placement.trunk).block(index)
+        chosen = as_it_comes if index in placement.offloaded else placement
+        yield _Maker(weights, chosen, placement.trunk).block(index)
 
 
 def in_every_step(branch: Branch) -> Iterator[str]:
@@ -130,13 +122,9 @@ def linears_of(index: int) -> dict[str, tuple[str, ...]]:
     return {
         "qkv": (f"{attention}qkv",),
         "o": (f"{attention}o",),
-        "gate_up": tuple(f"{feed_forward}{name}" for name in ARMS),
+        "gate_up": (f"{feed_forward}w1", f"{feed_forward}w3"),
         "down": (f"{feed_forward}w2",),
     }
-
-
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
 
 
 class _Maker:
@@ -148,10 +136,10 @@ class _Maker:
     def tensor(self, name: str) -> Tensor:
         return self._weights.tensor(name).to(self._device, self._placement.dtype)
 
-    def linear(self, name: str, has_bias: bool) -> Layer:
-        bias = self.tensor(f"{name}.bias") if has_bias else None
+    def linear(self, name: str) -> Layer:
+        bias = self.tensor(f"{name}.bias")
         (weight,) = self._stored(name)
-        return linear(weight, bias, *self._manner)
+        return linear(weight, bias, self._placement.dtype, self._placement.kernels, self._placement.arithmetic)
 
     def norms(self, block: str) -> Tensor:
         """(4, hidden)."""
@@ -169,13 +157,9 @@ class _Maker:
         )
 
     def _merged(self, names: Sequence[str]) -> Layer:
-        return merged([part for name in names for part in self._stored(name)], *self._manner)
-
-    @property
-    def _manner(self) -> tuple[torch.dtype, Kernels, str]:
-        return self._placement.dtype, self._placement.kernels, self._placement.arithmetic
+        weights = [part for name in names for part in self._stored(name)]
+        return merged(weights, self._placement.dtype, self._placement.kernels, self._placement.arithmetic)
 
     def _stored(self, name: str) -> list[Stored]:
-        dtype, device = self._placement.dtype, self._device
-        parts = self._weights.stored(name)
+        device, dtype, parts = self._device, self._placement.dtype, self._weights.stored(name)
         return [part.to(device, dtype) if isinstance(part, Tensor) else part.to(device) for part in parts]

@@ -1,4 +1,4 @@
-"""Ideogram 4's transformer, written for drawing one picture at a time.
+"""Ideogram 4's diffusion transformer (DiT): block, trunk and backbone, for one picture at a time.
 
     latents (tokens, 128) -> velocity (tokens, 128)
 
@@ -6,10 +6,10 @@ The function of diffusers' `Ideogram4Transformer2DModel`, with all that no step 
 all that stands between two matrices handed to one kernel (`kernels.contract`). A block is four matrices and five
 of those:
 
-    x -> qkv -> heads -> attention -> rows -> o -> add_norm -> w1|w3 -> swiglu -> w2 -> add_norm -> x of the next block
+    x -> qkv -> heads -> attention -> quantize -> o -> add_norm -> gate_up -> swiglu -> down -> add_norm -> next x
 
-q, k and v are one matrix, w1 and w3 are one matrix, so every input is rounded once. There is no batch axis, no padding
-and no mask: text stands at its true length before the image. Left out: training, LoRA, packed batches, gradients.
+q, k and v are one matrix, gate and up (w1, w3) are one, down is w2; so every input is rounded once. There is no batch
+axis, no padding and no mask: text stands at its true length before the image. Left out: training, LoRA, gradients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Block(nn.Module):
     """One block. norm_q, norm_k: (D,) float32.
 
     Args:
-        qkv: (hidden) -> 3 hidden; o: (hidden) -> hidden; arms: w1 over w3, (hidden) -> 2 F; down: w2, (F) -> hidden.
+        qkv: (hidden) -> 3 hidden; o: (hidden) -> hidden; gate_up: w1 over w3, (hidden) -> 2 F; down: w2, (F) -> hidden.
     """
 
     qkv: Layer
@@ -65,7 +65,7 @@ class Block(nn.Module):
         x: Operand,
         vectors: Tensor,
         following: Tensor | None,
-        reads: InputFormat,
+        input_format: InputFormat,
         prepared: Conditioning,
         kernels: Kernels,
         order: tuple[SDPBackend, ...],
@@ -77,19 +77,25 @@ class Block(nn.Module):
         Args:
             hidden: (M, hidden), the residual; x: what `qkv` reads of it.
             vectors: (4, hidden) of this block.
-            following: (hidden,) for the norm in front of the next block, which `reads` so; None behind the last.
+            following: (hidden,) for the norm in front of the next block; None behind the last.
+            input_format: of the next block.
 
         Returns:
             The residual after this block, and what the next block reads of it (the residual itself behind the last).
         """
         update = self._attended(x, prepared, kernels, order)
         hidden, x = kernels.add_norm(
-            hidden, update, vectors[GATE_ATTENTION], vectors[READ_FEED_FORWARD], BLOCK_NORM_EPSILON, self.gate_up.reads
+            hidden,
+            update,
+            vectors[GATE_ATTENTION],
+            vectors[READ_FEED_FORWARD],
+            BLOCK_NORM_EPSILON,
+            self.gate_up.input_format,
         )
         del update
         gate_up = self.gate_up(x)
         del x
-        inner = kernels.swiglu(gate_up, self.down.reads)
+        inner = kernels.swiglu(gate_up, self.down.input_format)
         del gate_up
         update = self.down(inner)
         del inner
@@ -97,18 +103,18 @@ class Block(nn.Module):
         if following is None:
             hidden = kernels.add(hidden, update, gate, BLOCK_NORM_EPSILON)
             return hidden, hidden
-        return kernels.add_norm(hidden, update, gate, following, BLOCK_NORM_EPSILON, reads)
+        return kernels.add_norm(hidden, update, gate, following, BLOCK_NORM_EPSILON, input_format)
 
     def _attended(self, x: Operand, prepared: Conditioning, kernels: Kernels, order: tuple[SDPBackend, ...]) -> Tensor:
         """What attention adds to the residual, (M, hidden), neither normed nor gated yet."""
         heads = kernels.heads(self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, BLOCK_NORM_EPSILON)
         mixed = attend(*heads, order)
         del heads
-        return self.o(kernels.rows(mixed, self.o.reads))
+        return self.o(kernels.quantize(mixed, self.o.input_format))
 
 
 class Trunk(nn.Module):
-    """What runs in every step, and what is streamed where it does not fit.
+    """What runs in every step, and is offloaded where it does not fit.
 
     Args:
         entry: `input_proj`, (128) -> hidden; image_indicator: (hidden,), added to every image token.
@@ -142,7 +148,7 @@ class Trunk(nn.Module):
     def read(self, hidden: Tensor, prepared: Conditioning, step: int) -> Operand:
         """What the first block reads."""
         vector = prepared.vectors[step, 0, READ_ATTENTION]
-        return self.kernels.norm(hidden, vector, BLOCK_NORM_EPSILON, self.blocks[0].qkv.reads)
+        return self.kernels.norm(hidden, vector, BLOCK_NORM_EPSILON, self.blocks[0].qkv.input_format)
 
     def block(
         self, index: int, hidden: Tensor, x: Operand, prepared: Conditioning, step: int
@@ -150,8 +156,10 @@ class Trunk(nn.Module):
         """One block: the residual after it, and what the next one reads."""
         vectors, last = prepared.vectors[step], index + 1 == len(self.blocks)
         following = None if last else vectors[index + 1, READ_ATTENTION]
-        reads: InputFormat = "dense" if last else self.blocks[index + 1].qkv.reads
-        return self.blocks[index](hidden, x, vectors[index], following, reads, prepared, self.kernels, self.order)
+        input_format: InputFormat = "dense" if last else self.blocks[index + 1].qkv.input_format
+        return self.blocks[index](
+            hidden, x, vectors[index], following, input_format, prepared, self.kernels, self.order
+        )
 
     def leave(self, hidden: Tensor, prepared: Conditioning, step: int) -> Tensor:
         """Velocity (tokens, 128) from the residual behind the last block; text tokens have none."""
@@ -189,7 +197,7 @@ class Backbone(nn.Module):
             features: text features (n, taps x encoder), on any device; the branch that sees no text ignores them.
             times: (steps,), 0 is noise and 1 is data.
             rows, columns: of image tokens.
-            device: which computes, and holds the result; where the conditioner rests if None.
+            device: which computes, and holds the result; that of the conditioner if None.
         """
         device = device or self.conditioner.norms.device
         text = self.conditioner.project_text(features, device)

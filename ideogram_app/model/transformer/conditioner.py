@@ -1,4 +1,4 @@
-"""What a prompt and a schedule come down to, computed once for a whole picture.
+"""Conditioning: text projection, time embedding, adaLN modulation, rotary angles, once per picture.
 
     text features (n, 53248) -> norm, projection -> (n, 4608)              once a prompt, text tokens alone
     times (steps,) -> embedding -> adaLN of every block                    once a schedule, all steps in one product
@@ -6,8 +6,8 @@
 
 diffusers' transformer computes the first in every step and over image tokens too, where zeros come out, and the second
 block by block; here none of it is left to a step. Its weights, 1.2 GB of the published conditional transformer in bf16,
-therefore live in host memory and visit the device once a picture, one layer after another, so that the device has room
-for the largest (0.5 GB, the projection of text) and not for all. The unconditional transformer sees no text, so its
+therefore live in host memory and are staged on the device once a picture, one layer after another, so that it holds the
+largest (0.5 GB, the projection of text) and not all. The unconditional transformer sees no text, so its
 projection is never loaded.
 
 Every norm of a block is followed by a product with a vector that does not depend on tokens (its weight, and adaLN's
@@ -33,20 +33,13 @@ READ_ATTENTION, GATE_ATTENTION, READ_FEED_FORWARD, GATE_FEED_FORWARD = range(4)
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Everything of a picture that no step changes, on the device that draws it.
+    """Everything of a picture that no step changes, on the device that draws it; all but `text` in float32."""
 
-    Attributes:
-        text: (n, hidden), projected, indicator added; n is 0 where the branch sees no text.
-        vectors: (steps, blocks, 4, hidden) float32: what the norms of a block are multiplied by.
-        final: (steps, hidden) float32: what the last norm is multiplied by.
-        cos, sin: (n + image tokens, head size / 2) float32.
-    """
-
-    text: Tensor
-    vectors: Tensor
-    final: Tensor
-    cos: Tensor
-    sin: Tensor
+    text: Tensor  # (n, hidden), projected, indicator added; n is 0 where the branch sees no text
+    vectors: Tensor  # (steps, blocks, 4, hidden): what the norms of a block are multiplied by
+    final: Tensor  # (steps, hidden): what the last norm is multiplied by
+    cos: Tensor  # (n + image tokens, head size / 2)
+    sin: Tensor  # the same
 
 
 class Conditioner(nn.Module):
@@ -89,7 +82,7 @@ class Conditioner(nn.Module):
         indicator = self.text_indicator.to(device)
         if self.text_project is None:
             return indicator.new_zeros(0, indicator.shape[0])
-        return _visiting(self.text_project, self._normed(features.to(indicator))) + indicator
+        return _staged(self.text_project, self._normed(features.to(indicator))) + indicator
 
     def vectors(self, times: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Times (steps,), 0 is noise and 1 is data -> the `vectors` and `final` of `Conditioning`.
@@ -98,17 +91,17 @@ class Conditioner(nn.Module):
         """
         norms = self.norms.to(device)  # (blocks, 4, hidden)
         waves = sinusoids(times.to(device, norms.dtype), norms.shape[-1]).to(norms.dtype)
-        embedded = _visiting(self.embed_out, functional.silu(_visiting(self.embed_in, waves)))
-        condition = functional.silu(_visiting(self.project, embedded))  # (steps, adaln)
+        embedded = _staged(self.embed_out, functional.silu(_staged(self.embed_in, waves)))
+        condition = functional.silu(_staged(self.project, embedded))  # (steps, adaln)
         made = torch.empty(len(times), *norms.shape, dtype=torch.float32, device=device)
         for index, layer in enumerate(self.modulations):
-            vectors = _visiting(layer, condition).float().unflatten(-1, (4, -1))  # (steps, 4, hidden)
-            for place in (READ_ATTENTION, READ_FEED_FORWARD):
-                vectors[:, place] += 1.0
-            for place in (GATE_ATTENTION, GATE_FEED_FORWARD):
-                vectors[:, place] = vectors[:, place].tanh()
+            vectors = _staged(layer, condition).float().unflatten(-1, (4, -1))  # (steps, 4, hidden)
+            for scale in (READ_ATTENTION, READ_FEED_FORWARD):
+                vectors[:, scale] += 1.0
+            for gate in (GATE_ATTENTION, GATE_FEED_FORWARD):
+                vectors[:, gate] = vectors[:, gate].tanh()
             made[:, index] = vectors * norms[index].float()
-        return made, 1.0 + _visiting(self.final, functional.silu(condition)).float()
+        return made, 1.0 + _staged(self.final, functional.silu(condition)).float()
 
     def _normed(self, features: Tensor) -> Tensor:
         """(n, taps x encoder) -> the same, before the projection comes: features need not be there beside it."""
@@ -116,17 +109,15 @@ class Conditioner(nn.Module):
         return functional.rms_norm(features, features.shape[-1:], weight, TEXT_NORM_EPSILON)
 
 
-def _visiting(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer makes of x (m, columns), on the device of x; the layer is back where it rests afterwards."""
-    home = next(layer.buffers(), None)
-    home = next(layer.parameters()) if home is None else home
-    rests = home.device
+def _staged(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer makes of x (m, columns), on the device of x; the layer is back on its own afterwards."""
+    own = next(tensor.device for tensor in (*layer.buffers(), *layer.parameters()))
     layer.to(x.device)
     try:
         made: Tensor = layer(x)
         return made
     finally:
-        layer.to(rests)
+        layer.to(own)
 
 
 def sinusoids(times: Tensor, size: int) -> Tensor:
@@ -135,6 +126,13 @@ def sinusoids(times: Tensor, size: int) -> Tensor:
     rates = torch.exp(torch.arange(half, device=times.device) * -(math.log(TIME_SCALE) / (half - 1)))
     angles = (TIME_SCALE * times.float())[:, None] * rates
     return functional.pad(torch.cat((angles.sin(), angles.cos()), -1), (0, size % 2))
+
+
+def positions(text_tokens: int, rows: int, columns: int) -> Tensor:
+    """Of `[text][image]` on the axes time, row and column: (text + rows x columns, 3) whole numbers."""
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
+    return torch.cat((torch.arange(text_tokens)[:, None].expand(-1, 3), image))
 
 
 def rotary(
@@ -147,11 +145,8 @@ def rotary(
     exactly; a product with a frequency is off by at most 65536 x 2^-24, 0.004 of a radian, as it is in diffusers.
     """
     frequencies = 1.0 / (theta ** (torch.arange(0, head, 2, dtype=torch.float32) / head))
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    image = torch.stack((torch.zeros_like(row), row, column), -1).flatten(0, 1) + IMAGE_OFFSET
-    positions = torch.cat((torch.arange(text_tokens)[:, None].expand(-1, 3), image)).float()  # (L, 3)
     axis = torch.zeros(head // 2, dtype=torch.long)
     axis[1 : 3 * sections[1] : 3] = 1
     axis[2 : 3 * sections[2] : 3] = 2
-    angles = positions[:, axis] * frequencies
+    angles = positions(text_tokens, rows, columns).float()[:, axis] * frequencies
     return angles.cos(), angles.sin()

@@ -1,4 +1,4 @@
-"""A Linear layer per storage, and the merging of layers that read one input.
+"""Quantized Linear layers, one class per storage (FP8, INT8, GGUF), and their merging.
 
     dense           DenseLinear       weight in the computing type
     fp8             Fp8Linear         float8 weight, widened at every use
@@ -6,9 +6,9 @@
     gguf            GgufLinear        blocks decoded at every use: W4A16 for Q4_K
     gguf, Q4_K      Int8GgufLinear    blocks decoded to one layer's INT8 at every use: W4A8
 
-`reads` says what a layer wants its input as (`kernels.contract.Reads`), so that the kernel before it can hand over just
-that: two layers that read the same are merged and their input is rounded once. A layer takes an ordinary tensor too and
-is then a drop-in for `torch.nn.Linear`.
+`input_format` (`kernels.contract.InputFormat`) says what a layer wants its input as, so that the kernel before it can
+hand over just that: two layers that read the same are merged and their input is rounded once. A layer takes an ordinary
+tensor too and is then a drop-in for `torch.nn.Linear`.
 
 Packed weights and their scales are buffers that follow `.to(device)` and ignore `.to(dtype)`: a change of type would
 silently unpack, or ruin, them. The bias is an ordinary parameter. Left out: training, and keeping decoded weights;
@@ -42,7 +42,7 @@ W4A8 = "w4a8"  # the arithmetic that decodes Q4_K to INT8; anything else decodes
 class DenseLinear(nn.Linear):
     """`weight` (rows, columns) in the computing type."""
 
-    reads: InputFormat = "dense"
+    input_format: InputFormat = "dense"
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = weight.shape
@@ -53,13 +53,15 @@ class DenseLinear(nn.Linear):
 
 
 class PackedLinear(nn.Module):
-    """What the packed layers share: sizes, the bias, and buffers whose type never changes."""
+    """Base of the packed layers, (..., columns) -> (..., rows): sizes, bias, and buffers whose type never changes."""
 
     bias: nn.Parameter | None
-    reads: InputFormat = "dense"
+    input_format: InputFormat = "dense"
 
-    def __init__(self, rows: int, columns: int, bias: Tensor | None) -> None:
+    def __init__(self, rows: int, columns: int, bias: Tensor | None, **buffers: Tensor | None) -> None:
         super().__init__()
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor)
         self.in_features, self.out_features = columns, rows
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         if bias is not None:
@@ -87,15 +89,12 @@ class Fp8Linear(PackedLinear):
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         rows, columns = weight.shape
-        super().__init__(rows, columns, bias)
+        super().__init__(rows, columns, bias, weight=weight, scale=scale.float())
         _expect("scale", scale, (rows,))
         if weight.dtype != torch.float8_e4m3fn:
             raise CheckpointError("This is no FP8 weight", expected="torch.float8_e4m3fn", got=str(weight.dtype))
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows)."""
         return fp8.linear(x, self.weight, self.scale, self.bias)
 
 
@@ -113,13 +112,11 @@ class GgufLinear(PackedLinear):
         bias: Tensor | None = None,
         kernels: Kernels = PLAIN,
     ) -> None:
-        super().__init__(rows, columns, bias)
+        super().__init__(rows, columns, bias, weight=packed)
         _expect(f"packed {gguf_type} weight", packed, (rows, k_quants.packed_columns(columns, gguf_type)))
         self.gguf_type, self.kernels = gguf_type, kernels
-        self.register_buffer("weight", packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., columns) -> (..., rows)."""
         if self.gguf_type == "Q4_K":
             return nn.functional.linear(x, self.kernels.decode(self.weight, x.dtype), self.bias)
         return nn.functional.linear(x, k_quants.decode(self.weight, self.gguf_type, x.dtype), self.bias)
@@ -129,10 +126,9 @@ class GgufLinear(PackedLinear):
 
 
 class RoundingLinear(PackedLinear):
-    """What the layers with INT8 inputs share: they take rows that a kernel rounded, or round a tensor themselves.
+    """Base of the layers with INT8 inputs: they take rows that a kernel rounded, or round a tensor themselves.
 
-    Args:
-        dtype: of the result; where the input is a tensor, that tensor's.
+    The result is of `dtype`; where the input is a tensor, of that tensor's.
     """
 
     scale: Tensor
@@ -146,17 +142,16 @@ class RoundingLinear(PackedLinear):
         rotated: bool,
         kernels: Kernels,
     ) -> None:
-        super().__init__(*shape, bias)
+        super().__init__(*shape, bias, scale=scale.float())
         _expect("scale", scale, (shape[0],))
-        self.register_buffer("scale", scale.float())
         self.dtype, self.kernels = dtype, kernels
-        self.reads = "rotated" if rotated else "int8"
+        self.input_format = "rotated" if rotated else "int8"
 
     def forward(self, x: Operand) -> Tensor:
         """Rows (M, columns) -> (M, rows), or a tensor (..., columns) -> (..., rows)."""
         if isinstance(x, QuantizedActivations):
             return self.kernels.matmul(x, self.operand(), self.scale, self.bias, self.dtype)
-        rows = self.kernels.rows(x.reshape(-1, x.shape[-1]), self.reads)
+        rows = self.kernels.quantize(x.reshape(-1, x.shape[-1]), self.input_format)
         assert isinstance(rows, QuantizedActivations)
         y = self.kernels.matmul(rows, self.operand(), self.scale, self.bias, x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
@@ -220,20 +215,19 @@ class Int8GgufLinear(RoundingLinear):
         self.register_buffer("weight", packed)
 
     def operand(self) -> Any:
-        return self.kernels.decode_int8(self.weight, self.scale, self.reads == "rotated")
+        return self.kernels.decode_int8(self.weight, self.scale, self.input_format == "rotated")
 
 
 class SideBySide(nn.Module):
-    """Layers that read one input but rest in different storages: run apart, their outputs joined (M, sum of rows)."""
+    """Layers of one input in different storages: run apart, their outputs joined (M, sum of rows)."""
 
-    reads: InputFormat = "dense"
+    input_format: InputFormat = "dense"
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, columns) -> (M, rows)."""
         return torch.cat([layer(x) for layer in self.layers], -1)
 
 
@@ -244,12 +238,7 @@ Stored = Tensor | PackedWeight
 def linear(
     weight: Stored, bias: Tensor | None, dtype: torch.dtype, kernels: Kernels = PLAIN, arithmetic: str = ""
 ) -> DenseLinear | PackedLinear:
-    """The layer of a storage around a weight.
-
-    Args:
-        dtype: the computing type.
-        arithmetic: `W4A8`, or anything else for the storage's own.
-    """
+    """The layer of a storage around a weight, for a computing type; arithmetic: `W4A8`, or "" for the storage's own."""
     if isinstance(weight, Tensor):
         return DenseLinear(weight.to(dtype), bias)
     rows = weight.values.shape[0]
@@ -294,11 +283,11 @@ def row_scales(packed: Tensor, rotated: bool) -> Tensor:
     return torch.cat(scales).clamp_(min=int8.SMALLEST_WEIGHT_SCALE)
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers as they are held, each counted once."""
-    held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+def weight_bytes(module: nn.Module, on_host: bool = False) -> int:
+    """Bytes of a module's parameters and buffers as they are held, each counted once; of those in host memory alone."""
+    tensors = (*module.parameters(), *module.buffers())
     own = (layer.own for layer in module.modules() if isinstance(layer, Int8Linear) and layer.own is not None)
-    return held + sum(map(held_bytes, own))
+    return sum(x.nbytes for x in tensors if not on_host or x.device.type == "cpu") + sum(map(held_bytes, own))
 
 
 def _kind(weight: Stored) -> tuple[str, str, bool]:
