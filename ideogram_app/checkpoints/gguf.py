@@ -1,18 +1,17 @@
-"""GGUF files: the header of one to be written, and tensors read where they lie.
+"""GGUF files: tensors read from them, mapped or by rows, and the header of a file to be written.
 
     [magic, version, counts][metadata][name, shape, type, offset of every tensor][their bytes, each aligned to 32]
 
     header = gguf_header(infos)            with GgufFile(path) as file:
                                                tensor = file.tensor(name)
 
-The header stands first, so that files are filled in place (file_plan.py, journal.py), and only one tensor need be in
-memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads every type
-that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
+The header is written first, so that a file is filled in place (file_plan.py, journal.py) with one tensor in memory.
+`GgufFile` maps the file into memory and returns views: nothing is read before it is used. It reads every type that
+gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
 
-gguf-py does the reading, and is imported once there is a file; this file adds types in torch, a check at every step,
-and errors that name the file. No `general.architecture` is written: published per-branch files of this model carry no
-metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files, metadata that is
-written, publishing by rename (store.py).
+gguf-py does the reading, and is imported once there is a file; this module adds types in torch, a check at every step,
+and errors that name the file. No `general.architecture` is written: published files of this model's transformers carry
+no metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ LONGEST_NAME = 63  # bytes; GGML_MAX_NAME is 64 with its closing zero
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """What a header says of one tensor.
+    """A row of a header.
 
     Attributes:
         shape: of the weights, (rows, columns) or (n,), whatever their packing.
@@ -65,7 +64,7 @@ class GgufTensor:
 
     @property
     def held_shape(self) -> tuple[int, ...]:
-        """Of the tensor in memory: that of the weights, or of their packed rows."""
+        """Shape of the tensor in memory: that of the weights, or (rows, bytes of a packed row)."""
         if self.gguf_type in FLOATS:
             return self.shape
         if self.gguf_type in OTHER_BLOCKS:
@@ -77,7 +76,7 @@ class GgufTensor:
 
     @property
     def dtype(self) -> str:
-        """The type by the name that a safetensors header's rows have for theirs."""
+        """The type, under the same name as in `SafetensorsTensor`."""
         return self.gguf_type
 
     @property
@@ -90,7 +89,7 @@ class GgufTensor:
 
 
 def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
-    """All that stands before the data of a file with these tensors, GGUF version 3 without metadata.
+    """The header of a file with these tensors, GGUF version 3 without metadata.
 
     The data follow in this order, each from a multiple of `ALIGNMENT` on, counted from the file's first byte.
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf-py writes the same bytes, but only to a file.
@@ -115,11 +114,7 @@ def aligned(offset: int) -> int:
 
 
 class GgufFile:
-    """An open GGUF file: its metadata, what its tensors are, and the tensors themselves on demand.
-
-    Attributes:
-        metadata: key to value; empty in published files of this model.
-        infos: name to `GgufTensor`, in file order.
+    """An open GGUF file, read on demand; `infos` are in file order.
 
     Raises:
         CheckpointError: missing, truncated, malformed, or holding a type not in `READABLE_TYPES`.
@@ -136,8 +131,8 @@ class GgufFile:
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A view of the mapped file: floats as `info.shape`, a block type as uint8 (rows, bytes of a row).
 
-        It may be written to, which changes memory and never the file. Some rows of it are read into memory of their
-        own instead: pages of a mapping, once touched, count as the process's memory until the file is closed.
+        It may be written to, which changes memory and never the file. Rows are read into memory of their own instead:
+        pages of a mapping, once touched, count as the process's memory until the file is closed.
 
         Raises:
             CheckpointError: no tensor of that name.
@@ -148,7 +143,7 @@ class GgufFile:
         return span.shaped(torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8)))
 
     def span(self, name: str, rows: slice | None = None) -> Span:
-        """Where a tensor, or some of its rows, lies; raises like `tensor`."""
+        """The span of a tensor, or of some of its rows; raises like `tensor`."""
         if name not in self._mapped:
             raise CheckpointError(
                 f"{self.path.name} holds no tensor {name}", got=f"{len(self._mapped)}: {', '.join(self._mapped):.200}"
@@ -162,7 +157,7 @@ class GgufFile:
         return Span(self.path, name, start + first * row_bytes, info.held_dtype, shape)
 
     def close(self) -> None:
-        """Let go of the mapping; views already handed out keep it alive until they go."""
+        """Release the mapping, once views of it are gone."""
         self._mapped.clear()
 
     def __enter__(self) -> GgufFile:
@@ -186,7 +181,7 @@ class GgufFile:
 
 @cache
 def _bounded_reader() -> type[gguf.GGUFReader]:
-    """gguf-py's reader with one question asked at every access: does the file reach that far?"""
+    """gguf-py's reader, which checks at every access that the file reaches that far."""
     import gguf
 
     class BoundedReader(gguf.GGUFReader):
@@ -204,7 +199,7 @@ def _bounded_reader() -> type[gguf.GGUFReader]:
 
 
 def _open(path: Path) -> gguf.GGUFReader:
-    """Map a file and read its header, turning every way in which that fails into a `CheckpointError`."""
+    """Map a file and read its header; whatever goes wrong is a `CheckpointError`."""
     again = f"Fetch or convert {path} again"
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}")
@@ -212,9 +207,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     if size == 0:  # cannot be mapped
         raise CheckpointError(f"{path.name} is empty", expected="a GGUF file", got="0 bytes", do=again)
     try:
-        reader = _bounded_reader()(
-            path, mode="c"
-        )  # copy on write: torch wants writable memory, the file stays as it is
+        reader = _bounded_reader()(path, mode="c")  # copy on write: torch wants writable memory
     except CheckpointError as problem:
         raise CheckpointError(
             f"{path.name} cannot be read: {problem.what}", expected=problem.expected, got=problem.got, do=again
@@ -232,7 +225,6 @@ def _open(path: Path) -> gguf.GGUFReader:
 
 
 def _check_writable(info: GgufTensor) -> None:
-    """Refuse what no reader would take."""
     if info.gguf_type not in KNOWN_TYPES:
         raise RequestError(
             f"Tensor {info.name} cannot be written as {info.gguf_type}", expected=" or ".join(KNOWN_TYPES)

@@ -24,14 +24,14 @@ import torch
 from torch import nn
 
 from ideogram_app.catalog.text_encoder import DENSE, find_encoder_recipe
-from ideogram_app.checkpoints.prepared.components import ENCODER, open_encoder
 from ideogram_app.checkpoints.prepared.manifest import verify_sums
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile, open_encoder
+from ideogram_app.checkpoints.prepared.storage import ENCODER
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.local import find_source, local_folder
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
-from ideogram_app.checkpoints.published.transformer import read_config, weight_files
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
+from ideogram_app.checkpoints.weight_files import read_config, weight_files
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import identity
 from ideogram_app.model.fill import finished, put
@@ -81,7 +81,7 @@ class ComponentsFolder:
         """Raises: CheckpointError: missing or damaged."""
         return read_tokenizer(self.folder / TOKENIZER)
 
-    def encoder_file(self) -> PackedBranch | None:
+    def encoder_file(self) -> PackedFile | None:
         """The file of an encoder that was prepared; None where the folder is that of a pipeline."""
         return open_encoder(self.folder, self.kept)[0] if self.kept else None
 
@@ -102,7 +102,7 @@ class ComponentsFolder:
         """
         if self.kept:
             return encoder_from_file(*open_encoder(self.folder, self.kept), device, dtype, build, away)
-        source = SourceEncoder(self.folder / ENCODER)
+        source = TextEncoderCheckpoint(self.folder / ENCODER)
         return encoder_from_source(source, find_encoder_recipe(DENSE), device, dtype, build)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ideogram_app.catalog.text_encoder import DEFAULT, LAYER, find_encoder_recipe
-from ideogram_app.checkpoints.prepared.components import ENCODER, encoder_file
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
+from ideogram_app.checkpoints.prepared.storage import ENCODER, encoder_file
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.packing import Packing
 from ideogram_app.prepare.run import PrepareRun, PrepareTask
@@ -50,13 +50,13 @@ def prepare_components(
         CheckpointError: the folder lacks one of them, or holds something else.
         DiskError: too little room.
     """
-    recipe, place = find_encoder_recipe(encoder), store.companions(model_name)
+    recipe, place = find_encoder_recipe(encoder), store.components_folder(model_name)
     with place.lock():
         status = store.components_status(model_name)
         if status.usable and status.recipe == encoder:
             yield Event("prepare", encoder, status.bytes, status.bytes, message=f"{encoder} is ready")
             return
-        reader = SourceEncoder(source / ENCODER)
+        reader = TextEncoderCheckpoint(source / ENCODER)
         path = place.staging / encoder_file(encoder)
         packing = Packing(ENCODER, reader, reader.encoder, recipe, path, torch.device(device))
         copies = _copies(source)
@@ -85,12 +85,12 @@ def _copies(source: Path) -> dict[str, Path]:
     return found
 
 
-def _smoke(reader: SourceEncoder, recipe: str) -> Any:
+def _smoke(reader: TextEncoderCheckpoint, recipe: str) -> Any:
     """First and last decoder layer, filled from the source and from the file; what they add must agree."""
     row = find_encoder_recipe(recipe)
 
     def smoke(packing: Packing) -> Iterator[tuple[str, float]]:
-        written = PackedBranch(packing.path, row, reader.encoder)
+        written = PackedFile(packing.path, row, reader.encoder)
         for index in _tried(reader):
             hidden, source = _output(reader.config, index, _all_rows(reader))
             _, packed = _output(reader.config, index, written.values)
@@ -101,12 +101,12 @@ def _smoke(reader: SourceEncoder, recipe: str) -> Any:
     return smoke
 
 
-def _tried(reader: SourceEncoder) -> list[int]:
+def _tried(reader: TextEncoderCheckpoint) -> list[int]:
     """The layers that the smoke test computes."""
     return sorted({0, reader.encoder.num_hidden_layers - 1})
 
 
-def _all_rows(reader: SourceEncoder) -> Read:
+def _all_rows(reader: TextEncoderCheckpoint) -> Read:
     return lambda name, rows: reader.tensor(name, rows)
 
 

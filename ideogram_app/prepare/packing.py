@@ -26,7 +26,7 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.journal import MismatchError
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, rows_of_parts
 from ideogram_app.errors import CheckpointError
@@ -124,7 +124,7 @@ VANISHING = 127 * 2**-25
 
 
 class Reader(Protocol):
-    """What weights are read from: `SourceBranch` or `SourceEncoder`."""
+    """What weights are read from: `TransformerCheckpoint` or `TextEncoderCheckpoint`."""
 
     folder: Path
     config: dict[str, Any]
@@ -152,18 +152,18 @@ class Packing:
     scaling: Scaling = field(default_factory=dict)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     units: list[Unit] = field(init=False)
-    blank: FilePlan = field(init=False)
+    file_plan: FilePlan = field(init=False)
 
     def __post_init__(self) -> None:
         self.units = formats.units(self.recipe, self.component, self.reader.dtypes)
         shapes = self.component.shapes()
         dense = next(self.reader.dtypes[name] for name, shape in shapes.items() if len(shape) == 1)
         self._heights = {name: shape[0] for name, shape in shapes.items()}
-        self.blank = formats.plan_file(self.recipe, self.units, dense)
+        self.file_plan = formats.plan_file(self.recipe, self.units, dense)
 
     def size(self, unit: Unit) -> int:
         """Bytes of a unit in the file."""
-        return sum(stop - start for start, stop in (self.blank.spans[part.name] for part in unit.parts))
+        return sum(stop - start for start, stop in (self.file_plan.spans[part.name] for part in unit.parts))
 
     def weights(self, unit: Unit) -> int:
         """How many weights of a unit are packed."""
@@ -195,7 +195,7 @@ class Packing:
         importance = self.importance.get(diffusers_names(unit.source)[0])
         return formats.pack(self.recipe, unit, tensor, importance)
 
-    def compare(self, written: PackedBranch, unit: Unit, rows: slice, tensor: Tensor) -> None:
+    def compare(self, written: PackedFile, unit: Unit, rows: slice, tensor: Tensor) -> None:
         """Read rows back through the code that loads them.
 
         Raises:

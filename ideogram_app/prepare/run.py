@@ -20,10 +20,10 @@ from ideogram_app import __version__
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import Unit
-from ideogram_app.checkpoints.prepared.folder import PreparedFolder
-from ideogram_app.checkpoints.prepared.journal import Filling, Journal, MismatchError, hash_parts, make_blank
+from ideogram_app.checkpoints.prepared.journal import Journal, MismatchError, UnitWriter, create_file, hash_parts
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow, Manifest
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
+from ideogram_app.checkpoints.prepared.store import PreparedFolder
 from ideogram_app.errors import CheckpointError, DiskError
 from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, hash_file, write_json
 from ideogram_app.prepare.notices import write_notices
@@ -93,7 +93,7 @@ class PrepareRun:
         self.place, self.work, self.recipe, self.packings = place, work, work.recipe, work.packings
         self._seen = [_file_identity(path) for path in work.sources]
         copied = sum(path.stat().st_size for path in work.copies.values())
-        self.written = copied + sum(packing.blank.size for packing in self.packings)
+        self.written = copied + sum(packing.file_plan.size for packing in self.packings)
         self.meter = ProgressMeter(work.recipe.name, self.written)
         self.journal = Journal(place.journal, self._identity())
         self.smoke: dict[str, float] = {}
@@ -168,7 +168,7 @@ class PrepareRun:
             "tuning": self.work.tuning.identity,
             "device": self.packings[0].device.type,  # rounds as others do to the last bit but one
             "source": self._seen,
-            "headers": [hashlib.sha256(packing.blank.header).hexdigest() for packing in self.packings],
+            "headers": [hashlib.sha256(packing.file_plan.header).hexdigest() for packing in self.packings],
         }
 
     def _check_disk(self) -> None:
@@ -184,24 +184,24 @@ class PrepareRun:
             )
 
     def _pack(self, packing: Packing) -> Iterator[Event]:
-        """Fill a branch's file; units that the journal vouches for stay."""
+        """Fill a branch's file; units that an earlier run wrote stay."""
         settings = formats.branch_config(self.recipe, packing.component, packing.reader.config)
         config = self.place.staging / packing.name / "config.json"
         write_json(config, settings, sort_keys=True)
-        make_blank(packing.path, packing.blank)
-        written = PackedBranch(packing.path, self.recipe, packing.component)
+        create_file(packing.path, packing.file_plan)
+        written = PackedFile(packing.path, self.recipe, packing.component)
         with packing.path.open("r+b", buffering=0) as file:
             for unit in packing.units:
                 share = PACKED_SHARE * packing.size(unit)
-                if self.journal.vouches(packing.name, unit, file, packing.blank):
+                if self.journal.is_intact(packing.name, unit, file, packing.file_plan):
                     self.kept += 1
                     yield self.meter.event(share, f"kept {unit.name}", fresh=False)
                     continue
                 count = len(packing.runs(unit))
-                for _ in self._fill(packing, unit, Filling(file, packing.blank, unit), written):
+                for _ in self._fill(packing, unit, UnitWriter(file, packing.file_plan, unit), written):
                     yield self.meter.event(share / count, unit.name)
 
-    def _fill(self, packing: Packing, unit: Unit, filling: Filling, written: PackedBranch) -> Iterator[None]:
+    def _fill(self, packing: Packing, unit: Unit, filling: UnitWriter, written: PackedFile) -> Iterator[None]:
         """Write a unit, stopping for breath after every run of rows; it is in the journal before the last breath."""
         runs = packing.runs(unit)
         for number, rows in enumerate(runs, 1):
@@ -260,7 +260,7 @@ class PrepareRun:
                 for unit in packing.units
                 for name, sha256 in self.journal.hashes(packing.name, unit).items()
             }
-            for size, sha256 in hash_parts(packing.path, packing.blank, expected):
+            for size, sha256 in hash_parts(packing.path, packing.file_plan, expected):
                 hashes[packing.path] = sha256
                 yield self.meter.event((1 - PACKED_SHARE) * size, f"hashed {packing.path.name}", phase="verify")
         small = [*beside, *(self.place.staging / packing.name / "config.json" for packing in self.packings)]

@@ -22,12 +22,11 @@ import torch
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, Manifest, read_manifest
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
-from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
+from ideogram_app.checkpoints.prepared.store import PreparedFolder, Store
 from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
-from ideogram_app.checkpoints.published.transformer import SourceModel, open_source
+from ideogram_app.checkpoints.published.transformer import TransformerPair, open_source
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning
 from ideogram_app.prepare.run import PrepareRun, PrepareTask, Report
@@ -65,7 +64,7 @@ def prepare(
         CheckpointError: the source is not what it should be, or what was written does not match it.
     """
     recipe, status = find_recipe(recipe_name), store.status(model_name, recipe_name)
-    place = store.place(model_name, recipe_name)
+    place = store.prepared_folder(model_name, recipe_name)
     if status.state == "included" or (status.state == "ready" and source is None and not tuning.identity):
         yield _ready(recipe_name, status.bytes)
         return
@@ -118,7 +117,7 @@ def quantize(
 
 
 def _work(
-    place: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
+    place: PreparedFolder, model: str, recipe: Recipe, source: TransformerPair, named: Path, tuning: Tuning, device: str
 ) -> PrepareTask:
     """Both transformers of a source as a recipe packs them; which layers it protects is the tuning's to say."""
     effective = tuning.effective(recipe)
@@ -140,7 +139,7 @@ def _work(
 
     def smoke(packing: Packing) -> Iterator[tuple[str, float]]:
         branch, reader = branches[packing.name], packing.reader
-        written = PackedBranch(packing.path, effective, branch)
+        written = PackedFile(packing.path, effective, branch)
         scaled = packing.scaled if packing.scaling else None
         return smoke_test(Subject(branch, reader.config, kind, reader.tensor, scaled, written.values))
 
@@ -156,7 +155,7 @@ def _expect_device(device: str) -> None:
         raise RequestError(f"There is no device {device} to pack on", got=str(problem).partition("\n")[0]) from problem
 
 
-def _same(made: Manifest, source: SourceModel, folder: Path, tuning: Tuning) -> bool:
+def _same(made: Manifest, source: TransformerPair, folder: Path, tuning: Tuning) -> bool:
     """Whether files were made from this source and, where there is a calibration, with it."""
     calibration = tuning.calibration or tuning.identity
     return made.made_from(str(folder), source.folder, source.files) and calibration in ("", made.calibration)
@@ -178,7 +177,7 @@ def _made_before(place: PreparedFolder) -> Manifest:
         ) from problem
 
 
-def model_of(source: SourceModel) -> str:
+def model_of(source: TransformerPair) -> str:
     """The model of this shape; a replica of fewer layers goes by the name of the published one."""
     shapes = tuple(reader.branch for reader in source.branches)
     return next((model.name for model in MODELS.values() if model.branches == shapes), UNNAMED)

@@ -177,7 +177,7 @@ class LocalBackend:
 
     def _companions(self, model: str) -> Iterator[Event]:
         """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
-        from ideogram_app.checkpoints.prepared.components import ENCODER
+        from ideogram_app.checkpoints.prepared.storage import ENCODER
         from ideogram_app.prepare.components import prepare_components
 
         folder = self._source_folder(model)

@@ -44,10 +44,10 @@ def raw(info: GgufTensor) -> bytes:
 
 def write_all(path: Path) -> Path:
     """The file of all of INFOS, filled as a preparation fills it."""
-    blank = plan_gguf([Unit((info.name,), (info,), False) for info in INFOS])
-    data = bytearray(blank.header.ljust(blank.size, b"\0"))
+    plan = plan_gguf([Unit(info.name, info.name, 0, (info,), False) for info in INFOS])
+    data = bytearray(plan.header.ljust(plan.size, b"\0"))
     for info in INFOS:
-        data[slice(*blank.spans[info.name])] = raw(info)
+        data[slice(*plan.spans[info.name])] = raw(info)
     path.write_bytes(data)
     return path
 

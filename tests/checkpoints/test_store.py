@@ -156,7 +156,7 @@ def test_a_recipe_made_from_other_weights_than_those_that_ship_is_damaged(store,
 
 def test_deleting_frees_everything_of_a_recipe(store) -> None:
     taken = store.status(NAME, RECIPE).bytes
-    store.place(NAME, RECIPE).staging.mkdir()
+    store.prepared_folder(NAME, RECIPE).staging.mkdir()
     assert store.delete(NAME, RECIPE) >= taken
     assert store.status(NAME, RECIPE).state == "missing"
     assert store.delete(NAME, RECIPE) == 0
@@ -168,7 +168,8 @@ def test_deleting_frees_everything_of_a_recipe(store) -> None:
 def test_only_one_holds_the_lock_and_death_lets_go_of_it(store) -> None:
     code = (
         "import sys, time; from ideogram_app.checkpoints.prepared.store import Store; from pathlib import Path\n"
-        f"with Store(Path(sys.argv[1])).place({NAME!r}, {RECIPE!r}).lock(): print('held', flush=True); time.sleep(60)"
+        f"with Store(Path(sys.argv[1])).prepared_folder({NAME!r}, {RECIPE!r}).lock():\n"
+        "    print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(store.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project_folder()) as holder:

@@ -34,7 +34,8 @@ from ideogram_app.benchmark.shapes import Question
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
-from ideogram_app.checkpoints.prepared.storage import PackedWeight, held_as, held_packed, held_shapes, packed_layers
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
+from ideogram_app.checkpoints.prepared.storage import held_as, held_packed, held_shapes, packed_layers
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
@@ -285,7 +286,7 @@ def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: 
 
 
 class FakeEncoderFile:
-    """A prepared text encoder without numbers: what `encoder_from_file` asks of a `PackedBranch`."""
+    """A prepared text encoder without numbers: what `encoder_from_file` asks of a `PackedFile`."""
 
     def __init__(self, encoder: TextEncoder, recipe: Recipe, dtype: torch.dtype) -> None:
         self._recipe, self._dtype, self._shapes = recipe, dtype, encoder.shapes()

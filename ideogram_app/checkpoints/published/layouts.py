@@ -1,10 +1,8 @@
-"""The layouts in which Ideogram 4's transformers are published, one frozen row each, and which of them files have.
+"""Published layouts of Ideogram 4's transformers, one table row each, and recognising which of them files have.
 
-A row is a fingerprint: kind of file, how Linears are packed, whether ComfyUI's notes stand beside them, whether names
-say which transformer they belong to. It names what a file is, for people, for the manifest and for the replicas of
-tools/make_replica.py. How a tensor decodes is found for each by itself (codecs.py), and so is whether attention is
-fused (tensor_names.py): the same layout is published both ways. GGUF files of different publishers have no header that
-would tell them apart, and need none.
+A row names a file for people, for the manifest and for the replicas of tools/make_replica.py. How a tensor decodes is
+found for each by itself (codecs.py), and so is whether attention is fused (tensor_names.py): the same layout is
+published both ways. GGUF files of different publishers have no header that would tell them apart, and need none.
 
 Left out: nvfp4 and SDNQ files, which are refused.
 """
@@ -15,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredTensor
+from ideogram_app.checkpoints.published.codecs import EncodedTensor
 from ideogram_app.errors import CheckpointError
 
 
@@ -24,9 +22,8 @@ class Layout:
     """One published layout.
 
     Attributes:
-        name: what a source's row, a manifest and `make_replica.py` call it.
         container: kind of file, safetensors or gguf.
-        packing: of the Linears that are packed, a name of `codecs.PACKINGS`; "" for any mixture.
+        codec: of the Linears that are packed, a name of `codecs.CODECS`; "" for any mixture.
         noted: ComfyUI's notes stand beside packed weights, or in the metadata.
         paired: one file holds both transformers, told apart by a prefix.
         about: how a Linear is stored.
@@ -34,7 +31,7 @@ class Layout:
 
     name: str
     container: str
-    packing: str
+    codec: str
     noted: bool = False
     paired: bool = False
     about: str = ""
@@ -57,11 +54,8 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def recognise(tensors: Iterable[StoredTensor], paired: bool) -> Layout:
-    """The layout that one transformer's tensors have.
-
-    Args:
-        paired: whether names say which transformer they belong to.
+def recognise(tensors: Iterable[EncodedTensor], paired: bool) -> Layout:
+    """The layout of one transformer's tensors; `paired`: their names say which transformer they belong to.
 
     Raises:
         CheckpointError: a combination that no row describes.
@@ -69,14 +63,15 @@ def recognise(tensors: Iterable[StoredTensor], paired: bool) -> Layout:
     stored = list(tensors)
     first = stored[0].weight.file
     container = "gguf" if isinstance(first, GgufFile) else "safetensors"
-    packed = {tensor.packing.name for tensor in stored} - {"dense"} or {"dense"}
+    packed = {tensor.codec.name for tensor in stored} - {"dense"} or {"dense"}
     noted = any("format" in tensor.settings for tensor in stored)
     for row in LAYOUTS.values():
         same = (row.container, row.noted, row.paired) == (container, noted, paired)
-        if same and (not row.packing or {row.packing} == packed):
+        if same and (not row.codec or {row.codec} == packed):
             return row
+    beside = (", with notes" if noted else "") + (", both in one file" if paired else "")
     raise CheckpointError(
         f"{first.path} is of a layout this version does not know",
         expected="; ".join(f"{row.name}: {row.about}" for row in LAYOUTS.values()),
-        got=f"{container}, {' and '.join(sorted(packed))}{', with notes' * noted}{', both in one file' * paired}",
+        got=f"{container}, {' and '.join(sorted(packed))}{beside}",
     )

@@ -26,10 +26,10 @@ from typing import Any
 
 from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, LAYER, TextEncoder
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredTensor
-from ideogram_app.checkpoints.published.component import Groups, PublishedComponent, WeightFile, gather
+from ideogram_app.checkpoints.published.codecs import EncodedTensor
+from ideogram_app.checkpoints.published.component import Checkpoint, Groups, gather
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, parse
-from ideogram_app.checkpoints.published.transformer import open_weights, read_config, weight_files
+from ideogram_app.checkpoints.weight_files import WeightFile, open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError
 
 HOME = "language_model."  # what every name begins with inside the program
@@ -62,7 +62,7 @@ HEAD, THETA, SECTION, EPSILON = 128, 5_000_000.0, (24, 20, 20), 1e-6
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class SourceEncoder(PublishedComponent):
+class TextEncoderCheckpoint(Checkpoint):
     """The text side of a text encoder, whatever its layout.
 
     Args:
@@ -129,7 +129,7 @@ def _described(path: Path, files: list[WeightFile], groups: Groups) -> dict[str,
     """The config that comes with the weights: a GGUF's metadata, a folder's config.json, else what shapes tell."""
     if not files:
         raise CheckpointError(f"{path} holds a vision tower alone", expected="the text side of a Qwen3-VL")
-    shapes = {name: StoredTensor(parts).shape for name, parts in groups.items() if WEIGHT in parts}
+    shapes = {name: EncodedTensor(parts).shape for name, parts in groups.items() if WEIGHT in parts}
     if isinstance(files[0], GgufFile):
         return from_metadata(path, files[0].metadata, shapes)
     return read_config(path) if path.is_dir() else from_shapes(path, shapes)

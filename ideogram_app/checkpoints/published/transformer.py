@@ -1,17 +1,16 @@
 """A transformer's weights from any published layout, by their official names.
 
 `open_source` takes what a user has: a pipeline folder, a file that holds both transformers, two files, a folder with
-the files of one row of local.py. `SourceBranch` is one of the two: names are translated (tensor_names.py), tensors
-accounted for and read (component.py), widened (codecs.py), the layout recognised (layouts.py). Everything is found in
-the headers, never in the names of files.
+the files of one published repository. `TransformerCheckpoint` is one of the two: names are translated
+(tensor_names.py), tensors accounted for and read (component.py), dequantized (codecs.py), the layout recognised
+(layouts.py). Everything is found in the headers, never in the names of files.
 
-diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Pickles are refused,
-because opening one runs whatever it says. Left out: the text encoder, the VAE, LoRA files.
+diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Left out: the text
+encoder, the VAE, LoRA files.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,19 @@ from typing import Any
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
-from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredTensor
-from ideogram_app.checkpoints.published.component import Groups, PublishedComponent, WeightFile, gather
+from ideogram_app.checkpoints.published.codecs import EncodedTensor
+from ideogram_app.checkpoints.published.component import Checkpoint, Groups, gather
 from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, Source
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, official_shapes, parse
-from ideogram_app.checkpoints.safetensors import SafetensorsFile
+from ideogram_app.checkpoints.weight_files import WEIGHT_PATTERNS, WeightFile, open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError, RequestError
 
-WEIGHT_PATTERNS = ("*.safetensors", "*.gguf")
-PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 # ComfyUI writes which transformer a file holds into the metadata of some of its files.
 TELLS = {"ideogram4_cond": 0, "ideogram4_uncond": 1}
 CONFIGURED = tuple(field.name for field in fields(Branch))
 
 
-class SourceBranch(PublishedComponent):
+class TransformerCheckpoint(Checkpoint):
     """One transformer of a source, whatever its layout.
 
     Args:
@@ -71,7 +67,7 @@ class SourceBranch(PublishedComponent):
 
 
 @dataclass(frozen=True)
-class SourceModel:
+class TransformerPair:
     """Both transformers of a source.
 
     Attributes:
@@ -80,7 +76,7 @@ class SourceModel:
         folder: in which all of them lie, for names relative to it.
     """
 
-    branches: tuple[SourceBranch, SourceBranch]
+    branches: tuple[TransformerCheckpoint, TransformerCheckpoint]
     files: tuple[Path, ...]
     folder: Path
 
@@ -89,7 +85,7 @@ class SourceModel:
         return self.branches[0].layout
 
 
-def open_source(path: Path, unconditional: Path | None = None, expected: Model | None = None) -> SourceModel:
+def open_source(path: Path, unconditional: Path | None = None, expected: Model | None = None) -> TransformerPair:
     """Both transformers of what a user has.
 
     Args:
@@ -105,81 +101,15 @@ def open_source(path: Path, unconditional: Path | None = None, expected: Model |
     shapes = expected.branches if expected else (None, None)
     both = first == second
     branches = (
-        SourceBranch(first, shapes[0], 0 if both else None),
-        SourceBranch(second, shapes[1], 1 if both else None),
+        TransformerCheckpoint(first, shapes[0], 0 if both else None),
+        TransformerCheckpoint(second, shapes[1], 1 if both else None),
     )
     if not both:
         for number, branch in enumerate(branches):
             _expect_role(branch, number)
     files = tuple(dict.fromkeys(file.path for branch in branches for file in branch.files))
     within = path if path.is_dir() and second.is_relative_to(path) else _common_folder(files)
-    return SourceModel(branches, files, within)
-
-
-def open_weights(path: Path) -> WeightFile:
-    """A file of weights by what it begins with.
-
-    Raises:
-        CheckpointError: missing, a pickle, or damaged.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path}", do="Fetch or prepare it again")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:4] == b"GGUF":
-        return GgufFile(path)
-    # torch.save writes a zip or a bare pickle. Safetensors begin with the length of their header, which fits the file.
-    if start.startswith(PICKLES) and int.from_bytes(start, "little") > path.stat().st_size:
-        raise CheckpointError(
-            f"{path} is a pickle, which may run any program when it is opened",
-            expected="safetensors or GGUF",
-            do="Take another publication of these weights",
-        )
-    return SafetensorsFile(path)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: those its index lists, else all; a file is its own.
-
-    Raises:
-        CheckpointError: none, or an index that cannot be read.
-    """
-    if folder.is_file():
-        return [folder]
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        try:
-            names = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(f"{indexes[0]} is no index of weights", got=str(problem)) from problem
-        return sorted(folder / Path(name).name for name in names)
-    files = next((found for pattern in WEIGHT_PATTERNS if (found := sorted(folder.glob(pattern)))), [])
-    if not files:
-        others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        raise CheckpointError(
-            f"{folder} holds no weights",
-            expected="at least one .safetensors or .gguf file; pickles (.bin, .pt, .ckpt) are never opened",
-            got=", ".join(others)[:200] or "nothing",
-        )
-    return files
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
-
-    Raises:
-        CheckpointError: missing or no JSON object.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise CheckpointError(f"There is no file {path}") from problem
-    except ValueError as problem:
-        raise CheckpointError(f"{path} is damaged", expected="JSON", got=str(problem)) from problem
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is damaged", expected="a JSON object", got=type(config).__name__)
-    return config
+    return TransformerPair(branches, files, within)
 
 
 def _pair(path: Path, unconditional: Path | None) -> tuple[Path, Path]:
@@ -234,7 +164,7 @@ def _branches_named(files: list[WeightFile]) -> set[int]:
     return {branch for branch in named if branch is not None}
 
 
-def _expect_role(branch: SourceBranch, number: int) -> None:
+def _expect_role(branch: TransformerCheckpoint, number: int) -> None:
     """A file that says which transformer it holds must be named as that one."""
     for file in branch.files:
         says = TELLS.get(str(file.metadata.get("model_type", "")), number)
@@ -277,7 +207,7 @@ def _measured(folder: Path, groups: Groups) -> Branch:
                 expected=f"{name}.weight",
                 got=f"{len(groups)} tensors, the first {next(iter(groups), 'none')}",
             )
-    text, conditioning, head, feed_forward = (StoredTensor(groups[f"{name}.weight"]).shape for name in asked)
+    text, conditioning, head, feed_forward = (EncodedTensor(groups[f"{name}.weight"]).shape for name in asked)
     blocks = {name.split(".")[1] for name in groups if name.startswith("layers.")}
     if len(conditioning) != 2 or not head or conditioning[1] % head[0]:
         raise CheckpointError(

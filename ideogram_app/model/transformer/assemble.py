@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.model.transformer.backbone import Backbone, Block, Trunk
@@ -31,7 +31,7 @@ ARMS = ("w1", "w3")  # what is merged
 
 
 class BranchWeights(Protocol):
-    """What a transformer can be made of: `PackedBranch`, `SourceBranch`, or random numbers of a benchmark.
+    """What a transformer can be made of: `PackedFile`, `TransformerCheckpoint`, or random numbers of a benchmark.
 
     Names are the official ones, in which q, k and v are one matrix `attention.qkv`.
     """
