@@ -2,8 +2,7 @@
 
     [magic, version, counts][metadata][name, shape, type, offset of every tensor][their bytes, each aligned to 32]
 
-    header = gguf_header(infos)            with GgufFile(path) as file:
-                                               tensor = file.tensor(name)
+    header = gguf_header(infos)            tensor = GgufFile(path).tensor(name)
 
 The header is written first, so that a file is filled in place (file_plan.py, journal.py) with one tensor in memory.
 `GgufFile` maps the file into memory and returns views: nothing is read before it is used. It reads every type that
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,15 +29,15 @@ from torch import Tensor
 
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.quantization.k_quants import FORMATS, packed_columns
 
 if TYPE_CHECKING:
     import gguf
 
 ALIGNMENT = 32  # of every tensor's first byte, where a file names no other
 FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-GGML_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30}  # enum ggml_type
-KNOWN_TYPES = (*FLOATS, *FORMATS)
+# Of enum ggml_type, the types that are written: floats, and those of k_quants.py.
+GGML_TYPES = {"F32": 0, "F16": 1, "BF16": 30, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "Q8_0": 8}
+KNOWN_TYPES = tuple(GGML_TYPES)
 # What `gguf.dequantize` of gguf-py 0.19 decodes beside these.
 OTHER_BLOCKS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"),
@@ -51,37 +49,32 @@ LONGEST_NAME = 63  # bytes; GGML_MAX_NAME is 64 with its closing zero
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A row of a header.
+    """A row of a header; `shape` is that of the weights, (rows, columns) or (n,), whatever their packing.
 
-    Attributes:
-        shape: of the weights, (rows, columns) or (n,), whatever their packing.
-        gguf_type: one of `READABLE_TYPES`; one of `KNOWN_TYPES` where it is to be written.
+    `dtype` is one of `READABLE_TYPES`; one of `KNOWN_TYPES` where it is to be written.
     """
 
     name: str
     shape: tuple[int, ...]
-    gguf_type: str
+    dtype: str
 
     @property
     def held_shape(self) -> tuple[int, ...]:
         """Shape of the tensor in memory: that of the weights, or (rows, bytes of a packed row)."""
-        if self.gguf_type in FLOATS:
+        if self.dtype in FLOATS:
             return self.shape
-        if self.gguf_type in OTHER_BLOCKS:
-            import gguf
+        import gguf
 
-            weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.gguf_type]]
-            return *self.shape[:-1], self.shape[-1] // weights * size
-        return *self.shape[:-1], packed_columns(self.shape[-1], self.gguf_type)
-
-    @property
-    def dtype(self) -> str:
-        """The type, under the same name as in `SafetensorsTensor`."""
-        return self.gguf_type
+        *rows, columns = self.shape
+        weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.dtype]]
+        if columns % weights:
+            what = f"Rows of {columns} weights cannot be packed as {self.dtype}"
+            raise RequestError(what, expected=f"a multiple of its block size, {weights}")
+        return *rows, columns // weights * size
 
     @property
     def held_dtype(self) -> torch.dtype:
-        return FLOATS.get(self.gguf_type, torch.uint8)
+        return FLOATS.get(self.dtype, torch.uint8)
 
     @property
     def byte_count(self) -> int:
@@ -103,13 +96,12 @@ def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
         _check_writable(info)
         name, sizes = info.name.encode(), info.shape[::-1]  # the innermost size first
         header += struct.pack("<Q", len(name)) + name
-        header += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, GGML_TYPES[info.gguf_type], offset)
+        header += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, GGML_TYPES[info.dtype], offset)
         offset += aligned(info.byte_count)
     return header
 
 
 def aligned(offset: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
@@ -132,7 +124,7 @@ class GgufFile:
         """A view of the mapped file: floats as `info.shape`, a block type as uint8 (rows, bytes of a row).
 
         It may be written to, which changes memory and never the file. Rows are read into memory of their own instead:
-        pages of a mapping, once touched, count as the process's memory until the file is closed.
+        pages of a mapping, once touched, count as the process's memory until it is gone.
 
         Raises:
             CheckpointError: no tensor of that name.
@@ -149,24 +141,7 @@ class GgufFile:
                 f"{self.path.name} holds no tensor {name}", got=f"{len(self._mapped)}: {', '.join(self._mapped):.200}"
             )
         info, start = self.infos[name], int(self._mapped[name].data_offset)
-        if rows is None:
-            return Span(self.path, name, start, info.held_dtype, info.held_shape)
-        first, stop, _ = rows.indices(info.held_shape[0])
-        row_bytes = info.byte_count // max(1, info.held_shape[0])
-        shape = (stop - first, *info.held_shape[1:])
-        return Span(self.path, name, start + first * row_bytes, info.held_dtype, shape)
-
-    def close(self) -> None:
-        """Release the mapping, once views of it are gone."""
-        self._mapped.clear()
-
-    def __enter__(self) -> GgufFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return Span(self.path, name, start, dtype=info.held_dtype, shape=info.held_shape).rows(rows)
 
     def _info(self, tensor: gguf.ReaderTensor) -> GgufTensor:
         kind = tensor.tensor_type.name
@@ -225,10 +200,8 @@ def _open(path: Path) -> gguf.GGUFReader:
 
 
 def _check_writable(info: GgufTensor) -> None:
-    if info.gguf_type not in KNOWN_TYPES:
-        raise RequestError(
-            f"Tensor {info.name} cannot be written as {info.gguf_type}", expected=" or ".join(KNOWN_TYPES)
-        )
+    if info.dtype not in KNOWN_TYPES:
+        raise RequestError(f"Tensor {info.name} cannot be written as {info.dtype}", expected=" or ".join(KNOWN_TYPES))
     if len(info.name.encode()) > LONGEST_NAME:
         raise RequestError(f"The name {info.name} is too long for GGUF", expected=f"at most {LONGEST_NAME} bytes")
     if not 1 <= len(info.shape) <= 4:

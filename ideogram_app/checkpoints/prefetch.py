@@ -24,7 +24,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from io import FileIO
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -77,9 +76,7 @@ class Prefetcher:
         self._begin_next()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self._closing.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
         if self._buffers:

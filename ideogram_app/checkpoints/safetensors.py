@@ -49,7 +49,6 @@ class SafetensorsTensor:
 
     @property
     def size(self) -> int:
-        """In bytes, by shape and dtype."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
@@ -76,15 +75,15 @@ class SafetensorsFile:
             )
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
-        """One tensor, or some of its rows, read into host memory.
+        """One tensor, or some of its rows, read into host memory; raises like `span`."""
+        return self.span(name, rows).read()
+
+    def span(self, name: str, rows: slice | None = None) -> Span:
+        """The span of a tensor, or of some of its rows.
 
         Raises:
             CheckpointError: no such tensor, or a dtype this program does not read.
         """
-        return self.span(name, rows).read()
-
-    def span(self, name: str, rows: slice | None = None) -> Span:
-        """The span of a tensor, or of some of its rows; raises like `tensor`."""
         info = self.infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path} holds no tensor {name}")
@@ -94,11 +93,7 @@ class SafetensorsFile:
                 expected=" or ".join(DTYPES),
                 got=info.dtype,
             )
-        shape, start = info.shape, info.start
-        if rows is not None:
-            first, stop, _ = rows.indices(shape[0])
-            shape, start = (stop - first, *shape[1:]), start + first * (info.size // max(1, shape[0]))
-        return Span(self.path, name, start, DTYPES[info.dtype], shape)
+        return Span(self.path, name, info.start, dtype=DTYPES[info.dtype], shape=info.shape).rows(rows)
 
 
 def layout(

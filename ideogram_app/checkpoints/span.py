@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -33,8 +33,15 @@ class Span:
 
     @property
     def size(self) -> int:
-        """In bytes."""
         return prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, rows: slice | None) -> Span:
+        """The span of some of its rows; itself for None."""
+        if rows is None:
+            return self
+        first, stop, _ = rows.indices(self.shape[0])
+        start = self.start + first * (self.size // max(1, self.shape[0]))
+        return replace(self, start=start, shape=(stop - first, *self.shape[1:]))
 
     def read(self) -> Tensor:
         """The tensor, read now into host memory.

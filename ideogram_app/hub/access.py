@@ -157,7 +157,7 @@ class _Rule:
     kind: type[Exception] | tuple[type[Exception], ...]
     statuses: tuple[int, ...] = ()  # any
     words: str = ""
-    with_token: bool = False  # also without
+    with_token: bool = False  # else also without
 
     def applies(self, problem: Exception, has_token: bool) -> bool:
         return (
@@ -188,20 +188,20 @@ RULES = (  # the first that applies counts
 )
 
 
-def access(source: Source, *, offline: bool = False, token: str | None = None) -> Access:
+def access(source: Source, *, offline: bool = False) -> Access:
     """Whether a source can be fetched now, and what to do where it cannot; never raises."""
     if not source.repository:
         return Access("ready", "These weights ship with the program.")
     try:
-        remote = look(source, offline=offline, token=token)
+        remote = look(source, offline=offline)
     except CLIENT_ERRORS as problem:
-        return explain(source, problem, token=token)
+        return explain(source, problem)
     except CheckpointError as problem:
         return Access("not_found", str(problem), source.url)
     return Access("ready", f"{source.repository} can be fetched: {gb(remote.size)}.", source.url)
 
 
-def look(source: Source, *, offline: bool = False, token: str | None = None) -> Remote:
+def look(source: Source, *, offline: bool = False) -> Remote:
     """Ask the Hub for the listing, and for leave to fetch the largest file.
 
     Raises:
@@ -211,33 +211,30 @@ def look(source: Source, *, offline: bool = False, token: str | None = None) -> 
     if offline:
         raise OfflineModeIsEnabled("asked to work offline")
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi().model_info(
-        source.repository, revision=source.revision, files_metadata=True, timeout=timeout, token=token
+    info = HfApi().model_info(source.repository, revision=source.revision, files_metadata=True, timeout=timeout)
+    siblings = info.siblings or ()
+    matched = [each for each in siblings if any(fnmatchcase(each.rfilename, pattern) for pattern in source.patterns)]
+    left_out = tuple(each.rfilename for each in matched if not is_harmless(each.rfilename))
+    wanted = tuple(
+        RemoteFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else "", each.blob_id or "")
+        for each in matched
+        if is_harmless(each.rfilename)
     )
-    wanted, left_out = [], []
-    for sibling in info.siblings or ():
-        if any(fnmatchcase(sibling.rfilename, pattern) for pattern in source.patterns):
-            if not is_harmless(sibling.rfilename):
-                left_out.append(sibling.rfilename)
-                continue
-            hashed = sibling.lfs.sha256 if sibling.lfs else ""
-            wanted.append(RemoteFile(sibling.rfilename, sibling.size or 0, hashed, sibling.blob_id or ""))
     if not wanted or not info.sha:
         raise CheckpointError(
             f"{source.repository} holds none of the files that this program fetches",
             expected=", ".join(source.patterns),
-            got=f"{len(info.siblings or ())} other files",
+            got=f"{len(siblings)} other files",
         )
     unsure = [file.path for file in wanted if not (file.sha256 or file.blob)]
     if unsure:
         raise CheckpointError(f"Hugging Face names no hash of {unsure[0]} in {source.repository}", got=info.sha)
     largest = max(wanted, key=lambda file: file.size)
-    get_hf_file_metadata(address(source, info.sha, largest.path), token=token, timeout=timeout)
-    return Remote(info.sha, tuple(wanted), tuple(left_out))
+    get_hf_file_metadata(address(source, info.sha, largest.path), timeout=timeout)
+    return Remote(info.sha, wanted, left_out)
 
 
 def address(source: Source, commit: str, path: str) -> str:
-    """The URL of a file."""
     return hf_hub_url(source.repository, path, revision=commit)
 
 
@@ -250,17 +247,16 @@ def is_harmless(path: str) -> bool:
     return inside and (name.suffix.lower() in HARMLESS or (name.stem.upper() in LEGAL and not name.suffix))
 
 
-def explain(source: Source, problem: Exception, *, token: str | None = None) -> Access:
+def explain(source: Source, problem: Exception) -> Access:
     """What an exception of huggingface_hub means for the user; the words are ours, the status is the Hub's."""
-    has_token = bool(token or get_token())
-    case = CASES[next(rule.case for rule in RULES if rule.applies(problem, has_token))]
+    case = CASES[next(rule.case for rule in RULES if rule.applies(problem, bool(get_token())))]
     row = {**vars(source), "tokens": TOKENS_PAGE}
     got = f"status {_status(problem)}" if case.state == "unreachable" and _status(problem) else ""
     error = AccessError(case.what.format(**row), got=got, do=case.do.format(**row))
     return Access(case.state, str(error), case.url.format(**row))
 
 
-def is_temporary(problem: Exception) -> bool:
+def retryable(problem: Exception) -> bool:
     """Whether the same request may succeed in a moment."""
     if isinstance(problem, HfHubHTTPError):
         return _status(problem) in TEMPORARY

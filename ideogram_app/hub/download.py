@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -30,16 +30,7 @@ from ideogram_app.checkpoints.prepared.manifest import FileRow
 from ideogram_app.checkpoints.published.local import Source
 from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError
 from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, locked, pieces, size_of, sync, write_text
-from ideogram_app.hub.access import (
-    CLIENT_ERRORS,
-    NETWORK_ERROR,
-    Remote,
-    RemoteFile,
-    address,
-    explain,
-    is_temporary,
-    look,
-)
+from ideogram_app.hub.access import CLIENT_ERRORS, NETWORK_ERROR, Remote, RemoteFile, address, explain, look, retryable
 from ideogram_app.hub.record import RECORD, DownloadRecord, fetched, read_record
 from ideogram_app.hub.resume import WAITS, Chunk, download_file, pause
 from ideogram_app.records import Event
@@ -54,7 +45,7 @@ RATE_SECONDS = 10.0  # the rate shown is that of about the last ten seconds
 
 
 def fetch(
-    source: Source, folder: Path, *, offline: bool = False, reserve_bytes: int = 0, token: str | None = None
+    source: Source, folder: Path, *, offline: bool = False, reserve_bytes: int = 0
 ) -> Generator[Event, None, None]:
     """Bring all files of a source into a folder, or do nothing where they are there.
 
@@ -62,7 +53,6 @@ def fetch(
 
     Args:
         reserve_bytes: disk space to leave for what is made of the files afterwards.
-        token: used instead of huggingface_hub's own; never stored.
 
     Yields:
         Events of phase `fetch`. `done` and `total` count bytes of all files, `message` names the file, how far it is
@@ -82,7 +72,7 @@ def fetch(
     events: SimpleQueue[Event | None] = SimpleQueue()
     stop = threading.Event()
     meter = _Meter(events.put)
-    download = _Download(source, folder, offline=offline, reserve=reserve_bytes, token=token, stop=stop, meter=meter)
+    download = _Download(source, folder, offline=offline, reserve=reserve_bytes, stop=stop, meter=meter)
     last: Event | None = Event("fetch", total=source.size, message=f"asking for {source.repository}")
     pool = ThreadPoolExecutor(1, thread_name_prefix="fetch")
     try:
@@ -100,13 +90,10 @@ def fetch(
 
 @dataclass
 class _Download:
-    """One run of `fetch`, in a thread of its own."""
-
     source: Source
     folder: Path
     offline: bool
     reserve: int  # bytes
-    token: str | None = field(repr=False)
     stop: threading.Event
     meter: _Meter
 
@@ -145,9 +132,9 @@ class _Download:
         waits = iter(WAITS[: FIRST_ATTEMPTS - 1])
         while True:
             try:
-                return look(self.source, offline=self.offline, token=self.token)
+                return look(self.source, offline=self.offline)
             except CLIENT_ERRORS as problem:
-                wait = next(waits, None) if is_temporary(problem) else None
+                wait = next(waits, None) if retryable(problem) else None
                 if wait is None:
                     raise self._refusal(problem) from problem
             for _ in pause(wait):
@@ -217,8 +204,7 @@ class _Download:
 
     def _chunks(self, file: RemoteFile, commit: str, part: Path) -> Iterator[Chunk]:
         """The file's bytes until the run is stopped, with the client's exceptions in words."""
-        chunks = download_file(address(self.source, commit, file.path), part, file.size, self.token)
-        with closing(chunks):
+        with closing(download_file(address(self.source, commit, file.path), part, file.size)) as chunks:
             try:
                 for chunk in chunks:
                     self._check_stop()
@@ -227,7 +213,7 @@ class _Download:
                 raise self._refusal(problem) from problem
 
     def _refusal(self, problem: Exception) -> AccessError:
-        return AccessError(explain(self.source, problem, token=self.token).sentence)
+        return AccessError(explain(self.source, problem).sentence)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():

@@ -25,7 +25,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from ideogram_app.errors import CheckpointError, DiskError, is_disk_full
-from ideogram_app.hub.access import NETWORK_ERROR, is_temporary
+from ideogram_app.hub.access import NETWORK_ERROR, retryable
 
 # Seconds before each attempt since the last byte: five minutes in all, the longest time of the Hub's rate limit, and
 # enough for a router to restart.
@@ -44,7 +44,7 @@ class Chunk:
     note: str = ""
 
 
-def download_file(url: str, part: Path, size: int, token: str | None = None) -> Generator[Chunk, None, None]:
+def download_file(url: str, part: Path, size: int) -> Generator[Chunk, None, None]:
     """Bring `part` to `size` bytes, first handing out those it has.
 
     Raises:
@@ -60,13 +60,13 @@ def download_file(url: str, part: Path, size: int, token: str | None = None) -> 
         while (have := file.tell()) < size:
             problem: Exception | None = None
             try:
-                for data in _stream(url, have, size, token):
+                for data in _stream(url, have, size):
                     with _writing(f"{part} cannot be written any further", KEPT):
                         file.write(data)
                         file.flush()
                     yield Chunk(data)
             except NETWORK_ERROR as broken:
-                if not is_temporary(broken):
+                if not retryable(broken):
                     raise
                 problem = broken
             if file.tell() == size:
@@ -108,9 +108,9 @@ def _writing(what: str, do: str = "") -> Iterator[None]:
         raise DiskError(what, got=problem.strerror or str(problem), do=do) from problem
 
 
-def _stream(url: str, have: int, size: int, token: str | None) -> Iterator[bytes]:
+def _stream(url: str, have: int, size: int) -> Iterator[bytes]:
     """The file's bytes from `have` on, never more than are missing."""
-    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte, 10 unless the environment says otherwise

@@ -45,7 +45,6 @@ class Unit:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weights."""
         return self.parts[0].shape
 
 
@@ -66,7 +65,6 @@ def plan_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> FilePlan
 
 
 def plan_gguf(made: Sequence[Unit]) -> FilePlan:
-    """Data follow the header aligned, each padded."""
     infos = [part for unit in made for part in unit.parts if isinstance(part, GgufInfo)]
     header = gguf_header(infos)
     end = aligned(len(header))

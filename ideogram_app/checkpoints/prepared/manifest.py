@@ -58,7 +58,6 @@ class Manifest:
     smoke: dict[str, float] = field(default_factory=dict)
 
     def effective(self, recipe: Recipe) -> Recipe:
-        """The recipe with the protected list that these files were made with."""
         return replace(recipe, protected=self.protected)
 
     def made_from(self, source: str, folder: Path, files: Sequence[Path]) -> bool:

@@ -65,8 +65,7 @@ class PackedWeight:
         return rotation.rotate(weight) if self.rotated else weight
 
     def to(self, device: torch.device | str) -> PackedWeight:
-        scale = None if self.scale is None else self.scale.to(device)
-        return PackedWeight(self.storage, self.values.to(device), scale, self.gguf_type, self.rotated)
+        return replace(self, values=self.values.to(device), scale=None if self.scale is None else self.scale.to(device))
 
     def chunk(self, count: int) -> tuple[PackedWeight, ...]:
         """Equal parts of its rows, from top to bottom: views, as of `Tensor.chunk`."""

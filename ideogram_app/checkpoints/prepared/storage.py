@@ -47,7 +47,6 @@ FileTensor = SafetensorsTensor | GgufInfo  # a row of a header
 
 
 def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
-    """Where a transformer's weights lie inside a prepared folder."""
     if recipe.storage not in FUSING:
         return f"{branch_name}/{WEIGHTS_FILE}"
     stem = f"{model}{'' if branch_name == BRANCHES[0] else '_uncond'}"
@@ -123,7 +122,6 @@ def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None =
 
 
 def constants(unit: Unit) -> dict[str, Tensor]:
-    """The parts of a unit that do not depend on weights."""
     return {part.name: torch.tensor(list(COMFY_BYTES), dtype=torch.uint8) for part in unit.parts[unit.by_rows :]}
 
 

@@ -115,7 +115,7 @@ class PreparedFolder:
             expect_hash(self.final / row.path, row.sha256)
 
     def delete(self) -> int:
-        """Remove the folder, and what a preparation left of it; says how many bytes that freed. Hold the lock."""
+        """Remove the folder, and what a preparation left of it; returns how many bytes that freed. Hold the lock."""
         freed = sum(bytes_taken(folder) for folder in (self.final, self.staging, self._beside(".old")))
         delete_folder(self.final)
         shutil.rmtree(self.staging, ignore_errors=True)
@@ -152,37 +152,23 @@ class Status:
 
 
 class Store:
-    """The folder of prepared checkpoints."""
+    """The folder of prepared checkpoints; methods raise RequestError where there is no such model or recipe."""
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or data_folder()
 
     def path(self, model: str, recipe: str) -> Path:
-        """The folder a recipe is loaded from, whether it is there or not.
-
-        Raises:
-            RequestError: no such model or recipe.
-        """
+        """The folder a recipe is loaded from, whether it is there or not."""
         included = find_source(model).included
         if find_recipe(recipe).storage == "dense" and included is not None:
             return included
         return self.prepared_folder(model, recipe).final
 
     def prepared_folder(self, model: str, recipe: str) -> PreparedFolder:
-        """Where a recipe is prepared and published.
-
-        Raises:
-            RequestError: no such model or recipe.
-        """
         name = find_model(model).name
         return PreparedFolder(self.root / "checkpoints" / name / find_recipe(recipe).name, f"{recipe} of {model}")
 
     def components_folder(self, model: str) -> PreparedFolder:
-        """Where the components beside a model's transformers are prepared and published.
-
-        Raises:
-            RequestError: no such model.
-        """
         name = find_model(model).name
         return PreparedFolder(self.root / "checkpoints" / name / COMPONENTS_FOLDER, f"{COMPONENTS_FOLDER} of {model}")
 
@@ -208,10 +194,9 @@ class Store:
         return self.path(model, recipe) == find_source(model).included
 
     def effective(self, model: str, recipe: str) -> Recipe:
-        """A recipe with the protected list that its prepared folder was made with; as its row has it before.
+        """A recipe with the protected list that its prepared folder was made with; without a folder, with its row's.
 
         Raises:
-            RequestError: no such model or recipe.
             CheckpointError: the folder's manifest is damaged.
         """
         folder, row = self.path(model, recipe), find_recipe(recipe)
@@ -220,11 +205,7 @@ class Store:
         return read_manifest(folder).effective(row)
 
     def status(self, model: str, recipe: str) -> Status:
-        """The state of a recipe's folder, by sizes alone.
-
-        Raises:
-            RequestError: no such model or recipe.
-        """
+        """The state of a recipe's folder, by sizes alone."""
         folder, taken = self.path(model, recipe), 0
         try:
             if self.is_included(model, recipe):
@@ -258,15 +239,14 @@ class Store:
         self.prepared_folder(model, recipe).verify()
 
     def delete(self, model: str, recipe: str) -> int:
-        """Remove a recipe, and what a preparation left of it; says how many bytes that freed.
+        """Remove a recipe, and what a preparation left of it; returns how many bytes that freed.
 
         Raises:
             RequestError: it ships with the program, or is being prepared right now.
         """
         if self.is_included(model, recipe):
             raise RequestError(f"{recipe} of {model} ships with the program and cannot be deleted")
-        prepared = self.prepared_folder(model, recipe)
-        with prepared.lock():
+        with (prepared := self.prepared_folder(model, recipe)).lock():
             return prepared.delete()
 
 
@@ -298,5 +278,4 @@ def _checked(model: str, recipe: str, folder: Path) -> Manifest:
 
 
 def _source_files(folder: Path) -> list[Path]:
-    """The weights of both transformers of a pipeline folder."""
     return [path for name in BRANCHES for path in weight_files(folder / name)]

@@ -36,6 +36,7 @@ NOTED = "_quantization_metadata"  # ComfyUI's key for notes in the metadata of t
 NOTES = {"F8_E4M3": "float8_e4m3fn", "I8": "int8_tensorwise"}  # type of a weight -> format its note must name
 ROTATIONS = tuple(4**power for power in range(1, 7))  # sizes of regular Hadamard matrices
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # by tensor name
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,6 @@ class EncodedTensor:
         return self.codec.dequantize(self, rows)
 
     def error(self, entry: TensorEntry | None, expected: str) -> CheckpointError:
-        """The error for a part that does not fit the weight."""
         return CheckpointError(
             f"The packed tensor {self.weight.name} of {self.weight.file.path} cannot be widened",
             expected=expected,

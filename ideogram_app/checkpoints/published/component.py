@@ -11,15 +11,16 @@ cached. Left out: the expected shapes (transformer.py, text_encoder.py), and deq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.published.codecs import EncodedTensor, Shape, TensorEntry
-from ideogram_app.checkpoints.published.layouts import recognise
+from ideogram_app.checkpoints.gguf import GgufFile
+from ideogram_app.checkpoints.published.codecs import EncodedTensor, Shape, Shapes, TensorEntry
+from ideogram_app.checkpoints.published.layouts import LAYOUTS
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, diffusers_names, rows_of_parts
 from ideogram_app.checkpoints.span import joined
 from ideogram_app.checkpoints.weight_files import WeightFile
@@ -46,13 +47,7 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        files: list[WeightFile],
-        groups: Groups,
-        shapes: Mapping[str, Shape],
-        what: str,
-        paired: bool = False,
+        self, folder: Path, files: list[WeightFile], groups: Groups, shapes: Shapes, what: str, paired: bool = False
     ) -> None:
         self.folder, self.files, self._shapes = folder, files, shapes
         bases = {name: _stored_as(name, groups) for name in shapes}
@@ -60,7 +55,7 @@ class Checkpoint:
         self._parts = {name: tuple(EncodedTensor(groups[base]) for base in found) for name, found in bases.items()}
         for name, parts in self._parts.items():
             _expect_shape(name, parts, shapes[name])
-        self.layout = recognise((part for parts in self._parts.values() for part in parts), paired).name
+        self.layout = _recognised([part for parts in self._parts.values() for part in parts], paired)
         self.dtypes: dict[str, torch.dtype] = {
             name: reduce(torch.promote_types, (part.dtype for part in parts)) for name, parts in self._parts.items()
         }
@@ -75,12 +70,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} holds no tensor {name}")
         parts, height = self._parts[name], self._shapes[name][0]
         asked = slice(*(rows or slice(None)).indices(height)[:2])
-        read = [parts[index].read(part) for index, part in rows_of_parts(asked, height // len(parts), len(parts))]
-        return joined(read)
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self._shapes:
-            yield name, self.tensor(name)
+        cuts = rows_of_parts(asked, height // len(parts), len(parts))
+        return joined([parts[index].read(cut) for index, cut in cuts])
 
 
 def gather(files: list[WeightFile], translate: Callable[[WeightFile, str], Name | None]) -> Groups:
@@ -115,9 +106,7 @@ def _twice(name: str, first: TensorEntry, second: TensorEntry) -> CheckpointErro
     return CheckpointError(f"Tensor {name} is there twice", got=places)
 
 
-def _expect_all(
-    folder: Path, groups: Groups, bases: Mapping[str, tuple[str, ...]], shapes: Mapping[str, Shape], what: str
-) -> None:
+def _expect_all(folder: Path, groups: Groups, bases: Mapping[str, tuple[str, ...]], shapes: Shapes, what: str) -> None:
     """Refuse unknown tensors, missing ones, and scales without their weight."""
     wanted = {base: _part(shapes[name], found) for name, found in bases.items() for base in found}
     unknown = [next(iter(parts.values())) for base, parts in groups.items() if base not in wanted]
@@ -148,6 +137,23 @@ def _expect_shape(name: str, parts: tuple[EncodedTensor, ...], shape: Shape) -> 
                 expected=str(_part(shape, parts)),
                 got=str(part.shape),
             )
+
+
+def _recognised(stored: list[EncodedTensor], paired: bool) -> str:
+    first = stored[0].weight.file
+    container = "gguf" if isinstance(first, GgufFile) else "safetensors"
+    packed = {tensor.codec.name for tensor in stored} - {"dense"} or {"dense"}
+    noted = any("format" in tensor.settings for tensor in stored)
+    for row in LAYOUTS.values():
+        same = (row.container, row.noted, row.paired) == (container, noted, paired)
+        if same and (not row.codec or {row.codec} == packed):
+            return row.name
+    beside = (", with notes" if noted else "") + (", both in one file" if paired else "")
+    raise CheckpointError(
+        f"{first.path} is of a layout this version does not know",
+        expected="; ".join(f"{row.name}: {row.about}" for row in LAYOUTS.values()),
+        got=f"{container}, {' and '.join(sorted(packed))}{beside}",
+    )
 
 
 def _part(shape: Shape, parts: tuple[object, ...]) -> Shape:

@@ -1,4 +1,4 @@
-"""Published layouts of Ideogram 4's transformers, one table row each, and recognising which of them files have.
+"""Published layouts of Ideogram 4's transformers, one table row each; component.py recognises them in files.
 
 A row names a file for people, for the manifest and for the replicas of tools/make_replica.py. How a tensor decodes is
 found for each by itself (codecs.py), and so is whether attention is fused (tensor_names.py): the same layout is
@@ -9,12 +9,7 @@ Left out: nvfp4 and SDNQ files, which are refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import EncodedTensor
-from ideogram_app.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -52,26 +47,3 @@ LAYOUTS: dict[str, Layout] = {
         ),
     )
 }
-
-
-def recognise(tensors: Iterable[EncodedTensor], paired: bool) -> Layout:
-    """The layout of one transformer's tensors; `paired`: their names say which transformer they belong to.
-
-    Raises:
-        CheckpointError: a combination that no row describes.
-    """
-    stored = list(tensors)
-    first = stored[0].weight.file
-    container = "gguf" if isinstance(first, GgufFile) else "safetensors"
-    packed = {tensor.codec.name for tensor in stored} - {"dense"} or {"dense"}
-    noted = any("format" in tensor.settings for tensor in stored)
-    for row in LAYOUTS.values():
-        same = (row.container, row.noted, row.paired) == (container, noted, paired)
-        if same and (not row.codec or {row.codec} == packed):
-            return row
-    beside = (", with notes" if noted else "") + (", both in one file" if paired else "")
-    raise CheckpointError(
-        f"{first.path} is of a layout this version does not know",
-        expected="; ".join(f"{row.name}: {row.about}" for row in LAYOUTS.values()),
-        got=f"{container}, {' and '.join(sorted(packed))}{beside}",
-    )
