@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.catalog.text_encoder import DENSE, find_encoder_recipe
 from ideogram_app.checkpoints.prepared.components import ENCODER, open_encoder
 from ideogram_app.checkpoints.prepared.manifest import verify_sums
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import find_source, local_folder
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
 from ideogram_app.checkpoints.published.transformer import read_config, weight_files
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor

@@ -19,10 +19,10 @@ import torch
 
 from ideogram_app.catalog.models import Branch, find_model
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prefetch import prefetched
 from ideogram_app.checkpoints.prepared.storage import PackedBranch, branch_file
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends

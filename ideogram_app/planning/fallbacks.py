@@ -34,12 +34,12 @@ UNKNOWN_SHARE = 1 / 8  # of the expected peak, where nobody said how much was wa
 GIVEN_UP = (1.0, 0.5, 0.25)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the peak, where only a lighter text encoder helps
 SIDES = (3 / 4, 1 / 2, 3 / 8, 1 / 4)  # of a smaller picture; half a side is a quarter of the pixels
-ENCODERS = ("resident", "staged", "streamed")  # the text encoder's homes, the lightest last
+ENCODER_MODES = ("resident", "staged", "streamed")  # the text encoder's homes, the lightest last
 DRAWING_PHASES = ("", "denoise", "decode")  # phases whose memory grows with the picture
 
 
 def fallbacks(
-    inputs: PlanInputs, planned: Plan, shortage: OutOfMemory, ready: Collection[str], beside: Collection[str] = ()
+    inputs: PlanInputs, planned: Plan, oom: OutOfMemory, ready: Collection[str], beside: Collection[str] = ()
 ) -> tuple[Fallback, ...]:
     """The ways to go on.
 
@@ -49,13 +49,13 @@ def fallbacks(
         ready: recipes that are prepared; others can be offered, but take a preparation first.
         beside: the recipes that are drawn anyway.
     """
-    failed = _Failed(inputs, planned, shortage, frozenset(ready))
+    failed = _Failed(inputs, planned, oom, frozenset(ready))
     same = failed.less(failed.recipe, inputs.size)
     found = [_same_rung(failed, same)] if same else []
     if SMALLEST_RECIPE not in (failed.recipe, *beside):
         smaller = failed.less(SMALLEST_RECIPE, inputs.size)
         found += [_smaller_rung(failed, smaller)] if smaller else []
-    if not found or shortage.phase in DRAWING_PHASES:
+    if not found or oom.phase in DRAWING_PHASES:
         found += [_picture_rung(failed, fewer) for fewer in _smaller_pictures(failed)]
     return tuple(found)
 
@@ -87,7 +87,7 @@ class _Failed:
 
     inputs: PlanInputs
     planned: Plan
-    shortage: OutOfMemory
+    oom: OutOfMemory
     ready: frozenset[str]
 
     @property
@@ -96,7 +96,7 @@ class _Failed:
 
     @property
     def of_device(self) -> bool:
-        return self.shortage.kind == "device"
+        return self.oom.kind == "device"
 
     def peak(self, which: Plan) -> int:
         """Expected, of the memory that ran out."""
@@ -105,7 +105,7 @@ class _Failed:
     def less(self, recipe: str, size: tuple[int, int]) -> _Found | None:
         """A plan for this that fits and expects less of what ran out, with as much given up as can be."""
         peak = self.peak(self.planned)
-        wanted = self.shortage.wanted_bytes or round(peak * UNKNOWN_SHARE)
+        wanted = self.oom.wanted_bytes or round(peak * UNKNOWN_SHARE)
         limits = [peak - round((wanted + SPARE_BYTES) * share) for share in GIVEN_UP]
         if self.while_reading:  # the peak is that of another phase, so that less of it need not help this one
             limits += [round(limits[0] * share) for share in SHARES]
@@ -118,10 +118,10 @@ class _Failed:
     @property
     def while_reading(self) -> bool:
         """Whether the text encoder found no room, and could take less."""
-        return self.of_device and self.shortage.phase == "encode" and self.planned.encoder != ENCODERS[-1]
+        return self.of_device and self.oom.phase == "encode" and self.planned.encoder != ENCODER_MODES[-1]
 
     def _helps_reading(self, found: Plan) -> bool:
-        return not self.while_reading or ENCODERS.index(found.encoder) > ENCODERS.index(self.planned.encoder)
+        return not self.while_reading or ENCODER_MODES.index(found.encoder) > ENCODER_MODES.index(self.planned.encoder)
 
     def _within(self, recipe: str, size: tuple[int, int], peak: int) -> _Found:
         """The plan for a peak of that many bytes at most."""

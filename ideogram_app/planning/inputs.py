@@ -23,11 +23,10 @@ from ideogram_app.catalog.speedups import remembered_bytes
 from ideogram_app.machine.capabilities import arithmetic, compute_type, products
 from ideogram_app.machine.gpu_specs import Rates, find_rates
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import MAX_TEXT_TOKENS, decode_bytes, tile_gaps
+from ideogram_app.planning.activations import MAX_TEXT_TOKENS, Drawing, decode_bytes, tile_gaps
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footprint
 from ideogram_app.planning.profile import UNIT_RATES, MachineProfile, known_rates
-from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS as USUAL_TOKENS
-from ideogram_app.planning.step_time import branch_flops, ideal_seconds, published_share
+from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS, branch_flops, ideal_seconds, published_share
 from ideogram_app.records import Request
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
@@ -194,20 +193,18 @@ class PlanInputs:
     def measure(self, recipe: Recipe) -> Footprint:
         """What a recipe takes here."""
         kept = remembered_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
-        counted = self._measured(recipe)
-        return replace(counted, workspace=counted.workspace + kept) if kept else counted
-
-    def _measured(self, recipe: Recipe) -> Footprint:
-        return _counted(
-            self.model,
-            recipe,
-            self.size,
-            self.dense_bytes,
-            self.hardware.kind != "mps",
-            self.text_tokens,
-            arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
-            products(self.hardware),
+        drawing = Drawing(
+            model=self.model,
+            recipe=recipe,
+            size=self.size,
+            dense_bytes=self.dense_bytes,
+            text_tokens=self.text_tokens,
+            arithmetic=arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
+            kernels=products(self.hardware),
+            fused_attention=self.hardware.kind != "mps",
         )
+        counted = footprint(drawing)
+        return replace(counted, workspace=counted.workspace + kept) if kept else counted
 
     @property
     def feature_bytes(self) -> int:
@@ -236,7 +233,7 @@ class PlanInputs:
             share = published_share(recipe, how)
         if share is None:
             return None
-        tokens = USUAL_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
+        tokens = TYPICAL_TEXT_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
         return ideal_seconds(rates or UNIT_RATES, branch_flops(self.model, self.size, tokens)[branch], how) / share
 
     def _usable(self, free: int) -> int:
@@ -250,26 +247,3 @@ class PlanInputs:
 
     def _pair(self, one: str, other: str) -> bool:
         return one == other or bool(find_rates(one) and find_rates(other))
-
-
-@functools.lru_cache(maxsize=256)  # it takes 20 ms, and one machine is planned for many times
-def _counted(
-    model: Model,
-    recipe: Recipe,
-    size: tuple[int, int],
-    dense_bytes: int,
-    fused_attention: bool,
-    text_tokens: int,
-    arithmetic: str,
-    kernels: str,
-) -> Footprint:
-    return footprint(
-        model,
-        recipe,
-        size,
-        dense_bytes,
-        fused_attention,
-        text_tokens=text_tokens,
-        arithmetic=arithmetic,
-        kernels=kernels,
-    )

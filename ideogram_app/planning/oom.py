@@ -1,7 +1,7 @@
 """Out of memory, told apart: the device, RAM, RAM that can be locked, or what Windows is willing to promise.
 
-    shortage = classify(problem, phase="denoise", now=memory_now(hardware))
-    shortage.sentence()     what happened, when, how much was wanted and free, and what helps
+    oom = classify(problem, phase="denoise", now=memory_now(hardware))
+    oom.sentence()     what happened, when, how much was wanted and free, and what helps
 
 Libraries report one and the same lack in a dozen ways, and two lacks in one: `CUDA error: out of memory` is raised for
 the device, for locked RAM and for Windows' commit limit alike. What the message does not settle, the memory that was
@@ -9,7 +9,7 @@ free at that moment does. What can be drawn with less is planning/fallbacks.py. 
 type and say "CUDA out of memory" for all four. torch is not imported: exceptions are known by their bases and their
 words.
 
-Left out: the kernel's OOM killer, which leaves nothing to catch, and a kernel's shared memory, which is no shortage.
+Left out: the kernel's OOM killer, which leaves nothing to catch, and a kernel's shared memory, which is no oom.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def classify(
 
 
 def _kind(problem: BaseException, text: str) -> str:
-    """What the exception says by itself; "" where it is no shortage."""
+    """What the exception says by itself; "" where it is no oom."""
     if isinstance(problem, OSError):
         if getattr(problem, "winerror", None) == 1455 or re.search(SIGNS[0][1], text):
             return "commit"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ideogram_app.planning.fallbacks import ENCODERS
+from ideogram_app.planning.fallbacks import ENCODER_MODES
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.records import Request
@@ -45,7 +45,7 @@ class PlannedRequest:
     def encoding(self) -> Plan:
         """The plan that leaves the text encoder the least room: all recipes share its features, and it runs once."""
         fitting = [found for found in self.plans.values() if found.fits]
-        return max(fitting or self.plans.values(), key=lambda found: ENCODERS.index(found.encoder))
+        return max(fitting or self.plans.values(), key=lambda found: ENCODER_MODES.index(found.encoder))
 
 
 def plan_request(request: Request, inputs: PlanInputs, tokens: tuple[int, ...]) -> PlannedRequest:

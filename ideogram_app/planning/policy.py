@@ -13,7 +13,7 @@ from __future__ import annotations
 from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.machine.capabilities import int8_units
 from ideogram_app.planning.inputs import PlanInputs
-from ideogram_app.planning.option import Candidate
+from ideogram_app.planning.placement import Candidate
 
 # What an unasked plan picks from, best quality first. Of the INT8 family the rotated one: on the miniature its error is
 # that of bf16 itself (velocity 1.66 % against 1.65; int8-w8a8 3.8 as calibrated), it needs no calibration, and keeping
@@ -26,32 +26,32 @@ SLOWER_AT_MOST = 1.3
 STREAMED_AT_MOST = 0.2
 
 
-def choose_candidate(job: PlanInputs, options: tuple[Candidate, ...]) -> tuple[Candidate, tuple[Reason, ...]]:
-    """The first option that nothing speaks against, else the last; with a sentence for each that was passed over."""
-    passed: list[Reason] = []
-    for option in options[:-1]:
-        against = reason_against(job, option, options[-1])
+def choose_candidate(inputs: PlanInputs, candidates: tuple[Candidate, ...]) -> tuple[Candidate, tuple[Reason, ...]]:
+    """The first candidate that nothing speaks against, else the last; with a sentence for each that was passed over."""
+    rejected: list[Reason] = []
+    for candidate in candidates[:-1]:
+        against = reason_against(inputs, candidate, candidates[-1])
         if not against:
-            return option, tuple(passed)
-        passed.append(reason("not_taken", title=option.recipe.title, why=against) if option.fits else against)
-    return options[-1], tuple(passed)
+            return candidate, tuple(rejected)
+        rejected.append(reason("not_taken", title=candidate.recipe.title, why=against) if candidate.fits else against)
+    return candidates[-1], tuple(rejected)
 
 
-def reason_against(job: PlanInputs, better: Candidate, smaller: Candidate) -> Reason:
+def reason_against(inputs: PlanInputs, better: Candidate, smaller: Candidate) -> Reason:
     """Why the better recipe is not the one to take, as a clause."""
     if not better.fits:
         return better.reason
-    if not job.published:
+    if not inputs.published:
         return NOTHING  # the miniature shows INT8 everywhere: plain torch does it where kernels are missing
-    units = int8_units(job.hardware)
+    units = int8_units(inputs.hardware)
     if units or not smaller.fits or better.residency == "resident":
         return units
-    rates = job.rates()
+    rates = inputs.rates()
     if better.residency == "disk" and (rates is None or rates.disk is None):
         return _disk_unmeasured(better)
     if better.seconds is not None and smaller.seconds is not None:
         return _too_slow(better, smaller)
-    return _too_much_travels(job, better)
+    return _too_much_travels(inputs, better)
 
 
 def comparison(better: Candidate, smaller: Candidate) -> Reason:
@@ -86,7 +86,7 @@ def _too_slow(better: Candidate, smaller: Candidate) -> Reason:
     )
 
 
-def _too_much_travels(job: PlanInputs, better: Candidate) -> Reason:
+def _too_much_travels(inputs: PlanInputs, better: Candidate) -> Reason:
     """Where times are not known."""
     share = better.streamed / better.size.weights
     if share <= STREAMED_AT_MOST:
@@ -95,7 +95,7 @@ def _too_much_travels(job: PlanInputs, better: Candidate) -> Reason:
         "too_much_travels",
         moved=better.streamed,
         weights=better.size.weights,
-        free=job.device_free,
+        free=inputs.device_free,
         share=share,
         accepted=STREAMED_AT_MOST,
     )
@@ -103,5 +103,5 @@ def _too_much_travels(job: PlanInputs, better: Candidate) -> Reason:
 
 def _disk_unmeasured(better: Candidate) -> Reason:
     """Its blocks would come from a disk that may be slow, because RAM cannot hold them."""
-    missing = [row.missing for row in better.passed if row.residency == "streamed" and row.lacks == "ram"]
+    missing = [row.missing for row in better.rejected if row.residency == "streamed" and row.lacks == "ram"]
     return reason("disk_unmeasured", missing=min(missing), moved=better.streamed)

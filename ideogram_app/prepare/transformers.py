@@ -21,12 +21,13 @@ import torch
 
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, Manifest, read_manifest
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.transformer import SourceModel, open_source
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning

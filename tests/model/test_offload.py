@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.presets import PRESETS
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.generation.draw import Provenance, SharedInputs, draw
 from ideogram_app.generation.guidance import GuidedModel

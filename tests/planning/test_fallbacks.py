@@ -14,7 +14,7 @@ from ideogram_app.catalog.reasons import NOTHING
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning import inputs as job
-from ideogram_app.planning.fallbacks import ENCODERS, SMALLEST_RECIPE, fallbacks, taken
+from ideogram_app.planning.fallbacks import ENCODER_MODES, SMALLEST_RECIPE, fallbacks, taken
 from ideogram_app.planning.inputs import PlanInputs, within
 from ideogram_app.planning.oom import PHASE_WORDS, OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
@@ -150,8 +150,8 @@ def test_where_reading_failed_the_text_encoder_takes_less_room(hardware: Hardwar
     before, found = offered(hardware, REQUEST, OutOfMemory("device", GB, "encode"))
     for rung in found:
         after = planned(hardware, taken(REQUEST, INT8, rung), rung.recipe)
-        lighter = ENCODERS.index(after.encoder) - ENCODERS.index(before.encoder)
-        assert lighter > 0 or before.encoder == ENCODERS[-1]
+        lighter = ENCODER_MODES.index(after.encoder) - ENCODER_MODES.index(before.encoder)
+        assert lighter > 0 or before.encoder == ENCODER_MODES[-1]
         assert (rung.width, rung.height) == (1024, 1024), "a smaller picture is no shorter a caption"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.published.transformer import weight_files
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import cached_hash, hash_file, write_json

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import Component
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.catalog.text_encoder import block_type
 from ideogram_app.checkpoints.gguf import GgufFile
 from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit, plan_gguf, plan_safetensors, torchao_metadata
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import (
     diffusers_names,
     official_place,

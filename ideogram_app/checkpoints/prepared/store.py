@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
+from ideogram_app.catalog.sources import BRANCHES, find_source
 from ideogram_app.catalog.text_encoder import DENSE
 from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import (
@@ -29,7 +30,6 @@ from ideogram_app.checkpoints.prepared.manifest import (
     source_rows,
     verify_sums,
 )
-from ideogram_app.checkpoints.published.local import BRANCHES, find_source
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import bytes_taken, data_folder, identity

@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
+from ideogram_app.catalog.sources import BRANCHES, SOURCES, Source
 from ideogram_app.checkpoints.gguf import GgufFile
 from ideogram_app.checkpoints.published.codecs import StoredTensor
 from ideogram_app.checkpoints.published.component import Groups, PublishedComponent, WeightFile, gather
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, Source
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, official_shapes, parse
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError, RequestError
