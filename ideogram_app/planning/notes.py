@@ -1,16 +1,16 @@
-"""What a plan says beside its decision: one table of rules, each a reason or nothing, in the order of reading.
+"""Notes of a plan: what it says beside the decision, one table of rules, each a reason or nothing, in reading order.
 
 The text encoder and the decoder, the peak, what was asked for, what is known of the machine, how matrices are
-multiplied. A rule decides whether there is something to say; planning/reasons.py says it.
+multiplied. A rule decides whether there is something to say; catalog/reasons.py says it.
 
-Left out: the decision itself and what was passed over (planning/placement.py, planning/policy.py).
+Left out: the decision itself and what was rejected (planning/placement.py, planning/policy.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ideogram_app.catalog.reasons import MEASURED_RATES, NOTHING, Reason, listed, reason
+from ideogram_app.catalog.reasons import MEASURED_RATES, NOTHING, Reason, measured_list, reason
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.capabilities import SMALL_GAIN, arithmetic, int8_units, product_note
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS
@@ -50,8 +50,8 @@ def _measured(inputs: PlanInputs, candidate: Candidate) -> Reason:
         "link": measured.link / 1e9 if measured.link else None,
         "disk": measured.disk / 1e9 if measured.disk else None,
     }
-    told = listed(MEASURED_RATES, rates)
-    return reason("measured", rates=told, **rates) if told else NOTHING
+    said = measured_list(MEASURED_RATES, rates)
+    return reason("measured", rates=said, **rates) if said else NOTHING
 
 
 def _learned(inputs: PlanInputs, candidate: Candidate) -> Reason:
@@ -79,8 +79,7 @@ def _reference(inputs: PlanInputs, candidate: Candidate) -> Reason:
     if reference.residency != "resident":
         return NOTHING
     rates = inputs.rates()
-    gains_little = rates is not None and rates.int8_gain < SMALL_GAIN
-    little = reason("int8_gains_little", times=rates.int8_gain) if rates and gains_little else NOTHING
+    little = reason("int8_gains_little", times=rates.int8_gain) if rates and rates.int8_gain < SMALL_GAIN else NOTHING
     return reason("reference_fits", weights=reference.size.weights) + little
 
 

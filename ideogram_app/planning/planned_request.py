@@ -1,4 +1,4 @@
-"""A request planned once: one plan for each of its recipes, made in the worker and carried down to the picture.
+"""A planned request: one plan for each of its recipes, made in the worker and carried down to the picture.
 
     planned = plan_request(request, PlanInputs.of_request(request, hardware, ...), tokens)
     planned.plans["gguf-q4_k"]                  by which this recipe is loaded and drawn
@@ -6,9 +6,6 @@
 
 Its caption has been turned into tokens before, so that memory and time are planned for its own length. A try that ran
 out of memory has its plan replaced by the next one (generation/retry.py); nobody else plans again.
-
-Left out: checking the request (generation/validate.py), and the plan that the page shows before anything is asked for
-(studio/state.py).
 """
 
 from __future__ import annotations
@@ -49,12 +46,7 @@ class PlannedRequest:
 
 
 def plan_request(request: Request, inputs: PlanInputs, tokens: tuple[int, ...]) -> PlannedRequest:
-    """One plan for each recipe of a request.
-
-    Args:
-        inputs: those of the request, on the machine as it is now.
-        tokens: of its caption.
-    """
+    """One plan for each recipe of a request, on the machine of `inputs` as it is now; tokens: of its caption."""
     inputs = replace(inputs, text_tokens=len(tokens))
     return PlannedRequest(request, tokens, inputs, {name: plan(_inputs_of(inputs, name)) for name in request.recipes})
 

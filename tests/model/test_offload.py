@@ -515,7 +515,7 @@ def test_memory_that_only_loading_could_use_is_given_back_before_slots_are_made(
 ) -> None:
     order: list[str] = []
     start = OffloadHooks.start
-    monkeypatch.setattr(loader, "give_back", lambda device: order.append(f"released {device}"))
+    monkeypatch.setattr(loader, "empty_cache", lambda device: order.append(f"released {device}"))
     monkeypatch.setattr(OffloadHooks, "start", lambda hooks: (order.append("slots"), start(hooks))[1])
     load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3))).close()
     assert order == ["released cpu", "slots"]
