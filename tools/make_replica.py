@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
-from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
+from ideogram_app.catalog.sources import BRANCHES  # noqa: E402
 from ideogram_app.checkpoints.published.tensor_names import official_place, official_shapes  # noqa: E402
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint  # noqa: E402
 from ideogram_app.errors import AppError, RequestError, choose  # noqa: E402

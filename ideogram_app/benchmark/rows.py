@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from ideogram_app.benchmark.shapes import DTYPE_LABELS, Question
-from ideogram_app.catalog.models import Branch, weight_bytes
+from ideogram_app.catalog.models import Branch
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.capabilities import arithmetic as verdict
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import Drawing
 from ideogram_app.planning.footprint import footprint
+from ideogram_app.planning.weight_bytes import weight_bytes
 
 # Published NF4 files pack every Linear; 4 bits and a float32 for each 64 weights, as quantization/nf4.py draws them.
 NF4 = Recipe("nf4", "NF4", "nf4", 0.5 + 4 / 64, "decoded at every use", "bitsandbytes' 4 bits")
@@ -130,13 +132,15 @@ def row_bytes(row: Row, question: Question) -> Bytes:
     size, dense = (question.width, question.height), question.dense_bytes
     text = question.text_tokens if row.kind == "ours" or row.trimmed else question.padding
     counted = footprint(
-        question.model,
-        effective(row.recipe),
-        size,
-        dense,
-        text_tokens=text,
-        steps=question.steps,
-        arithmetic=row.arithmetic,
+        Drawing(
+            question.model,
+            effective(row.recipe),
+            size,
+            dense,
+            text_tokens=text,
+            steps=question.steps,
+            arithmetic=row.arithmetic,
+        )
     )
     if row.kind == "ours":
         return Bytes(counted.weights + counted.once, counted.workspace)

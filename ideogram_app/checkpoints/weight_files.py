@@ -73,12 +73,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: missing or no JSON object.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}")
+    return json_object(path.read_bytes(), f"{path} is damaged")
+
+
+def json_object(text: bytes, what: str) -> dict[str, Any]:
+    """A JSON object, or a CheckpointError that says `what` is wrong otherwise."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise CheckpointError(f"There is no file {path}") from problem
+        value = json.loads(text)
     except ValueError as problem:
-        raise CheckpointError(f"{path} is damaged", expected="JSON", got=str(problem)) from problem
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is damaged", expected="a JSON object", got=type(config).__name__)
-    return config
+        raise CheckpointError(what, expected="JSON", got=str(problem)) from problem
+    if not isinstance(value, dict):
+        raise CheckpointError(what, expected="a JSON object", got=type(value).__name__)
+    return value

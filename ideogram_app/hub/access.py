@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ideogram_app.checkpoints.published.local import Source
+from ideogram_app.catalog.sources import Source
 from ideogram_app.errors import AccessError, CheckpointError
 from ideogram_app.text import gb
 

@@ -26,8 +26,8 @@ from queue import Empty, SimpleQueue
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from ideogram_app.catalog.sources import Source
 from ideogram_app.checkpoints.prepared.manifest import FileRow
-from ideogram_app.checkpoints.published.local import Source
 from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError
 from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, locked, pieces, size_of, sync, write_text
 from ideogram_app.hub.access import CLIENT_ERRORS, NETWORK_ERROR, Remote, RemoteFile, address, explain, look, retryable

@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ideogram_app.catalog.sources import BRANCHES, Source
 from ideogram_app.checkpoints.prepared.manifest import FileRow
-from ideogram_app.checkpoints.published.local import BRANCHES, Source
 from ideogram_app.errors import RequestError
 from ideogram_app.files import bytes_taken, delete_folder, locked, size_of
 from ideogram_app.wire import from_json

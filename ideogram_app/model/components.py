@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.catalog.text_encoder import DENSE, find_encoder_recipe
 from ideogram_app.checkpoints.prepared.manifest import verify_sums
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile, open_encoder
 from ideogram_app.checkpoints.prepared.storage import ENCODER
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import find_source, local_folder
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
 from ideogram_app.checkpoints.weight_files import read_config, weight_files

@@ -19,11 +19,11 @@ import torch
 
 from ideogram_app.catalog.models import Branch, find_model
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prefetch import prefetched
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.prepared.storage import branch_file
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
@@ -34,7 +34,7 @@ from ideogram_app.kernels.compiled import compiled_kernels
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability
-from ideogram_app.machine.meter import give_back
+from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.offload.offload import FileSpans, Offload
 from ideogram_app.model.offload.packed_block import file_spans
 from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of, in_every_step, linears_of
@@ -156,7 +156,7 @@ def load_transformers(
             backbones[-1].trunk.order = backends(compute_capability(hooks.device))
         held = sum(map(weight_bytes, backbones))
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay, before slots are made
-            give_back(device)
+            empty_cache(device)
         offload.start()
     first, second = backbones
     return Loaded(

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import Component
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.journal import MismatchError
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, rows_of_parts
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.calibration.calibration import Calibration

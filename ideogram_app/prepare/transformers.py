@@ -21,11 +21,12 @@ import torch
 
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, Manifest, read_manifest
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.prepared.store import PreparedFolder, Store
-from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.transformer import TransformerPair, open_source
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning

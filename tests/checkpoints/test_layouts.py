@@ -13,10 +13,10 @@ from diffusers import Ideogram4Transformer2DModel
 from safetensors.torch import load_file
 from small_model import relative_error, write_source
 
+from ideogram_app.catalog.sources import BRANCHES, SOURCES
 from ideogram_app.checkpoints.gguf import OTHER_BLOCKS, READABLE_TYPES, GgufFile
 from ideogram_app.checkpoints.published.codecs import EncodedTensor, TensorEntry
 from ideogram_app.checkpoints.published.layouts import LAYOUTS
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES
 from ideogram_app.checkpoints.published.tensor_names import official_place, official_shapes
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint, open_source
 from ideogram_app.quantization import k_quants

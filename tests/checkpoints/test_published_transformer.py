@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from small_model import SMALL, Tensors, fused, packed_fp8, random_tensors, relative_error, write_branch
 
 from ideogram_app.catalog.models import MODELS
-from ideogram_app.checkpoints.published.local import SOURCES, find_source, local_folder
+from ideogram_app.catalog.sources import SOURCES, find_source
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.tensor_names import (
     diffusers_names,
     official_place,

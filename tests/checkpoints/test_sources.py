@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ideogram_app.catalog.models import MODELS, Branch
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, find_source, local_folder
+from ideogram_app.catalog.sources import BRANCHES, SOURCES, find_source
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint, open_source
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError

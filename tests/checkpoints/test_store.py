@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from small_model import NAME, shrink_published_model, write_source
 
+from ideogram_app.catalog import sources
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared import manifest
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published import local as sources
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import hash_file, project_folder
 from ideogram_app.prepare.transformers import prepare
@@ -147,7 +147,7 @@ def test_what_another_version_made_is_to_be_prepared_again(store, key, value) ->
 
 
 def test_a_recipe_made_from_other_weights_than_those_that_ship_is_damaged(store, tmp_path, monkeypatch) -> None:
-    shipped = sources.Source(NAME, "", "dense", 0, False, "", "", folder=str(tmp_path / "source"))
+    shipped = sources.Source(NAME, "", "dense", size=0, folder=str(tmp_path / "source"))
     monkeypatch.setattr(sources, "SOURCES", (shipped,))
     assert store.status(NAME, RECIPE).state == "ready"
     write_source(tmp_path / "source", seed=7)

@@ -28,12 +28,12 @@ from small_model import (
 )
 
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import journal
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.manifest import read_manifest
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import AccessError, CheckpointError, DiskError, RequestError
 from ideogram_app.files import project_folder
 from ideogram_app.prepare.transformers import prepare

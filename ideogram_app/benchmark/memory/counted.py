@@ -43,7 +43,7 @@ from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels
 from ideogram_app.kernels.fused.kernels import fused_kernels
 from ideogram_app.machine.copies import BlockingCopyStream
-from ideogram_app.machine.meter import give_back
+from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.loader import Loaded
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Offload
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file
@@ -229,7 +229,7 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
         latents = step.latents.cpu()
         del velocity, steps, step  # as `draw.sample` lets go of them
         loaded.rest()
-        give_back(DEVICE)
+        empty_cache(DEVICE)
         with ledger.phase("decode"):
             _pictured(decode, vae, latents, question.rows, question.columns)
     return prepared

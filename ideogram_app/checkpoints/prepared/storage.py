@@ -29,10 +29,10 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import Component
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.catalog.text_encoder import block_type, find_encoder_recipe
 from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit, plan_gguf, plan_safetensors, torchao_metadata
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_place, official_shapes
 from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, SafetensorsTensor
 from ideogram_app.quantization import fp8, int8, k_quants, rotation

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
+from ideogram_app.catalog.sources import BRANCHES, find_source
 from ideogram_app.catalog.text_encoder import DENSE
 from ideogram_app.checkpoints.prepared.manifest import (
     AGAIN,
@@ -36,7 +37,6 @@ from ideogram_app.checkpoints.prepared.manifest import (
     read_manifest,
     verify_sums,
 )
-from ideogram_app.checkpoints.published.local import BRANCHES, find_source
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.checkpoints.weight_files import weight_files
 from ideogram_app.errors import CheckpointError, RequestError

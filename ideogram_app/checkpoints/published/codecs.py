@@ -15,7 +15,6 @@ weight says whether it was rotated, so notes are followed, and an unknown one is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -27,7 +26,7 @@ from torch import Tensor
 from ideogram_app.checkpoints.gguf import FLOATS, OTHER_BLOCKS
 from ideogram_app.checkpoints.published.tensor_names import ROLES, WEIGHT
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
-from ideogram_app.checkpoints.weight_files import WeightFile
+from ideogram_app.checkpoints.weight_files import WeightFile, json_object
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import k_quants, nf4
 from ideogram_app.quantization.rotation import GROUP, rotate
@@ -136,27 +135,16 @@ class EncodedTensor:
 
     def _settings(self) -> dict[str, Any]:
         """The note or state beside the weight, else the note on its module in the metadata."""
-        entry = self.parts.get("note") or self.parts.get("state")
-        if entry is not None:
-            raw = bytes(entry.read().flatten().view(torch.uint8).numpy())
-            return _json_object(entry, raw)
+        entry = self.parts.get("note") or self.parts.get("state") or self.weight
+        what = f"What {entry.file.path} says of {entry.name} cannot be read"
+        if entry is not self.weight:
+            return json_object(bytes(entry.read().flatten().view(torch.uint8).numpy()), what)
         noted = self.weight.file.metadata.get(NOTED)
         if not isinstance(noted, str):
             return {}
-        layers = _json_object(self.weight, noted.encode()).get("layers", {})
+        layers = json_object(noted.encode(), what).get("layers", {})
         found = layers.get(self.weight.name.removesuffix(".weight"), {}) if isinstance(layers, dict) else {}
         return found if isinstance(found, dict) else {}
-
-
-def _json_object(entry: TensorEntry, text: bytes) -> dict[str, Any]:
-    what = f"What {entry.file.path} says of {entry.name} cannot be read"
-    try:
-        value = json.loads(text)
-    except ValueError as problem:
-        raise CheckpointError(what, expected="JSON", got=str(problem)) from problem
-    if not isinstance(value, dict):
-        raise CheckpointError(what, expected="a JSON object", got=f"{text!r:.60}")
-    return value
 
 
 def _scaled_shape(stored: EncodedTensor) -> Shape:

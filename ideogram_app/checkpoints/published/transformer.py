@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
+from ideogram_app.catalog.sources import BRANCHES, SOURCES
 from ideogram_app.checkpoints.published.codecs import EncodedTensor
 from ideogram_app.checkpoints.published.component import Checkpoint, Groups, gather
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, official_shapes, parse
 from ideogram_app.checkpoints.weight_files import WEIGHT_PATTERNS, WeightFile, open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError, RequestError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import find_recipe
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.errors import RequestError
 from ideogram_app.files import cached_hash
 from ideogram_app.prepare.calibration.calibration import read_calibration
