@@ -33,7 +33,7 @@ from ideogram_app.errors import CheckpointError, RequestError
 if TYPE_CHECKING:
     import gguf
 
-ALIGNMENT = 32  # of every tensor's first byte, where a file names no other
+GGUF_ALIGNMENT = 32  # of every tensor's first byte, where a file names no other
 FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # Of enum ggml_type, the types that are written: floats, and those of k_quants.py.
 GGML_TYPES = {"F32": 0, "F16": 1, "BF16": 30, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "Q8_0": 8}
@@ -84,7 +84,7 @@ class GgufTensor:
 def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
     """The header of a file with these tensors, GGUF version 3 without metadata.
 
-    The data follow in this order, each from a multiple of `ALIGNMENT` on, counted from the file's first byte.
+    The data follow in this order, each from a multiple of `GGUF_ALIGNMENT` on, counted from the file's first byte.
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf-py writes the same bytes, but only to a file.
 
     Raises:
@@ -102,7 +102,7 @@ def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
 
 
 def aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    return -(-offset // GGUF_ALIGNMENT) * GGUF_ALIGNMENT
 
 
 class GgufFile:

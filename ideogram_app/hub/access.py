@@ -168,7 +168,7 @@ class _Rule:
         )
 
 
-RULES = (  # the first that applies counts
+REFUSALS = (  # the first that applies counts
     _Rule("offline", OfflineModeIsEnabled),
     _Rule("scope", HfHubHTTPError, (403,), "fine-grained"),  # not raised as a gated repository: only its message says
     _Rule("bad token", GatedRepoError, (401,), with_token=True),
@@ -249,7 +249,7 @@ def is_harmless(path: str) -> bool:
 
 def explain(source: Source, problem: Exception) -> Access:
     """What an exception of huggingface_hub means for the user; the words are ours, the status is the Hub's."""
-    case = CASES[next(rule.case for rule in RULES if rule.applies(problem, bool(get_token())))]
+    case = CASES[next(rule.case for rule in REFUSALS if rule.applies(problem, bool(get_token())))]
     row = {**vars(source), "tokens": TOKENS_PAGE}
     got = f"status {_status(problem)}" if case.state == "unreachable" and _status(problem) else ""
     error = AccessError(case.what.format(**row), got=got, do=case.do.format(**row))

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
-from ideogram_app.checkpoints.gguf import aligned, gguf_header
+from ideogram_app.checkpoints.gguf import GgufTensor, aligned, gguf_header
 from ideogram_app.checkpoints.safetensors import SafetensorsTensor, layout
 
 
@@ -35,7 +34,7 @@ class Unit:
     tensor: str
     source: str
     first: int
-    parts: tuple[SafetensorsTensor | GgufInfo, ...]
+    parts: tuple[SafetensorsTensor | GgufTensor, ...]
     packed: bool
     by_rows: int = 1
 
@@ -65,7 +64,7 @@ def plan_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> FilePlan
 
 
 def plan_gguf(made: Sequence[Unit]) -> FilePlan:
-    infos = [part for unit in made for part in unit.parts if isinstance(part, GgufInfo)]
+    infos = [part for unit in made for part in unit.parts if isinstance(part, GgufTensor)]
     header = gguf_header(infos)
     end = aligned(len(header))
     spans = {}

@@ -31,7 +31,7 @@ from ideogram_app.catalog.models import Component
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.catalog.text_encoder import block_type, find_encoder_recipe
-from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
+from ideogram_app.checkpoints.gguf import GgufTensor
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit, plan_gguf, plan_safetensors, torchao_metadata
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_place, official_shapes
 from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, DTYPES, SafetensorsTensor
@@ -43,7 +43,7 @@ FUSING = ("gguf", "convrot")  # storages with the official names
 # How ComfyUI and stable-diffusion.cpp recognise a rotated INT8 Linear.
 COMFY_QUANT = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": rotation.GROUP}
 COMFY_BYTES = json.dumps(COMFY_QUANT, separators=(",", ":")).encode()
-FileTensor = SafetensorsTensor | GgufInfo  # a row of a header
+FileTensor = SafetensorsTensor | GgufTensor  # a row of a header
 
 
 def branch_file(model: str, recipe: Recipe, branch_name: str) -> str:
@@ -94,7 +94,7 @@ def units(recipe: Recipe, component: Component, dtypes: Mapping[str, torch.dtype
         if is_packed:
             parts = packed_parts(recipe, name, shape)
         elif recipe.storage == "gguf":
-            parts = (GgufInfo(name, shape, "F32"),)
+            parts = (GgufTensor(name, shape, "F32"),)
         else:
             parts = (SafetensorsTensor(name, DTYPE_NAMES[dtypes[source]], shape),)
         made.append(Unit(name, source, part * shape[0], parts, is_packed, by_rows=min(2, len(parts))))
@@ -110,7 +110,7 @@ def pack(recipe: Recipe, unit: Unit, weight: Tensor, importance: Tensor | None =
     """
     if not unit.packed:
         part = unit.parts[0]
-        return [weight.float() if isinstance(part, GgufInfo) else weight.to(DTYPES[part.dtype])]
+        return [weight.float() if isinstance(part, GgufTensor) else weight.to(DTYPES[part.dtype])]
     if recipe.rotated:
         weight = rotation.rotate(weight)
     if recipe.storage == "gguf":
@@ -152,7 +152,7 @@ def packed_parts(recipe: Recipe, name: str, shape: tuple[int, ...]) -> tuple[Fil
     """The tensors of a packed weight: values, then scales where they lie apart, then ComfyUI's note."""
     column = (shape[0], 1)
     if recipe.storage == "gguf":
-        return (GgufInfo(name, shape, block_type(recipe, name.removesuffix(".weight"), shape[1])),)
+        return (GgufTensor(name, shape, block_type(recipe, name.removesuffix(".weight"), shape[1])),)
     if recipe.storage == "fp8":
         return SafetensorsTensor(name, "F8_E4M3", shape), SafetensorsTensor(f"{name}_scale", "F32", shape[:1])
     if recipe.storage == "convrot":

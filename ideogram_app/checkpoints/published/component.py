@@ -1,6 +1,6 @@
 """Published checkpoint of one component, transformer or text encoder: tensors checked, then read by rows.
 
-    groups = gather(files, translate)                           official or diffusers' name -> role -> entry in a file
+    groups = group_tensors(files, translate)                    official or diffusers' name -> role -> entry in a file
     checkpoint = Checkpoint(folder, files, groups, shapes, what)
     checkpoint.tensor("layers.3.attention.qkv.weight", rows)
 
@@ -74,7 +74,7 @@ class Checkpoint:
         return joined([parts[index].read(cut) for index, cut in cuts])
 
 
-def gather(files: list[WeightFile], translate: Callable[[WeightFile, str], Name | None]) -> Groups:
+def group_tensors(files: list[WeightFile], translate: Callable[[WeightFile, str], Name | None]) -> Groups:
     """Every stored tensor, by the one it belongs to and its role; `translate` gives None for one that is not used.
 
     Raises:

@@ -25,7 +25,7 @@ from typing import Any
 from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, LAYER, TextEncoder
 from ideogram_app.checkpoints.gguf import GgufFile
 from ideogram_app.checkpoints.published.codecs import EncodedTensor, Shapes
-from ideogram_app.checkpoints.published.component import Checkpoint, Groups, gather
+from ideogram_app.checkpoints.published.component import Checkpoint, Groups, group_tensors
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, parse
 from ideogram_app.checkpoints.weight_files import WeightFile, open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError
@@ -72,7 +72,7 @@ class TextEncoderCheckpoint(Checkpoint):
     def __init__(self, path: Path, config: Mapping[str, Any] | None = None) -> None:
         opened = [open_weights(file) for file in weight_files(path)]
         files = [file for file in opened if file.metadata.get("general.architecture") != PROJECTOR]
-        groups = gather(files, _translate)
+        groups = group_tensors(files, _translate)
         self.config = dict(config) if config else _described(path, files, groups)
         self.encoder = TextEncoder.from_config(self.config)
         what = f"the text side of a Qwen3-VL of {self.encoder.num_hidden_layers} layers"

@@ -20,7 +20,7 @@ from torch import Tensor
 from ideogram_app.catalog.models import Branch, Model
 from ideogram_app.catalog.sources import BRANCHES, SOURCES
 from ideogram_app.checkpoints.published.codecs import EncodedTensor
-from ideogram_app.checkpoints.published.component import Checkpoint, Groups, gather
+from ideogram_app.checkpoints.published.component import Checkpoint, Groups, group_tensors
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, official_shapes, parse
 from ideogram_app.checkpoints.weight_files import WEIGHT_PATTERNS, WeightFile, open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError, RequestError
@@ -52,7 +52,7 @@ class TransformerCheckpoint(Checkpoint):
             name = parse(stored)
             return name if which is None or name.branch == which else None
 
-        groups = gather(files, translate)
+        groups = group_tensors(files, translate)
         self.branch, self.config = _described(folder, groups, branch)
         shapes = official_shapes(self.branch.shapes())
         super().__init__(folder, files, groups, shapes, "an Ideogram 4 transformer", paired=bool(said))
