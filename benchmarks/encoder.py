@@ -41,7 +41,7 @@ from ideogram_app.catalog.text_encoder import (  # noqa: E402
 )
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
 from ideogram_app.checkpoints.published.local import local_folder  # noqa: E402
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder  # noqa: E402
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint  # noqa: E402
 from ideogram_app.comparison.metrics import psnr  # noqa: E402
 from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
 from ideogram_app.generation.sampler import decode, denoise, make_noise, schedule, times  # noqa: E402
@@ -136,7 +136,7 @@ def miniature(pictures: int, preset: str) -> Iterator[dict[str, Any]]:
     parts = load_components("miniature", CPU, torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_transformers(Store(Path(folder)), "miniature", "reference", CPU, torch.float32)
-    source = SourceEncoder(local_folder("miniature") / "text_encoder")
+    source = TextEncoderCheckpoint(local_folder("miniature") / "text_encoder")
     captions = [tokenize(parts.tokenizer, to_json(scene)) for scene in held_out_scenes(pictures)]
     reference: list[tuple[Tensor, Image.Image]] = []
     for name, recipe, weights in cases(source, ("Q8_0", "Q4_K")):

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
-from ideogram_app.catalog.models import MODELS, Branch, weight_bytes  # noqa: E402
+from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
 from ideogram_app.catalog.presets import find_preset, guidance_for  # noqa: E402
 from ideogram_app.catalog.recipes import ONE_ROW_LAYERS, RECIPES, Recipe  # noqa: E402
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
@@ -42,6 +42,7 @@ from ideogram_app.model.components import Components, load_components  # noqa: E
 from ideogram_app.model.reference_model import ReferenceGuidance, ReferenceModel, load_reference_model  # noqa: E402
 from ideogram_app.model.text_encoder.features import encode  # noqa: E402
 from ideogram_app.model.transformer.layers import Int8Linear  # noqa: E402
+from ideogram_app.planning.weight_bytes import weight_bytes  # noqa: E402
 from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration  # noqa: E402
 from ideogram_app.prepare.calibration.smoothing import exponents, input_of  # noqa: E402
 from ideogram_app.quantization import int8  # noqa: E402

@@ -49,7 +49,7 @@ from ideogram_app.model.offload.offload import Offload  # noqa: E402
 from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of  # noqa: E402
 from ideogram_app.model.transformer.layers import weight_bytes  # noqa: E402
 from ideogram_app.model.vae import Autoencoder, autoencoder  # noqa: E402
-from ideogram_app.planning.activations import decode_bytes, tile_gaps  # noqa: E402
+from ideogram_app.planning.activations import Drawing, decode_bytes, tile_gaps  # noqa: E402
 from ideogram_app.planning.footprint import device_bytes, device_share, footprint  # noqa: E402
 from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
 from ideogram_app.planning.planner import plan  # noqa: E402
@@ -145,12 +145,14 @@ def _count(workload: Workload, name: str, cap: int) -> Row:
     homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
     found = count_picture(Case(workload, effective(find_recipe(name)), chosen.arithmetic, **homes))
     made = footprint(
-        workload.model,
-        effective(find_recipe(name)),
-        (workload.width, workload.height),
-        workload.dense_bytes,
-        text_tokens=workload.text_tokens,
-        arithmetic=chosen.arithmetic,
+        Drawing(
+            workload.model,
+            effective(find_recipe(name)),
+            (workload.width, workload.height),
+            workload.dense_bytes,
+            text_tokens=workload.text_tokens,
+            arithmetic=chosen.arithmetic,
+        )
     )
     kept = made.weights - (sum(chosen.streamed_blocks) - chosen.slots) * made.block
     drawn = workload.model, *size.values(), workload.dense_bytes, chosen.decode_tile or None
@@ -188,13 +190,15 @@ def predicted(
     """A row with nothing but its prediction."""
     size = workload.width, workload.height
     made = footprint(
-        workload.model,
-        effective(find_recipe(name)),
-        size,
-        workload.dense_bytes,
-        text_tokens=workload.text_tokens,
-        arithmetic=arithmetic,
-        kernels=kernels,
+        Drawing(
+            workload.model,
+            effective(find_recipe(name)),
+            size,
+            workload.dense_bytes,
+            text_tokens=workload.text_tokens,
+            arithmetic=arithmetic,
+            kernels=kernels,
+        )
     )
     offloaded = sum(travellers(workload, home))
     kept = made.weights + (FEWEST_SLOTS - offloaded if offloaded else 0) * made.block

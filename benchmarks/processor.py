@@ -41,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ideogram_app.checkpoints.prepared.storage import PackedWeight  # noqa: E402
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight  # noqa: E402
 from ideogram_app.kernels import plain, processor  # noqa: E402
 from ideogram_app.kernels.contract import InputFormat, Kernels, QuantizedActivations  # noqa: E402
 from ideogram_app.kernels.plain import PLAIN  # noqa: E402

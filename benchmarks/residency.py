@@ -36,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 from ideogram_app.benchmark.weights import Tiles  # noqa: E402
 from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
 from ideogram_app.catalog.presets import PRESETS  # noqa: E402
+from ideogram_app.catalog.sources import BRANCHES  # noqa: E402
 from ideogram_app.checkpoints.prepared.store import Store  # noqa: E402
-from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
 from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
 from ideogram_app.generation.sampler import denoise, make_noise, schedule, times  # noqa: E402
 from ideogram_app.machine.hardware import detect  # noqa: E402

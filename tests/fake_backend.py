@@ -16,12 +16,12 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from ideogram_app.catalog.models import find_model, weight_bytes
+from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.presets import find_preset
 from ideogram_app.catalog.reasons import Reason
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.checkpoints.prepared.store import Status
-from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.comparison.contact_sheet import write_sheet
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError
@@ -31,6 +31,7 @@ from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.records import REFERENCE, Event, Fallback, Request, Result, Seconds
 from ideogram_app.studio.backend import SourceState
 

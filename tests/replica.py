@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.hub import download as fetching
 from ideogram_app.hub import resume as transferring
 from tools.hub import Faults, Hub

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.quantization import fp8
 
 SMALL = (Branch(2, 64, 4, 256, 256, 13 * 64), Branch(1, 64, 4, 256, 256, 13 * 64))

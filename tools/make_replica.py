@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.models import MODELS, Branch  # noqa: E402
-from ideogram_app.checkpoints.published.local import BRANCHES  # noqa: E402
+from ideogram_app.catalog.sources import BRANCHES  # noqa: E402
 from ideogram_app.checkpoints.published.tensor_names import official_place, official_shapes  # noqa: E402
-from ideogram_app.checkpoints.published.transformer import SourceBranch  # noqa: E402
+from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint  # noqa: E402
 from ideogram_app.errors import AppError, RequestError, choose  # noqa: E402
 from tools.replica_components import write_components  # noqa: E402
 from tools.replica_layouts import REPLICAS, Replica  # noqa: E402
@@ -125,9 +125,9 @@ def _random(size: str, seed: int) -> Contents:
 
 def _given(source: Path) -> Contents:
     """The weights of a dense pipeline folder, fused where the layout asks for it."""
-    readers = (SourceBranch(source / BRANCHES[0]), SourceBranch(source / BRANCHES[1]))
+    readers = (TransformerCheckpoint(source / BRANCHES[0]), TransformerCheckpoint(source / BRANCHES[1]))
 
-    def values_of(reader: SourceBranch) -> Values:
+    def values_of(reader: TransformerCheckpoint) -> Values:
         def values(name: str, shape: tuple[int, ...]) -> Tensor:
             official, part = official_place(name)
             return reader.tensor(official, slice(part * shape[0], (part + 1) * shape[0])).float()

@@ -19,7 +19,7 @@ import typer.main
 import app as page_entry
 from ideogram_app import errors
 from ideogram_app.__main__ import app as command_line
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.files import DATA_VARIABLE, project_folder
 from ideogram_app.hub.access import CASES, TOKENS_PAGE

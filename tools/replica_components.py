@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.published.transformer import read_config
 from ideogram_app.checkpoints.safetensors import DTYPE_NAMES, SafetensorsFile
+from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.files import project_folder
 from tools import replica_parts
 from tools.replica_parts import PERIOD, Pack, Part, dense, write_safetensors

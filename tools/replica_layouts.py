@@ -1,7 +1,7 @@
 """What `make_replica.py` can write: one row for every way in which Ideogram 4 is published.
 
 A row names the row of `ideogram_app.checkpoints.published.layouts.LAYOUTS` by which readers know it, and adds what a
-header does not fix: attention fused or split, file names (those of the row of checkpoints/published/local.py where
+header does not fix: attention fused or split, file names (those of the row of catalog/sources.py where
 there is one), which Linears are packed and as what, the type of everything else, and quirks of the index and the
 metadata. File names, prefixes and the types of what GGUF files do not pack follow what the publishers' pages and other
 readers say; where those are silent, the rows differ from each other on purpose, so that our readers meet every
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES
+from ideogram_app.catalog.sources import BRANCHES, SOURCES
 from tools import replica_parts as parts
 from tools.replica_parts import Pack
 
@@ -47,7 +47,7 @@ class Replica:
         pack: how a Linear is packed; None leaves it dense.
         packs: which Linears are.
         dense: type of everything that is not packed.
-        repository: of the row of checkpoints/published/local.py whose files it has; "" for a diffusers pipeline that no
+        repository: of the row of catalog/sources.py whose files it has; "" for a diffusers pipeline that no
             row describes.
         prefixes: before the names of either transformer's tensors.
         metadata: of either transformer's file.

@@ -180,7 +180,7 @@ def write_gguf(path: Path, parts: Sequence[Part]) -> None:
     infos = [GgufInfo(part.name, part.shape, part.kind) for part in parts]
     writer = gguf.GGUFWriter(path, arch="")  # any other architecture would be written as metadata
     for info in infos:
-        kind = gguf.GGMLQuantizationType[info.gguf_type]
+        kind = gguf.GGMLQuantizationType[info.dtype]
         writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.byte_count, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -10,16 +10,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ideogram_app.catalog.models import MODELS, Model, weight_bytes
+from ideogram_app.catalog.models import MODELS, Model
 from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.recipes import RECIPES, Recipe
+from ideogram_app.catalog.sources import SOURCES
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
 from ideogram_app.checkpoints.published.layouts import LAYOUTS
-from ideogram_app.checkpoints.published.local import SOURCES
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
+from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.studio.setup_status import EXAMPLE_RATE, SetupStatus, lasting
 from ideogram_app.studio.state import State
 
@@ -200,7 +201,7 @@ def score_table() -> str:
 
 
 def source_table() -> str:
-    """Every row of checkpoints/published/local.py that is published."""
+    """Every row of catalog/sources.py that is published."""
     rows = [
         [
             f"[{row.repository}]({row.url})",

@@ -34,14 +34,15 @@ from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import PUBLISHED_ENCODER, TextEncoder, block_type
-from ideogram_app.checkpoints.prepared.storage import PackedWeight, held_as, held_packed, held_shapes, packed_layers
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
+from ideogram_app.checkpoints.prepared.storage import held_as, held_packed, held_shapes, packed_layers
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels, fused_kernels
 from ideogram_app.machine.copies import BlockingCopyStream
-from ideogram_app.machine.meter import give_back
+from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.loader import Loaded
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES, Offload
 from ideogram_app.model.text_encoder.encoder import CaptionEncoder, encoder_from_file
@@ -227,7 +228,7 @@ def _drawn(case: Case, loaded: Loaded, vae: Autoencoder, ledger: Ledger) -> int:
         latents = step.latents.cpu()
         del velocity, steps, step  # as `draw.sample` lets go of them
         loaded.release_scratch()
-        give_back(DEVICE)
+        empty_cache(DEVICE)
         with ledger.phase("decode"):
             _pictured(decode, vae, latents, workload.rows, workload.columns)
     return prepared
@@ -284,7 +285,7 @@ def _pictured(draw: Any, vae: Autoencoder, latents: Tensor, rows: int, columns: 
 
 
 class FakeEncoderFile:
-    """A prepared text encoder without numbers: what `encoder_from_file` asks of a `PackedBranch`."""
+    """A prepared text encoder without numbers: what `encoder_from_file` asks of a `PackedFile`."""
 
     def __init__(self, encoder: TextEncoder, recipe: Recipe, dtype: torch.dtype) -> None:
         self._recipe, self._dtype, self._shapes = recipe, dtype, encoder.shapes()

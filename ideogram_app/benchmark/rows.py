@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from ideogram_app.benchmark.shapes import DTYPE_LABELS, Workload
-from ideogram_app.catalog.models import Branch, weight_bytes
+from ideogram_app.catalog.models import Branch
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.capabilities import arithmetic as verdict
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import Drawing
 from ideogram_app.planning.footprint import footprint
+from ideogram_app.planning.weight_bytes import weight_bytes
 
 # Published NF4 files pack every Linear; 4 bits and a float32 for each 64 weights, as quantization/nf4.py draws them.
 NF4 = Recipe("nf4", "NF4", "nf4", 0.5 + 4 / 64, "decoded at every use", "bitsandbytes' 4 bits")
@@ -112,13 +114,18 @@ def row_bytes(row: Row, workload: Workload) -> RowMemory:
     Ours is what the planner counts. Stock keeps text features for the whole sequence of both branches and passes over
     them at every step: masked, squared in float32, normed and masked again.
     """
-    size, dense = (workload.width, workload.height), workload.dense_bytes
-    recipe, text = (
-        effective(row.recipe),
-        workload.text_tokens if row.kind == "ours" or row.trimmed else workload.padding,
-    )
+    size, dense, recipe = (workload.width, workload.height), workload.dense_bytes, effective(row.recipe)
+    text = workload.text_tokens if row.kind == "ours" or row.trimmed else workload.padding
     counted = footprint(
-        workload.model, recipe, size, dense, text_tokens=text, steps=workload.steps, arithmetic=row.arithmetic
+        Drawing(
+            workload.model,
+            recipe,
+            size,
+            dense,
+            text_tokens=text,
+            steps=workload.steps,
+            arithmetic=row.arithmetic,
+        )
     )
     if row.kind == "ours":
         return RowMemory(counted.weights + counted.once, counted.workspace)

@@ -39,7 +39,7 @@ from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.errors import AppError
 from ideogram_app.machine.gpu_specs import Flops
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.machine.meter import PhaseMeter, held_bytes, release, trim
+from ideogram_app.machine.meter import PhaseMeter, bytes_in_use, release, trim
 from ideogram_app.machine.microbench import Ceiling, measure_ceiling
 from ideogram_app.machine.versions import commit, versions
 from ideogram_app.planning.step_time import step_flops
@@ -198,12 +198,12 @@ class BenchmarkSession:
 
     def _build(self, row: Row, tiles: Tiles) -> WarmRow:
         trim()
-        before, meter = held_bytes(self.device), PhaseMeter(self.device)
+        before, meter = bytes_in_use(self.device), PhaseMeter(self.device)
         steps = SETUP_STEPS + self.workload.steps + 1  # the profiled one
         with meter.phase("build"):
             build = build_ours if row.kind == "ours" else build_stock
             step, note = build(row, self.workload, tiles, steps)
-        kept = max(0, held_bytes(self.device) - before)  # a process may shrink meanwhile
+        kept = max(0, bytes_in_use(self.device) - before)  # a process may shrink meanwhile
         warmed: list[float] = []
         while len(warmed) < SETUP_STEPS:
             trim()

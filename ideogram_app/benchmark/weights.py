@@ -19,7 +19,8 @@ from torch import Tensor
 from ideogram_app.catalog.models import Branch
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import block_type
-from ideogram_app.checkpoints.prepared.storage import PackedWeight, held_as, held_packed, held_shapes
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
+from ideogram_app.checkpoints.prepared.storage import held_as, held_packed, held_shapes
 from ideogram_app.quantization import fp8, int8, k_quants, nf4
 from ideogram_app.quantization.rotation import rotate
 

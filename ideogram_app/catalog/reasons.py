@@ -168,7 +168,7 @@ SENTENCES: dict[str, str] = {
         "Expected: {peak:gb} of {memory}, {saved:gb} less; {seconds:.1f} s a step instead of {before:.1f} s."
     ),
 }
-# Name of a number -> how it is said in a list (`listed`).
+# Name of a number -> how it is said in a list (`measured_list`).
 PEAK_PARTS = {
     "weights": "{:gb} weights and places for those that travel",
     "standing": "{:gb} prepared text, latents and the decoder",
@@ -255,10 +255,10 @@ def reason(code: str, /, **facts: Any) -> Reason:
     return Reason("+".join((code, *(part.code for part in parts))), text, numbers)
 
 
-def listed(parts: Mapping[str, str], numbers: Mapping[str, float | None]) -> str:
+def measured_list(parts: Mapping[str, str], numbers: Mapping[str, float | None]) -> str:
     """Numbers in words, in the order of a table such as `PEAK_PARTS`, without those that are 0 or unknown."""
-    told = [(words, numbers.get(name)) for name, words in parts.items()]
-    return ", ".join(_FORMATTER.format(words, number) for words, number in told if number)
+    said = [(words, numbers.get(name)) for name, words in parts.items()]
+    return ", ".join(_FORMATTER.format(words, number) for words, number in said if number)
 
 
 def _reason_of(value: Any) -> Reason:

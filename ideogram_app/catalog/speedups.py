@@ -112,7 +112,7 @@ def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
     return RUN
 
 
-def remembered_bytes(
+def cached_bytes(
     names: tuple[str, ...], model: Model, size: tuple[int, int], text_tokens: int, dense_bytes: int
 ) -> int:
     """What savings keep on a device from one step to the next, and compare it with (generation/guidance.py); bytes.

@@ -1,18 +1,16 @@
-"""GGUF files: the header of one to be written, and tensors read where they lie.
+"""GGUF files: tensors read from them, mapped or by rows, and the header of a file to be written.
 
     [magic, version, counts][metadata][name, shape, type, offset of every tensor][their bytes, each aligned to 32]
 
-    header = gguf_header(infos)            with GgufFile(path) as file:
-                                               tensor = file.tensor(name)
+    header = gguf_header(infos)            tensor = GgufFile(path).tensor(name)
 
-The header stands first, so that files are filled in place (file_plan.py, journal.py), and only one tensor need be in
-memory. `GgufFile` maps the file into memory and hands out views: nothing is read before it is used. It reads every type
-that gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
+The header is written first, so that a file is filled in place (file_plan.py, journal.py) with one tensor in memory.
+`GgufFile` maps the file into memory and returns views: nothing is read before it is used. It reads every type that
+gguf-py decodes, because published files mix them; written are floats and the types of k_quants.py.
 
-gguf-py does the reading, and is imported once there is a file; this file adds types in torch, a check at every step,
-and errors that name the file. No `general.architecture` is written: published per-branch files of this model carry no
-metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files, metadata that is
-written, publishing by rename (store.py).
+gguf-py does the reading, and is imported once there is a file; this module adds types in torch, a check at every step,
+and errors that name the file. No `general.architecture` is written: published files of this model's transformers carry
+no metadata at all, and any value makes one reader or another refuse. Left out: shards, big-endian files.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,15 +29,15 @@ from torch import Tensor
 
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError, RequestError
-from ideogram_app.quantization.k_quants import FORMATS, packed_columns
 
 if TYPE_CHECKING:
     import gguf
 
-ALIGNMENT = 32  # of every tensor's first byte, where a file names no other
+GGUF_ALIGNMENT = 32  # of every tensor's first byte, where a file names no other
 FLOATS: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-GGML_TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30}  # enum ggml_type
-KNOWN_TYPES = (*FLOATS, *FORMATS)
+# Of enum ggml_type, the types that are written: floats, and those of k_quants.py.
+GGML_TYPES = {"F32": 0, "F16": 1, "BF16": 30, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "Q8_0": 8}
+KNOWN_TYPES = tuple(GGML_TYPES)
 # What `gguf.dequantize` of gguf-py 0.19 decodes beside these.
 OTHER_BLOCKS = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"),
@@ -52,37 +49,32 @@ LONGEST_NAME = 63  # bytes; GGML_MAX_NAME is 64 with its closing zero
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """What a header says of one tensor.
+    """A row of a header; `shape` is that of the weights, (rows, columns) or (n,), whatever their packing.
 
-    Attributes:
-        shape: of the weights, (rows, columns) or (n,), whatever their packing.
-        gguf_type: one of `READABLE_TYPES`; one of `KNOWN_TYPES` where it is to be written.
+    `dtype` is one of `READABLE_TYPES`; one of `KNOWN_TYPES` where it is to be written.
     """
 
     name: str
     shape: tuple[int, ...]
-    gguf_type: str
+    dtype: str
 
     @property
     def held_shape(self) -> tuple[int, ...]:
-        """Of the tensor in memory: that of the weights, or of their packed rows."""
-        if self.gguf_type in FLOATS:
+        """Shape of the tensor in memory: that of the weights, or (rows, bytes of a packed row)."""
+        if self.dtype in FLOATS:
             return self.shape
-        if self.gguf_type in OTHER_BLOCKS:
-            import gguf
+        import gguf
 
-            weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.gguf_type]]
-            return *self.shape[:-1], self.shape[-1] // weights * size
-        return *self.shape[:-1], packed_columns(self.shape[-1], self.gguf_type)
-
-    @property
-    def dtype(self) -> str:
-        """The type by the name that a safetensors header's rows have for theirs."""
-        return self.gguf_type
+        *rows, columns = self.shape
+        weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.dtype]]
+        if columns % weights:
+            what = f"Rows of {columns} weights cannot be packed as {self.dtype}"
+            raise RequestError(what, expected=f"a multiple of its block size, {weights}")
+        return *rows, columns // weights * size
 
     @property
     def held_dtype(self) -> torch.dtype:
-        return FLOATS.get(self.gguf_type, torch.uint8)
+        return FLOATS.get(self.dtype, torch.uint8)
 
     @property
     def byte_count(self) -> int:
@@ -90,9 +82,9 @@ class GgufTensor:
 
 
 def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
-    """All that stands before the data of a file with these tensors, GGUF version 3 without metadata.
+    """The header of a file with these tensors, GGUF version 3 without metadata.
 
-    The data follow in this order, each from a multiple of `ALIGNMENT` on, counted from the file's first byte.
+    The data follow in this order, each from a multiple of `GGUF_ALIGNMENT` on, counted from the file's first byte.
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; gguf-py writes the same bytes, but only to a file.
 
     Raises:
@@ -104,22 +96,17 @@ def gguf_header(infos: Sequence[GgufTensor]) -> bytes:
         _check_writable(info)
         name, sizes = info.name.encode(), info.shape[::-1]  # the innermost size first
         header += struct.pack("<Q", len(name)) + name
-        header += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, GGML_TYPES[info.gguf_type], offset)
+        header += struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, GGML_TYPES[info.dtype], offset)
         offset += aligned(info.byte_count)
     return header
 
 
 def aligned(offset: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    return -(-offset // GGUF_ALIGNMENT) * GGUF_ALIGNMENT
 
 
 class GgufFile:
-    """An open GGUF file: its metadata, what its tensors are, and the tensors themselves on demand.
-
-    Attributes:
-        metadata: key to value; empty in published files of this model.
-        infos: name to `GgufTensor`, in file order.
+    """An open GGUF file, read on demand; `infos` are in file order.
 
     Raises:
         CheckpointError: missing, truncated, malformed, or holding a type not in `READABLE_TYPES`.
@@ -136,8 +123,8 @@ class GgufFile:
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
         """A view of the mapped file: floats as `info.shape`, a block type as uint8 (rows, bytes of a row).
 
-        It may be written to, which changes memory and never the file. Some rows of it are read into memory of their
-        own instead: pages of a mapping, once touched, count as the process's memory until the file is closed.
+        It may be written to, which changes memory and never the file. Rows are read into memory of their own instead:
+        pages of a mapping, once touched, count as the process's memory until it is gone.
 
         Raises:
             CheckpointError: no tensor of that name.
@@ -148,30 +135,13 @@ class GgufFile:
         return span.shaped(torch.from_numpy(np.asarray(self._mapped[name].data).reshape(-1).view(np.uint8)))
 
     def span(self, name: str, rows: slice | None = None) -> Span:
-        """Where a tensor, or some of its rows, lies; raises like `tensor`."""
+        """The span of a tensor, or of some of its rows; raises like `tensor`."""
         if name not in self._mapped:
             raise CheckpointError(
                 f"{self.path.name} holds no tensor {name}", got=f"{len(self._mapped)}: {', '.join(self._mapped):.200}"
             )
         info, start = self.infos[name], int(self._mapped[name].data_offset)
-        if rows is None:
-            return Span(self.path, name, start, info.held_dtype, info.held_shape)
-        first, stop, _ = rows.indices(info.held_shape[0])
-        row_bytes = info.byte_count // max(1, info.held_shape[0])
-        shape = (stop - first, *info.held_shape[1:])
-        return Span(self.path, name, start + first * row_bytes, info.held_dtype, shape)
-
-    def close(self) -> None:
-        """Let go of the mapping; views already handed out keep it alive until they go."""
-        self._mapped.clear()
-
-    def __enter__(self) -> GgufFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return Span(self.path, name, start, dtype=info.held_dtype, shape=info.held_shape).rows(rows)
 
     def _info(self, tensor: gguf.ReaderTensor) -> GgufTensor:
         kind = tensor.tensor_type.name
@@ -186,7 +156,7 @@ class GgufFile:
 
 @cache
 def _bounded_reader() -> type[gguf.GGUFReader]:
-    """gguf-py's reader with one question asked at every access: does the file reach that far?"""
+    """gguf-py's reader, which checks at every access that the file reaches that far."""
     import gguf
 
     class BoundedReader(gguf.GGUFReader):
@@ -204,7 +174,7 @@ def _bounded_reader() -> type[gguf.GGUFReader]:
 
 
 def _open(path: Path) -> gguf.GGUFReader:
-    """Map a file and read its header, turning every way in which that fails into a `CheckpointError`."""
+    """Map a file and read its header; whatever goes wrong is a `CheckpointError`."""
     again = f"Fetch or convert {path} again"
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}")
@@ -212,9 +182,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     if size == 0:  # cannot be mapped
         raise CheckpointError(f"{path.name} is empty", expected="a GGUF file", got="0 bytes", do=again)
     try:
-        reader = _bounded_reader()(
-            path, mode="c"
-        )  # copy on write: torch wants writable memory, the file stays as it is
+        reader = _bounded_reader()(path, mode="c")  # copy on write: torch wants writable memory
     except CheckpointError as problem:
         raise CheckpointError(
             f"{path.name} cannot be read: {problem.what}", expected=problem.expected, got=problem.got, do=again
@@ -232,11 +200,8 @@ def _open(path: Path) -> gguf.GGUFReader:
 
 
 def _check_writable(info: GgufTensor) -> None:
-    """Refuse what no reader would take."""
-    if info.gguf_type not in KNOWN_TYPES:
-        raise RequestError(
-            f"Tensor {info.name} cannot be written as {info.gguf_type}", expected=" or ".join(KNOWN_TYPES)
-        )
+    if info.dtype not in KNOWN_TYPES:
+        raise RequestError(f"Tensor {info.name} cannot be written as {info.dtype}", expected=" or ".join(KNOWN_TYPES))
     if len(info.name.encode()) > LONGEST_NAME:
         raise RequestError(f"The name {info.name} is too long for GGUF", expected=f"at most {LONGEST_NAME} bytes")
     if not 1 <= len(info.shape) <= 4:

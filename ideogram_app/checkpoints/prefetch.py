@@ -1,15 +1,15 @@
-"""Prefetch: tensors read from files by threads, ahead of their use, to where they stay.
+"""Prefetch: tensors read from files by threads ahead of their use, to the device or to host memory.
 
     with prefetched(spans, device) as reader:
-        file = file.read_with(reader)         whatever reads through it gets these spans from what was prefetched
+        file = file.read_with(reader)         these spans are read from what was prefetched
 
     disk --one thread--> pinned buffers of 16 MB --copies on a stream of their own--> device
     disk --two threads--> host memory in which the weights stay
 
 Towards a device a thread goes through a few pinned buffers (machine/copies.py). Towards host memory there is nothing
-between, because a second copy would be the whole cost again; there memory that was never used, whose pages the system
-hands out one by one, is what limits (on the machine of benchmarks/results/loading.json a core takes them at 1.4 GB/s),
-so two share the work. Whoever takes a tensor has the next ones begun, up to `AHEAD` bytes.
+between, because a second copy would be the whole cost again; there page faults of fresh memory are the limit (1.4 GB/s
+a core on the machine of benchmarks/results/loading.json), so two threads share the work. Taking a tensor begins the
+next ones, up to `AHEAD` bytes.
 
 safetensors' own loader maps a file and copies from pages that fault one by one, into memory that is not pinned. Left
 out: reading past the cache of the operating system.
@@ -24,7 +24,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from io import FileIO
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -38,7 +37,7 @@ READERS = 2  # threads towards host memory
 
 @contextmanager
 def prefetched(spans: Iterable[Span], device: torch.device | str) -> Iterator[Reader]:
-    """A reader that has these spans, to be read once each in this order, on the device; it reads any other as it comes.
+    """A reader that prefetches these spans, each used once, in this order, to the device; any other is read when asked.
 
     Raises:
         CheckpointError: where a span is read: its file is missing, ends too early or cannot be read.
@@ -56,11 +55,9 @@ def prefetched(spans: Iterable[Span], device: torch.device | str) -> Iterator[Re
 
 
 class Prefetcher:
-    """Spans that threads read ahead; a context, which ends the threads. One thread takes.
+    """Threads that read spans ahead, as a context; one thread takes each span once, in order.
 
     Args:
-        spans: what will be taken, each once, in the order of use.
-        copies: to where they stay.
         ahead: bytes that may be read, or wait, before they are taken.
         chunk: bytes read at once.
     """
@@ -79,9 +76,7 @@ class Prefetcher:
         self._begin_next()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *problem: object) -> None:
         self._closing.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
         if self._buffers:
@@ -90,8 +85,7 @@ class Prefetcher:
         self._begun.clear()
 
     def take(self, span: Span) -> Tensor:
-        """The tensor of a span, where it stays. What is out of turn is begun now; what is not to come, or was taken
-        before, is read now, into host memory.
+        """The tensor of a span, on the device; one that was not announced, or was taken before, is read to the host.
 
         Raises:
             CheckpointError: its file is missing, ends too early or cannot be read.
@@ -110,7 +104,6 @@ class Prefetcher:
         return span.shaped(memory.to(self._copies.device))  # moved only to Metal, where no other thread may copy
 
     def _begin_next(self) -> None:
-        """As many of the next ones as `ahead` has room for."""
         while self._to_come:
             span = next(iter(self._to_come))
             if self._bytes and self._bytes + span.size > self._ahead:
@@ -125,7 +118,7 @@ class Prefetcher:
     # The rest runs in the threads.
 
     def _read(self, span: Span) -> tuple[Tensor, Event]:
-        """Memory that holds the span's bytes, uint8 (size,), behind an event."""
+        """The span's bytes, uint8 (size,), there once the event has passed."""
         with open_in_order(span.path) as file:
             if self._buffers:
                 return self._through_buffers(span, file, self._buffers)
@@ -136,7 +129,7 @@ class Prefetcher:
 
     def _through_buffers(self, span: Span, file: FileIO, buffers: StagingBuffers) -> tuple[Tensor, Event]:
         memory, copied = self._copies.device_buffer(span.size), None
-        free = self._copies.event()  # whatever had this memory before is over
+        free = self._copies.event()  # passes once whatever used this memory before is done
         try:
             for offset, part in self._parts(memory):
                 copied = buffers.copy(partial(span.fill, file, offset), part, free)
@@ -146,7 +139,7 @@ class Prefetcher:
         return memory, copied
 
     def _parts(self, memory: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Runs of `chunk` bytes and where they begin, until the context ends."""
+        """Offset and view of each `chunk` bytes, until the context ends."""
         for offset in range(0, len(memory), self._chunk):
             if self._closing.is_set():
                 return

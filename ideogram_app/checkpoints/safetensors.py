@@ -1,10 +1,10 @@
-"""Safetensors files: headers read and checked, tensors read where they lie, headers written before the data exist.
+"""Safetensors files: headers read and checked, single tensors or rows read, headers written before the data exist.
 
     [length of header, 8 bytes][header: JSON, name -> dtype, shape, data_offsets][data, without gaps]
 
 The safetensors package maps a file and refuses a bad one with a message that names no file; it writes a file only from
 all of its tensors at once. Here a header says what is wrong with which file, a tensor is read alone (or only some of
-its rows), and `layout` places tensors before they are computed, so that a file can be filled one by one, in any order.
+its rows), and `layout` gives tensors their offsets before they are computed, so that a file is filled in any order.
 
 Left out: mapping files into memory, dtypes no checkpoint of this model has.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ LARGEST_HEADER = 100_000_000  # the limit of the safetensors package
 
 @dataclass(frozen=True)
 class SafetensorsTensor:
-    """What a header says of one tensor; `start` and `stop` count from the beginning of the file."""
+    """A row of a header; `start` and `stop` count from the beginning of the file."""
 
     name: str
     dtype: str
@@ -49,16 +49,11 @@ class SafetensorsTensor:
 
     @property
     def size(self) -> int:
-        """Bytes that its shape and dtype ask for."""
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 class SafetensorsFile:
-    """A safetensors file whose header has been read and agrees with the size of the file.
-
-    Attributes:
-        metadata: the header's own strings.
-        infos: name to `SafetensorsTensor`, in file order.
+    """A safetensors file whose header has been read and agrees with its size; `infos` are in file order.
 
     Raises:
         CheckpointError: missing, truncated, not safetensors, or a tensor named twice; the message names the file.
@@ -80,15 +75,15 @@ class SafetensorsFile:
             )
 
     def tensor(self, name: str, rows: slice | None = None) -> Tensor:
-        """Read one tensor, or some of its rows, into memory of its own.
+        """One tensor, or some of its rows, read into host memory; raises like `span`."""
+        return self.span(name, rows).read()
+
+    def span(self, name: str, rows: slice | None = None) -> Span:
+        """The span of a tensor, or of some of its rows.
 
         Raises:
             CheckpointError: no such tensor, or a dtype this program does not read.
         """
-        return self.span(name, rows).read()
-
-    def span(self, name: str, rows: slice | None = None) -> Span:
-        """Where a tensor, or some of its rows, lies; raises like `tensor`."""
         info = self.infos.get(name)
         if info is None:
             raise CheckpointError(f"{self.path} holds no tensor {name}")
@@ -98,34 +93,28 @@ class SafetensorsFile:
                 expected=" or ".join(DTYPES),
                 got=info.dtype,
             )
-        shape, start = info.shape, info.start
-        if rows is not None:
-            first, stop, _ = rows.indices(shape[0])
-            shape, start = (stop - first, *shape[1:]), start + first * (info.size // max(1, shape[0]))
-        return Span(self.path, name, start, DTYPES[info.dtype], shape)
+        return Span(self.path, name, info.start, dtype=DTYPES[info.dtype], shape=info.shape).rows(rows)
 
 
 def layout(
     infos: Sequence[SafetensorsTensor], metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, SafetensorsTensor]]:
-    """The header of a file to come, and where in that file every tensor will lie.
+    """The header of a file to be written, and its rows with `start` and `stop`.
 
     Wide types come first, so that every tensor is aligned to its type whatever the others' sizes.
     """
     ordered = sorted(infos, key=lambda info: (-DTYPES[info.dtype].itemsize, info.name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset, spans = 0, {}
+    offset = 0
     for info in ordered:
-        spans[info.name] = (offset, offset + info.size)
-        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(spans[info.name])}
-        offset += info.size
+        ends = [offset, offset := offset + info.size]
+        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": ends}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    placed = {
-        info.name: SafetensorsTensor(info.name, info.dtype, info.shape, *(start + end for end in spans[info.name]))
-        for info in ordered
-    }
+    placed, start = {}, 8 + len(text)
+    for info in ordered:
+        placed[info.name] = replace(info, start=start, stop=start + info.size)
+        start += info.size
     return len(text).to_bytes(8, "little") + text, placed
 
 
@@ -156,7 +145,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _info(path: Path, name: str, row: Any, start: int) -> SafetensorsTensor:
-    """One row of a header, checked: its span must be what shape and dtype ask for."""
+    """One row of a header, checked: its size must agree with shape and dtype."""
     try:
         begin, end = (int(offset) for offset in row["data_offsets"])
         info = SafetensorsTensor(

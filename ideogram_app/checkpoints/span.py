@@ -1,16 +1,15 @@
-"""Where a tensor lies: a file, a place in it, and what its bytes mean. Every read of weights goes through here.
+"""Span: the bytes of a tensor, or of some of its rows, in a file, and how readers make tensors of them.
 
-Both kinds of files (safetensors.py, gguf.py) say of a tensor, or of some of its rows, which `Span` it is. A
-`Reader` makes a tensor of it: at once (`Span.read`), from what was prefetched (prefetch.py), or without its numbers
-(`without`). Left out: memory maps. Weights that are kept must not change when their file does, so they are copied once
-in any case, and pages that are mapped cost a fault each on top of that.
+safetensors.py and gguf.py find the `Span` of a tensor. A `Reader` makes a tensor of it: at once (`Span.read`), from
+what was prefetched (prefetch.py), or without its numbers (`without`). Left out: memory maps. Weights in memory must not
+change when their file does, so they are copied once in any case, and mapped pages cost a fault each on top of that.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -24,12 +23,7 @@ from ideogram_app.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes of a file that are a tensor, or rows of one.
-
-    Attributes:
-        name: of the tensor in the file, for messages.
-        start: in bytes from the beginning of the file.
-    """
+    """A tensor, or rows of one, in a file; `start` in bytes from its beginning, `name` for messages."""
 
     path: Path
     name: str
@@ -39,11 +33,18 @@ class Span:
 
     @property
     def size(self) -> int:
-        """In bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
+    def rows(self, rows: slice | None) -> Span:
+        """The span of some of its rows; itself for None."""
+        if rows is None:
+            return self
+        first, stop, _ = rows.indices(self.shape[0])
+        start = self.start + first * (self.size // max(1, self.shape[0]))
+        return replace(self, start=start, shape=(stop - first, *self.shape[1:]))
+
     def read(self) -> Tensor:
-        """The tensor, read now, in memory of its own.
+        """The tensor, read now into host memory.
 
         Raises:
             CheckpointError: the file ends too early or cannot be read.
@@ -54,10 +55,7 @@ class Span:
         return self.shaped(raw)
 
     def fill(self, file: FileIO, offset: int, into: Tensor) -> None:
-        """Read the bytes from `offset` of the span on, as many as `into` (uint8, in host memory) takes.
-
-        Args:
-            file: the open file of the span.
+        """Read the bytes from `offset` of the span on, as many as `into` (uint8, in host memory) takes, from its file.
 
         Raises:
             CheckpointError: the file ends too early or cannot be read.
@@ -81,8 +79,13 @@ class Span:
             )
 
     def shaped(self, raw: Tensor) -> Tensor:
-        """The bytes, uint8 (size,) on any device, as the tensor that they are; nothing is copied."""
+        """The tensor as a view of its bytes, uint8 (size,) on any device."""
         return raw.view(self.dtype).view(self.shape)
+
+
+def joined(rows: Sequence[Tensor]) -> Tensor:
+    """Rows that were read apart, as one tensor; a single one is not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
 
 
 class Reader(Protocol):
@@ -92,7 +95,7 @@ class Reader(Protocol):
 
 
 def without(left_out: Collection[Span], reader: Reader) -> Reader:
-    """A reader that gives these spans shapes and no numbers, on the meta device; any other is read as `reader` does."""
+    """A reader that puts these spans on the meta device, shapes without numbers; any other is read by `reader`."""
 
     def read(span: Span, /) -> Tensor:
         return torch.empty(span.shape, dtype=span.dtype, device="meta") if span in left_out else reader(span)
@@ -101,7 +104,7 @@ def without(left_out: Collection[Span], reader: Reader) -> Reader:
 
 
 def open_in_order(path: Path) -> FileIO:
-    """A file to be read span by span, the next one behind the last, which the system is told where it listens.
+    """A file to be read span by span, in order; Linux is told so that it reads ahead.
 
     Raises:
         CheckpointError: it cannot be opened.

@@ -25,7 +25,7 @@ from ideogram_app.generation.session import Session, with_free_memory
 from ideogram_app.generation.validate import failed_result
 from ideogram_app.kernels.processor import threads
 from ideogram_app.machine.hardware import usable_cores
-from ideogram_app.machine.meter import give_back
+from ideogram_app.machine.meter import empty_cache
 from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.records import REFERENCE, Event, Result
@@ -54,7 +54,7 @@ def compare(planned: PlannedRequest, session: Session) -> Iterator[Event]:
     finally:  # stopped or failed too: RAM that was locked for nobody could never be locked again
         if not session.stays:
             session.kept.unload()
-        give_back(device)
+        empty_cache(device)
     yield Event("done")
 
 

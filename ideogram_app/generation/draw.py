@@ -26,7 +26,7 @@ from ideogram_app.catalog.presets import find_preset, guidance_for
 from ideogram_app.files import write_png
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
-from ideogram_app.machine.meter import MeasuredPeaks, PhaseMeter, give_back
+from ideogram_app.machine.meter import MeasuredPeaks, PhaseMeter, empty_cache
 from ideogram_app.machine.versions import versions
 from ideogram_app.model.loader import Loaded
 from ideogram_app.records import Event, Request, Result, Seconds
@@ -101,7 +101,7 @@ def draw(
         with meter.phase("let go"):
             loaded.release_scratch()
             if device.type != "cpu":
-                give_back(device)
+                empty_cache(device)
         with meter.phase("decode"):
             image = decode(shared.vae, latents, *_grid(request))
     result = _result(request, recipe, loaded, shared, meter, provenance)

@@ -30,7 +30,7 @@ from ideogram_app.machine.meter import release
 from ideogram_app.model.cache import LoadedKey
 from ideogram_app.model.loader import Homes
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES
-from ideogram_app.planning.fallbacks import taken
+from ideogram_app.planning.fallbacks import apply_fallback
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
@@ -137,7 +137,7 @@ def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | O
 
 def next_attempt(attempt: Attempt, shortage: OutOfMemory, rung: Fallback) -> Attempt:
     """The try after one that ran out of memory: a fallback taken, with a plan and noise of its own."""
-    request = taken(attempt.request, attempt.engaged, rung)
+    request = apply_fallback(attempt.request, attempt.engaged, rung)
     inputs = replace(
         attempt.inputs,
         recipe=rung.recipe,

@@ -1,12 +1,12 @@
-"""What a repository holds at the Hub, and whether this user may have it, in words.
+"""Access to a repository at the Hub: its files, and whether token and licence let this user have them, in words.
 
     look(source)   -> Remote: the commit, and every wanted file with its size and hash
     access(source) -> Access: one of STATES, a sentence, and the page on which to act
 
-Two requests, the same that a download makes: the listing, which the Hub gives to anybody, and the headers of one file,
-where the gate stands. What `access` says is therefore what a download would meet. huggingface_hub knows the Hub's
-answers as exceptions; `explain` turns those into sentences and tells apart what they leave together: a token that is
-missing, refused, or of too small a scope, and a licence not accepted, under review, or refused.
+Two requests, the same that a download makes, so that `access` meets what a download would meet: the listing, which the
+Hub gives to anybody, and the headers of one file, which it guards. huggingface_hub raises exceptions; `explain` turns
+them into sentences and separates what they mix: a token that is missing, refused, or of too small a scope, and a
+licence not accepted, under review, or refused.
 
 The token is huggingface_hub's own (`hf auth login` or HF_TOKEN). It is never read here, only whether there is one.
 """
@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ideogram_app.checkpoints.published.local import Source
+from ideogram_app.catalog.sources import Source
 from ideogram_app.errors import AccessError, CheckpointError
 from ideogram_app.text import gb
 
@@ -38,22 +38,16 @@ SCOPE = "Read access to contents of all public gated repos you can access"  # as
 # What may be fetched: weights without code, and text. Pickles (.bin, .pt, .ckpt) and Python run when they are loaded.
 HARMLESS = (".safetensors", ".gguf", ".json", ".txt", ".jinja", ".md")
 LEGAL = ("LICENSE", "NOTICE")
-# Base of everything that goes wrong on the line: httpx.HTTPError, or httpx2's from huggingface_hub 2 on.
-LINE_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+# Base of all network errors: httpx.HTTPError, or httpx2's from huggingface_hub 2 on.
+NETWORK_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 # OSError: the operating system's, and offline mode. ValueError: a listing that is no JSON but a hotel's login page.
-CLIENT_ERRORS: tuple[type[Exception], ...] = (LINE_ERROR, OSError, ValueError)
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # statuses that may be gone at the next attempt
+CLIENT_ERRORS: tuple[type[Exception], ...] = (NETWORK_ERROR, OSError, ValueError)
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504)  # statuses worth a retry
 
 
 @dataclass(frozen=True)
 class Access:
-    """Whether a source can be fetched now.
-
-    Attributes:
-        state: one of `STATES`.
-        sentence: what stands in the way and what to do; whole sentences.
-        url: the page on which to act, "" where there is none.
-    """
+    """Whether a source can be fetched now: one of `STATES`, what hinders and what to do, and the page to act on."""
 
     state: str
     sentence: str
@@ -72,7 +66,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """What is wanted of a repository at one commit; `left_out` matched the source's patterns but may run code."""
+    """The wanted files of a repository at one commit; `left_out` matched the source's patterns but may run code."""
 
     commit: str
     files: tuple[RemoteFile, ...]
@@ -85,7 +79,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class _Case:
-    """What to say of one way to be turned away; `{}` fields are filled from the source."""
+    """The words for one kind of refusal; `{}` fields are filled from the source."""
 
     state: str
     what: str
@@ -144,7 +138,7 @@ CASES: dict[str, _Case] = {
         "Allow the network (unset HF_HUB_OFFLINE), or name a folder that already holds these weights",
         "",
     ),
-    "no line": _Case(
+    "no network": _Case(
         "unreachable",
         "Hugging Face cannot be reached",
         f"Check the network, a proxy or a firewall. {LATER}",
@@ -155,56 +149,92 @@ CASES: dict[str, _Case] = {
 }
 
 
-def access(source: Source, *, offline: bool = False, token: str | None = None) -> Access:
+@dataclass(frozen=True)
+class _Rule:
+    """The exceptions that are one case: by type, HTTP status, words of the message, and whether there is a token."""
+
+    case: str
+    kind: type[Exception] | tuple[type[Exception], ...]
+    statuses: tuple[int, ...] = ()  # any
+    words: str = ""
+    with_token: bool = False  # else also without
+
+    def applies(self, problem: Exception, has_token: bool) -> bool:
+        return (
+            isinstance(problem, self.kind)
+            and (not self.statuses or _status(problem) in self.statuses)
+            and self.words in str(problem).lower()
+            and (has_token or not self.with_token)
+        )
+
+
+REFUSALS = (  # the first that applies counts
+    _Rule("offline", OfflineModeIsEnabled),
+    _Rule("scope", HfHubHTTPError, (403,), "fine-grained"),  # not raised as a gated repository: only its message says
+    _Rule("bad token", GatedRepoError, (401,), with_token=True),
+    _Rule("no token", GatedRepoError, (401,)),
+    _Rule("under review", GatedRepoError, words="awaiting a review"),
+    _Rule("turned down", GatedRepoError, words="rejected"),
+    _Rule("not accepted", GatedRepoError),
+    _Rule("no revision", RevisionNotFoundError),
+    _Rule("not found", (RepositoryNotFoundError, DisabledRepoError)),
+    _Rule("not found", HfHubHTTPError, (404, 410, 451)),
+    _Rule("bad token", HfHubHTTPError, (401,), with_token=True),
+    _Rule("no token", HfHubHTTPError, (401,)),
+    _Rule("scope", HfHubHTTPError, (403,), with_token=True),
+    _Rule("busy", HfHubHTTPError, (429,)),
+    _Rule("broken", HfHubHTTPError),
+    _Rule("no network", Exception),
+)
+
+
+def access(source: Source, *, offline: bool = False) -> Access:
     """Whether a source can be fetched now, and what to do where it cannot; never raises."""
     if not source.repository:
         return Access("ready", "These weights ship with the program.")
     try:
-        remote = look(source, offline=offline, token=token)
+        remote = look(source, offline=offline)
     except CLIENT_ERRORS as problem:
-        return explain(source, problem, token=token)
+        return explain(source, problem)
     except CheckpointError as problem:
         return Access("not_found", str(problem), source.url)
     return Access("ready", f"{source.repository} can be fetched: {gb(remote.size)}.", source.url)
 
 
-def look(source: Source, *, offline: bool = False, token: str | None = None) -> Remote:
-    """Ask the Hub what it has and whether it gives it.
+def look(source: Source, *, offline: bool = False) -> Remote:
+    """Ask the Hub for the listing, and for leave to fetch the largest file.
 
     Raises:
-        CheckpointError: the repository holds nothing that is wanted, or a file without size or hash.
-        LINE_ERROR, OSError, ValueError: as huggingface_hub raises them, for `explain`.
+        CheckpointError: the repository holds no wanted file, or one without a hash.
+        NETWORK_ERROR, OSError, ValueError: as huggingface_hub raises them, for `explain`.
     """
     if offline:
         raise OfflineModeIsEnabled("asked to work offline")
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi().model_info(
-        source.repository, revision=source.revision, files_metadata=True, timeout=timeout, token=token
+    info = HfApi().model_info(source.repository, revision=source.revision, files_metadata=True, timeout=timeout)
+    siblings = info.siblings or ()
+    matched = [each for each in siblings if any(fnmatchcase(each.rfilename, pattern) for pattern in source.patterns)]
+    left_out = tuple(each.rfilename for each in matched if not is_harmless(each.rfilename))
+    wanted = tuple(
+        RemoteFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else "", each.blob_id or "")
+        for each in matched
+        if is_harmless(each.rfilename)
     )
-    wanted, left_out = [], []
-    for sibling in info.siblings or ():
-        if any(fnmatchcase(sibling.rfilename, pattern) for pattern in source.patterns):
-            if not is_harmless(sibling.rfilename):
-                left_out.append(sibling.rfilename)
-                continue
-            hashed = sibling.lfs.sha256 if sibling.lfs else ""
-            wanted.append(RemoteFile(sibling.rfilename, sibling.size or 0, hashed, sibling.blob_id or ""))
     if not wanted or not info.sha:
         raise CheckpointError(
             f"{source.repository} holds none of the files that this program fetches",
             expected=", ".join(source.patterns),
-            got=f"{len(info.siblings or ())} other files",
+            got=f"{len(siblings)} other files",
         )
     unsure = [file.path for file in wanted if not (file.sha256 or file.blob)]
     if unsure:
         raise CheckpointError(f"Hugging Face names no hash of {unsure[0]} in {source.repository}", got=info.sha)
     largest = max(wanted, key=lambda file: file.size)
-    get_hf_file_metadata(address(source, info.sha, largest.path), token=token, timeout=timeout)
-    return Remote(info.sha, tuple(wanted), tuple(left_out))
+    get_hf_file_metadata(address(source, info.sha, largest.path), timeout=timeout)
+    return Remote(info.sha, wanted, left_out)
 
 
 def address(source: Source, commit: str, path: str) -> str:
-    """Where a file is fetched from."""
     return hf_hub_url(source.repository, path, revision=commit)
 
 
@@ -217,53 +247,22 @@ def is_harmless(path: str) -> bool:
     return inside and (name.suffix.lower() in HARMLESS or (name.stem.upper() in LEGAL and not name.suffix))
 
 
-def explain(source: Source, problem: Exception, *, token: str | None = None) -> Access:
+def explain(source: Source, problem: Exception) -> Access:
     """What an exception of huggingface_hub means for the user; the words are ours, the status is the Hub's."""
-    case = CASES[_case(problem, has_token=bool(token or get_token()))]
-    row = {
-        "repository": source.repository,
-        "revision": source.revision,
-        "licence": source.licence,
-        "url": source.url,
-        "tokens": TOKENS_PAGE,
-    }
+    case = CASES[next(rule.case for rule in REFUSALS if rule.applies(problem, bool(get_token())))]
+    row = {**vars(source), "tokens": TOKENS_PAGE}
     got = f"status {_status(problem)}" if case.state == "unreachable" and _status(problem) else ""
-    told = AccessError(case.what.format(**row), got=got, do=case.do.format(**row))
-    return Access(case.state, str(told), case.url.format(**row))
+    error = AccessError(case.what.format(**row), got=got, do=case.do.format(**row))
+    return Access(case.state, str(error), case.url.format(**row))
 
 
-def is_passing(problem: Exception) -> bool:
+def retryable(problem: Exception) -> bool:
     """Whether the same request may succeed in a moment."""
     if isinstance(problem, HfHubHTTPError):
-        return _status(problem) in PASSING
-    return isinstance(problem, LINE_ERROR)
+        return _status(problem) in TEMPORARY
+    return isinstance(problem, NETWORK_ERROR)
 
 
 def _status(problem: Exception) -> int:
     """The HTTP status of an answer, 0 where none came."""
     return problem.response.status_code if isinstance(problem, HfHubHTTPError) else 0
-
-
-def _case(problem: Exception, has_token: bool) -> str:
-    """The row of `CASES` that an exception belongs to."""
-    if isinstance(problem, OfflineModeIsEnabled):
-        return "offline"
-    if not isinstance(problem, HfHubHTTPError):
-        return "no line"
-    status, words = _status(problem), str(problem).lower()
-    if status == 403 and "fine-grained" in words:  # only its message tells; it is not marked as gated
-        return "scope"
-    if isinstance(problem, GatedRepoError):
-        if status == 401:
-            return "bad token" if has_token else "no token"
-        waits, refused = "awaiting a review" in words, "rejected" in words
-        return "under review" if waits else "turned down" if refused else "not accepted"
-    if isinstance(problem, RevisionNotFoundError):
-        return "no revision"
-    if isinstance(problem, RepositoryNotFoundError | DisabledRepoError) or status in (404, 410, 451):
-        return "not found"
-    if status == 401:
-        return "bad token" if has_token else "no token"
-    if status == 403 and has_token:
-        return "scope"
-    return "busy" if status == 429 else "broken"

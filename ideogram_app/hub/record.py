@@ -1,13 +1,13 @@
-"""What has been fetched: the record that stands beside the files, read without the network.
+"""Download record: what a folder of fetched files holds, with commit, sizes and hashes, read without the network.
 
     <root>/sources/<owner>--<name>/               plain files under the repository's own paths, no links
     <root>/sources/<owner>--<name>--<layout>/     the same, where a source is single files of a repository
-    <root>/sources/<owner>--<name>/fetched.json   what is there and verified: commit, sizes, hashes
-    <root>/sources/<owner>--<name>/.fetch/        the file that is on its way, named by the hash it must have
-    <root>/sources/<owner>--<name>.lock           held while it is being fetched, by the operating system's lock
+    <root>/sources/<owner>--<name>/fetched.json   the record of what is there and verified
+    <root>/sources/<owner>--<name>/.fetch/        the file that is being fetched, named by the hash it must have
+    <root>/sources/<owner>--<name>.lock           the operating system's lock, held while it is being fetched
 
-A record is first written before the first byte, so that an unfinished folder is known as ours and may be deleted.
-huggingface_hub keeps one small text file per file for this, in a hidden folder; here one record says all at once.
+The record is first written before the first byte, so that an unfinished folder is known as ours and may be deleted.
+huggingface_hub writes one small text file per file for this, in a hidden folder.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ideogram_app.catalog.sources import BRANCHES, Source
 from ideogram_app.checkpoints.prepared.manifest import FileRow
-from ideogram_app.checkpoints.published.local import BRANCHES, Source
 from ideogram_app.errors import RequestError
 from ideogram_app.files import bytes_taken, delete_folder, locked, size_of
 from ideogram_app.wire import from_json
@@ -26,13 +26,12 @@ RECORD = "fetched.json"
 
 @dataclass(frozen=True)
 class DownloadRecord:
-    """What a folder of fetched files says of itself.
+    """What was fetched into a folder.
 
     Attributes:
         revision: what was asked for; `commit` is what it was.
         patterns: the source's, so that a later version that wants more files notices.
-        files: those that are there and verified.
-        complete: whether these are all.
+        files: those that are there and verified; `complete`: whether these are all.
     """
 
     repository: str
@@ -48,13 +47,13 @@ class DownloadRecord:
 
 
 def source_folder(root: Path, source: Source) -> Path:
-    """Where a source's files lie, or would; several rows may take single files of one repository, each its own."""
+    """Where a source's files lie, or would; sources of single files of one repository have a folder each."""
     name = source.repository.replace("/", "--")
     return root / "sources" / (name if source.branches == BRANCHES else f"{name}--{source.layout}")
 
 
 def fetched(source: Source, folder: Path) -> DownloadRecord | None:
-    """What was fetched of a source, where all of it is there; by sizes alone, without the network."""
+    """The record of a source whose files are all there; by sizes alone, without the network."""
     record = read_record(source, folder)
     if record is None or not record.complete or record.patterns != source.patterns:
         return None
@@ -80,7 +79,7 @@ def delete_fetched(folder: Path) -> int:
 
 
 def read_record(source: Source, folder: Path) -> DownloadRecord | None:
-    """What a folder says it holds of this source; None where it says nothing that can be read."""
+    """The record of this source in a folder; None where there is none that can be read."""
     try:
         record = from_json(DownloadRecord, (folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RequestError):

@@ -40,10 +40,10 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch
 from ideogram_app.catalog.recipes import RECIPES, find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared.manifest import Manifest, expect_size, read_manifest
 from ideogram_app.checkpoints.prepared.storage import branch_file
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, diffusers_names, parse
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.model.components import (

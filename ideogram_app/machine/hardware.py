@@ -1,13 +1,12 @@
-"""What this machine is: `detect(disk) -> Hardware`, the only file that asks.
+"""Hardware detection: `detect(disk) -> Hardware`, the only file that asks the machine.
 
 A `Hardware` is plain data, so a machine can as well be described in a JSON file and planned for from afar; only
 `kind`, `name`, `compute_capability` and the memory sizes matter there, the rest has defaults. None means "not known",
-and the planner then assumes nothing against the user. The questions to torch, NVML and the operating system sit in
-small functions that may fail quietly one by one; what they return is read by pure functions, tested without hardware.
+and the planner then assumes nothing against the user. The questions to torch, NVML and the operating system are small
+functions that may fail quietly one by one; what they return is read by pure functions, tested without hardware.
 
-Left out: speed tests (machine/meter.py times, planning/step_time.py knows published peaks), cards other than the first
-beyond their free memory, NVLink and PCIe widths. Unlike ComfyUI's `model_management.py` nothing is asked at import and
-nothing is global.
+Left out: speed tests (machine/microbench.py), cards other than the first beyond their free memory, NVLink and PCIe
+widths. Unlike ComfyUI's `model_management.py` nothing is asked at import and nothing is global.
 """
 
 from __future__ import annotations
@@ -23,22 +22,14 @@ from ideogram_app.files import disk_free
 
 # Compute capability -> generation, from NVIDIA's table of CUDA GPUs. 16-series cards are Turing without tensor cores.
 NVIDIA_GENERATIONS: dict[tuple[int, int], str] = {
-    (5, 0): "Maxwell",
-    (5, 2): "Maxwell",
-    (6, 0): "Pascal",
-    (6, 1): "Pascal",
+    **dict.fromkeys(((5, 0), (5, 2)), "Maxwell"),
+    **dict.fromkeys(((6, 0), (6, 1)), "Pascal"),
     (7, 0): "Volta",
     (7, 5): "Turing",
-    (8, 0): "Ampere",
-    (8, 6): "Ampere",
-    (8, 7): "Ampere",
     (8, 9): "Ada",
     (9, 0): "Hopper",
-    (10, 0): "Blackwell",
-    (10, 3): "Blackwell",
-    (11, 0): "Blackwell",
-    (12, 0): "Blackwell",
-    (12, 1): "Blackwell",
+    **dict.fromkeys(((8, 0), (8, 6), (8, 7)), "Ampere"),
+    **dict.fromkeys(((10, 0), (10, 3), (11, 0), (12, 0), (12, 1)), "Blackwell"),
 }
 AMD_GENERATIONS = {9: "CDNA", 10: "RDNA 2", 11: "RDNA 3", 12: "RDNA 4"}  # by the first number of gfx1100, gfx90a, ...
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16", "neon", "asimddp")
@@ -47,7 +38,7 @@ _ARM_NAMES = {"asimd": "neon", "FEAT_DotProd": "asimddp", "AdvSIMD": "neon"}  # 
 
 @dataclass(frozen=True)
 class DeviceUser:
-    """Another program that holds memory of the first device. Windows drivers often do not tell how much."""
+    """Another program that holds memory of the first device. Windows drivers often do not say how much."""
 
     name: str
     bytes: int | None = None
@@ -119,15 +110,14 @@ def has_kernels(built_for: list[str], capability: tuple[int, int]) -> bool:
         number = digits.rstrip("af")
         if not number.isdigit():
             continue
-        major, minor = divmod(int(number), 10)
-        if form == "compute" and (major, minor) <= capability:
-            return True
-        if form != "sm":
-            continue
-        if digits.endswith("a"):
-            if (major, minor) == capability:
-                return True
-        elif major == capability[0] and minor <= capability[1]:
+        major, minor = built = divmod(int(number), 10)
+        if form == "compute":
+            runs = built <= capability
+        elif digits.endswith("a"):
+            runs = built == capability
+        else:
+            runs = major == capability[0] and minor <= capability[1]
+        if runs and form in ("sm", "compute"):
             return True
     return False
 
@@ -167,7 +157,7 @@ def parse_quota(text: str) -> float | None:
 
 
 def usable_cores() -> tuple[int, int | None]:
-    """Processors and cores that this process may run on; cores are None where nobody tells."""
+    """Processors and cores that this process may run on; cores are None where they are not known."""
     import psutil
 
     logical, physical = os.cpu_count() or 1, psutil.cpu_count(logical=False)
@@ -224,7 +214,7 @@ def _device() -> dict[str, Any]:
 
 
 def _cuda_like(torch: Any) -> dict[str, Any]:
-    """What CUDA and ROCm builds of torch tell alike. Memory this process holds counts as free."""
+    """What CUDA and ROCm builds of torch report alike. Memory this process holds counts as free."""
     count = torch.cuda.device_count()
     free = [torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index) for index in range(count)]
     return {
@@ -287,10 +277,8 @@ def _unused_nvidia(torch: Any) -> str:
         return ""
     if torch.version.cuda is None:
         return f"The driver lists an {card}, but this PyTorch ({torch.__version__}) was built without CUDA."
-    return (
-        f"The driver lists an {card}, but PyTorch {torch.__version__} cannot use it: "
-        f"CUDA {torch.version.cuda} needs a newer driver."
-    )
+    needs = f"CUDA {torch.version.cuda} needs a newer driver."
+    return f"The driver lists an {card}, but PyTorch {torch.__version__} cannot use it: {needs}"
 
 
 def _nvml_users() -> tuple[DeviceUser, ...]:
@@ -302,10 +290,8 @@ def _nvml_users() -> tuple[DeviceUser, ...]:
     try:
         pynvml.nvmlInit()
         card = pynvml.nvmlDeviceGetHandleByIndex(0)
-        processes = [
-            *pynvml.nvmlDeviceGetComputeRunningProcesses(card),
-            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(card),
-        ]
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(card)
+        processes += pynvml.nvmlDeviceGetGraphicsRunningProcesses(card)
         held = {process.pid: process.usedGpuMemory for process in processes if process.pid != os.getpid()}
         names = {pid: pynvml.nvmlSystemGetProcessName(pid) for pid in held}
     except pynvml.NVMLError:

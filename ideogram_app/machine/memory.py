@@ -1,11 +1,10 @@
-"""What memory is in use at this moment: of the first device and of RAM, by this process and by all others.
+"""Memory in use now: of the first device and of RAM, by this process and by all others.
 
     now = memory_now(hardware)
     now.device_free, now.device_ours, now.host_free, now.host_ours
 
 Asked every few seconds while a page is looked at, so it costs microseconds: it never imports torch, never starts a
-driver, and tells nothing of a device that this process has not begun to use. machine/hardware.py asks what the machine
-*is*.
+driver, and reports nothing of a device that this process has not begun to use. What the machine *is*, hardware.py asks.
 
 Left out: further devices, other processes by name (`Hardware.device_users`), and what happened between two readings.
 """
@@ -23,7 +22,7 @@ from ideogram_app.machine.hardware import Hardware, host_memory
 
 @dataclass(frozen=True)
 class MemoryNow:
-    """Bytes; None where nobody tells, and everywhere of a device that is not there.
+    """Bytes; None where they are not known, and everywhere of a device that is not there.
 
     Attributes:
         device_total, host_total: that there are; within a container what it may use.
@@ -52,11 +51,7 @@ class MemoryNow:
 
 
 def memory_now(hardware: Hardware | None = None) -> MemoryNow:
-    """Read the counters.
-
-    Args:
-        hardware: the machine as it was detected; None while it is not known, when only RAM is told.
-    """
+    """Read the counters; hardware: the machine as it was detected, None while only RAM can be reported."""
     total, free = host_memory()
     ours = int(psutil.Process().memory_info().rss)
     device = _device(hardware, sys.modules.get("torch"), free) if hardware else (None, None, None)

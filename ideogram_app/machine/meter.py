@@ -1,8 +1,8 @@
-"""Seconds and peak bytes of each phase: the only file that synchronizes a device.
+"""Meter of seconds and peak bytes of each phase: the only file that synchronizes a device.
 
-    meter = Meter(device)
-    with meter.phase("encode"):
-        ...
+    with PhaseMeter(device) as meter:
+        with meter.phase("encode"):
+            ...
     meter.seconds["encode"], meter.peak_device_bytes, meter.peak_host_bytes
 
 Times are wall-clock and the device has finished when a phase ends. Device peaks are the allocator's own counters.
@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import psutil
 import torch
@@ -43,11 +42,11 @@ def synchronize(device: torch.device) -> None:
 def release(device: torch.device) -> None:
     """Give freed memory back to the device and to the operating system, so that the next reading starts clean."""
     gc.collect()  # a tenth of a second and more: modules that somebody hooked are cycles
-    give_back(device)
+    empty_cache(device)
 
 
-def give_back(device: torch.device) -> None:
-    """The same without looking for what nobody names any more: what was freed, and no more."""
+def empty_cache(device: torch.device) -> None:
+    """The same without collecting garbage: what was freed, and no more."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -59,14 +58,13 @@ def give_back(device: torch.device) -> None:
 
 def trim() -> None:
     """Give memory that this process has freed back to the operating system; what a device caches stays."""
-    if sys.platform == "linux":
-        # glibc keeps freed pages otherwise; musl has no such call
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None:
-            malloc_trim(0)
+    # glibc keeps freed pages otherwise; musl has no such call
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
-def held_bytes(device: torch.device) -> int:
+def bytes_in_use(device: torch.device) -> int:
     """Bytes in use now: of tensors on a device that counts them (CUDA and ROCm), else of the whole process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -86,9 +84,7 @@ class HostPeak:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
         self.highest = max(self.highest, self._process.memory_info().rss)
@@ -117,9 +113,12 @@ class MeasuredPeaks:
 
     def with_those_of(self, other: MeasuredPeaks) -> MeasuredPeaks:
         """The higher ones, of two runs after one another."""
-        return MeasuredPeaks(
-            _higher(self.device, other.device), _higher(self.reserved, other.reserved), max(self.host, other.host)
-        )
+
+        def higher(one: int | None, two: int | None) -> int | None:
+            return max((value for value in (one, two) if value is not None), default=None)
+
+        device, reserved = higher(self.device, other.device), higher(self.reserved, other.reserved)
+        return MeasuredPeaks(device, reserved, max(self.host, other.host))
 
     @property
     def memory(self) -> int:
@@ -149,10 +148,8 @@ class PhaseMeter:
         self._host.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._host.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._host.__exit__(*error)
         if self.device.type == "cuda":
             devices = range(torch.cuda.device_count())
             allocated = max(map(torch.cuda.max_memory_allocated, devices))
@@ -193,8 +190,3 @@ class PhaseMeter:
         if self.peak_device_bytes is not None:
             return self.peak_device_bytes - self._device_start
         return self.peak_host_bytes
-
-
-def _higher(one: int | None, other: int | None) -> int | None:
-    known = [value for value in (one, other) if value is not None]
-    return max(known, default=None)

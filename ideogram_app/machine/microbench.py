@@ -1,10 +1,10 @@
 """Microbenchmarks: what a device does at best in matrix products, copies from RAM and reads from disk.
 
-    probe(device, folder)                   about two seconds, once on a machine (planning/profile.py keeps it)
+    probe(device, folder)                   about two seconds, once on a machine (planning/profile.py stores it)
+    measure_ceiling(device, dtype)          about three: larger products, the computing type too, copies on the device
 
-Each is run for a moment and its fastest run counts, because a peak is what nothing passes: clocks, power limits, a
-narrow slot and a driver are in it. The benchmark's ceiling (`measure_ceiling`) is of larger
-products, in the computing type too, and of copies on the device.
+The fastest run of a moment counts, because a peak is what nothing passes: clocks, power limits, a narrow slot and a
+driver are in it.
 
 Left out: FP8 and FP4 units, which no recipe uses, and attention, for which no ceiling is agreed on. Reading a file
 measures the disk only where its pages can be told to leave memory first, on Linux and macOS; elsewhere it is left out
@@ -24,9 +24,11 @@ from pathlib import Path
 import torch
 
 from ideogram_app.machine.gpu_specs import MeasuredRates
+from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import PhaseMeter
 
-SECONDS_EACH = 0.3  # of repeats after the first, which warms up
+SECONDS_EACH = 0.3  # of repeats after the first, which warms up; of a ceiling likewise:
+CEILING_SECONDS = 0.4
 # M, N, K of feed_forward.w1 of the published model for 4096 tokens; a processor gets what it can repeat: 5 GFLOP.
 Shape = tuple[int, int, int]
 ON_A_DEVICE: Shape = (4096, 12288, 4608)
@@ -35,7 +37,6 @@ LINK_BYTES = 2**28  # a block of the published model in INT8, about
 DISK_BYTES, LEAST_DISK_BYTES, CHUNK_BYTES = 2**30, 2**28, 2**24  # read at most, worth measuring, at once
 DISK_SECONDS = 0.7
 F_NOCACHE = 48  # macOS: reads of this file neither use nor fill the cache
-CEILING_SECONDS = 0.4  # of repeats after the first, which warms up
 # M, N, K: a large square, and feed_forward.w1 of the published model for 4096 tokens. A processor gets the sizes that
 # it can repeat: 17 GFLOP.
 CEILING_ON_A_DEVICE: tuple[Shape, ...] = ((8192, 8192, 8192), (4096, 12288, 4608))
@@ -112,7 +113,7 @@ def int8_tops(device: torch.device, rows: int, columns: int, depth: int, limit: 
 
 
 def link_bytes_per_second(device: torch.device) -> float:
-    """Bytes a second from locked host memory to the device."""
+    """Bytes a second from pinned memory to the device."""
     source = torch.empty(LINK_BYTES, dtype=torch.uint8, pin_memory=True)
     target = torch.empty(LINK_BYTES, dtype=torch.uint8, device=device)
     return LINK_BYTES / fastest(lambda: target.copy_(source, non_blocking=True), device)
@@ -151,12 +152,7 @@ def fastest(work: Callable[[], object], device: torch.device, limit: float = SEC
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
-    """Measure it; about three seconds.
-
-    Returns:
-        Teraflops in bfloat16 and in the computing type, INT8 teraops, gigabytes a second read and written by a copy;
-        None for a product that the device does not have.
-    """
+    """Measure it; None for a product that the device does not have."""
     shapes = CEILING_ON_A_CPU if device.type == "cpu" else CEILING_ON_A_DEVICE
     own = max(dense_tflops(device, dtype, *shape, CEILING_SECONDS) for shape in shapes)
     problems: list[str] = []
@@ -168,22 +164,26 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
             problems.append(f"No {what} product on this device: {str(refused).splitlines()[0]:.120}")
             return None
 
-    bf16 = (
-        own
-        if dtype == torch.bfloat16
-        else best("bfloat16", lambda shape: dense_tflops(device, torch.bfloat16, *shape, CEILING_SECONDS))
-    )
+    def bf16(shape: Shape) -> float:
+        return dense_tflops(device, torch.bfloat16, *shape, CEILING_SECONDS)
+
+    in_bf16 = own if dtype == torch.bfloat16 else best("bfloat16", bf16)
     int8 = best("INT8", lambda shape: int8_tops(device, *shape, CEILING_SECONDS))
-    name = str(dtype).removeprefix("torch.")
-    return Ceiling(bf16, int8, _copy_gb_s(device), own, name, " ".join(problems))
+    return Ceiling(
+        tflops_bf16=in_bf16,
+        tops_int8=int8,
+        copy_gb_s=_copy_gb_s(device),
+        tflops=own,
+        dtype=str(dtype).removeprefix("torch."),
+        problem=" ".join(problems),
+    )
 
 
 def _dense_type(device: torch.device) -> torch.dtype:
     """What the device computes in, as capabilities.compute_type has it."""
     if device.type == "cpu":
         return torch.float32
-    old = device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0)
-    return torch.float16 if old else torch.bfloat16
+    return torch.float16 if (compute_capability(device) or (8, 0)) < (8, 0) else torch.bfloat16
 
 
 def _or_none(rate: Callable[[], float]) -> float | None:

@@ -20,15 +20,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.catalog.text_encoder import DENSE, find_encoder_recipe
-from ideogram_app.checkpoints.prepared.components import ENCODER, open_encoder
 from ideogram_app.checkpoints.prepared.manifest import verify_sums
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile, open_encoder
+from ideogram_app.checkpoints.prepared.storage import ENCODER
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import find_source, local_folder
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
-from ideogram_app.checkpoints.published.transformer import read_config, weight_files
+from ideogram_app.checkpoints.published.local import local_folder
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor
+from ideogram_app.checkpoints.weight_files import read_config, weight_files
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import identity
 from ideogram_app.model.fill import finished, put
@@ -71,7 +72,7 @@ class ComponentsFolder:
         folder = self.folder / TOKENIZER
         return CaptionTokenizer(folder) if (folder / VOCABULARY).is_file() else stock_tokenizer(folder)
 
-    def encoder_file(self) -> PackedBranch | None:
+    def encoder_file(self) -> PackedFile | None:
         """The file of an encoder that was prepared; None where the folder is that of a pipeline."""
         return open_encoder(self.folder, self.encoder_recipe)[0] if self.encoder_recipe else None
 
@@ -85,7 +86,7 @@ class ComponentsFolder:
         """The text side; `offloaded` and `build` are those of `encoder_from_file`."""
         if self.encoder_recipe:
             return encoder_from_file(*open_encoder(self.folder, self.encoder_recipe), device, dtype, build, offloaded)
-        source = SourceEncoder(self.folder / ENCODER)
+        source = TextEncoderCheckpoint(self.folder / ENCODER)
         return encoder_from_source(source, find_encoder_recipe(DENSE), device, dtype, build)
 
     def vae(self, device: torch.device | str, dtype: torch.dtype) -> Autoencoder:

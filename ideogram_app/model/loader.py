@@ -19,18 +19,20 @@ import torch
 
 from ideogram_app.catalog.models import Branch, find_model
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prefetch import prefetched
-from ideogram_app.checkpoints.prepared.storage import PackedBranch, branch_file
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
+from ideogram_app.checkpoints.prepared.storage import branch_file
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
-from ideogram_app.checkpoints.published.transformer import SourceBranch, read_config
+from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
+from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability
-from ideogram_app.machine.meter import give_back
+from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.offload.offload import FileSpans, Offload
 from ideogram_app.model.offload.packed_block import file_spans
 from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of, in_every_step, linears_of
@@ -134,7 +136,7 @@ def load_transformers(
             backbones.append(backbone)
         weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots
-            give_back(device)
+            empty_cache(device)
         offload.start()
     conditional, unconditional = backbones
     return Loaded(
@@ -151,29 +153,29 @@ def load_transformers(
 
 @contextmanager
 def _prefetching(
-    weights: SourceBranch | PackedBranch, branch: Branch, device: torch.device
-) -> Iterator[SourceBranch | PackedBranch]:
+    weights: TransformerCheckpoint | PackedFile, branch: Branch, device: torch.device
+) -> Iterator[TransformerCheckpoint | PackedFile]:
     """The same weights, arriving on the device in the order in which `assemble` asks for them.
 
     What ships with the program is 27 MB, and is read when it is asked for.
     """
-    if isinstance(weights, SourceBranch):
+    if isinstance(weights, TransformerCheckpoint):
         yield weights
         return
     with prefetched([span for name in in_every_step(branch) for span in weights.spans(name)], device) as reader:
         yield weights.read_with(reader)
 
 
-def _spans_of(weights: SourceBranch | PackedBranch, from_disk: bool) -> Callable[[int, Block], FileSpans | None]:
+def _spans_of(weights: TransformerCheckpoint | PackedFile, from_disk: bool) -> Callable[[int, Block], FileSpans | None]:
     """By number and block, where a file has what is read in every step; None where host memory holds it all."""
-    if not from_disk or isinstance(weights, SourceBranch):  # whose file may be of any layout
+    if not from_disk or isinstance(weights, TransformerCheckpoint):  # whose file may be of any layout
         return lambda index, block: None
     return lambda index, block: file_spans(weights, block, linears_of(index))
 
 
 def open_branches(
     store: Store, model_name: str, recipe_name: str
-) -> Iterator[tuple[Branch, SourceBranch | PackedBranch, dict[str, Any]]]:
+) -> Iterator[tuple[Branch, TransformerCheckpoint | PackedFile, dict[str, Any]]]:
     """Shape, weights and config.json of both transformers, in order, each opened when it is asked for.
 
     Raises:
@@ -193,7 +195,7 @@ def open_branches(
     for name, branch in zip(BRANCHES, model.branches, strict=True):
         folder = status.path / name
         if store.is_included(model_name, recipe_name):
-            weights: SourceBranch | PackedBranch = SourceBranch(folder, branch)
+            weights: TransformerCheckpoint | PackedFile = TransformerCheckpoint(folder, branch)
         else:
-            weights = PackedBranch(status.path / branch_file(model_name, recipe, name), recipe, branch)
+            weights = PackedFile(status.path / branch_file(model_name, recipe, name), recipe, branch)
         yield branch, weights, read_config(folder)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, official_shapes
 from ideogram_app.model.fill import finished

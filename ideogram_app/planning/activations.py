@@ -1,7 +1,7 @@
-"""Bytes beside the weights while a picture is drawn, moment by moment, from shapes alone.
+"""Activations in bytes: what is on a device beside the weights at each moment of a picture, from shapes alone.
 
-    encode      one layer at work; what is tapped leaves the device as it is made
-    prepare     the layers that run once a picture visit the device, one after another
+    encode      one layer of the text encoder at work; tapped outputs leave the device as they are made
+    prepare     the layers that run once a picture, staged on the device one after another
     step        one block at work, the picture's own tensors beside it
     decode      the decoder at its widest, whole or one tile after another
 
@@ -9,7 +9,7 @@ Every function names the tensors that are alive at once in the code that it spea
 allocator is asked for. `benchmarks/counting/counted.py` counts the same by running that code on tensors that hold
 nothing, and tests hold the two together: never below, at most 8 % above.
 
-Left out: gaps that an allocator leaves and what libraries keep for themselves (planning/footprint.py), and plain
+Left out: gaps that an allocator leaves and what libraries allocate for themselves (planning/footprint.py), and plain
 kernels, which run where there are no others and hold more for a moment.
 """
 
@@ -25,9 +25,9 @@ from ideogram_app.catalog.models import (
     Branch,
     Linear,
     Model,
-    linear_bytes,
 )
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.planning.weight_bytes import linear_bytes
 from ideogram_app.quantization.rows import INT32_ROWS, WIDENED_AT_ONCE
 
 MAX_TEXT_TOKENS = 2048  # the longest caption the text encoder takes
@@ -46,6 +46,12 @@ DECODER_SHARE = 1.06
 LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
 ROUNDING_KERNELS = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
 PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
+# A block's matrices in the order of its forward pass: q, k, v (one matrix where they are of one kind), o, gate and up
+# (likewise), down.
+BLOCK_LINEARS = (
+    *(f"attention.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"feed_forward.{name}" for name in ("w1", "w3", "w2")),
+)
 ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
 ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
 
@@ -80,7 +86,7 @@ class Drawing:
         return self.image_tokens + (self.text_tokens if sees_text else 0)
 
     def kind(self, linear: str) -> str:
-        """How a matrix is multiplied: dense, int8, scratch (decoded to one INT8 or 16-bit room) or decoded (anew)."""
+        """How a matrix is multiplied: dense, int8, scratch (decoded to one INT8 or 16-bit buffer) or decoded (anew)."""
         if not self.recipe.packs(linear):
             return "dense"
         if self.recipe.quantizes_activations:
@@ -98,7 +104,7 @@ def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
 
 
 def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False)) -> int:
-    """What lies on a device from the first step to the last one, weights of transformers aside.
+    """What is on a device from the first step to the last, weights of transformers aside.
 
     Args:
         branches: which transformers draw there, each by whether it sees text.
@@ -115,51 +121,54 @@ def latents_bytes(drawing: Drawing) -> int:
 
 
 def scratch_bytes(drawing: Drawing, once: bool) -> int:
-    """The room that Q4_K matrices are decoded to, as large as the largest: of the blocks, or of those that run once."""
-    sizes = {"scratch8": 1, "scratch": drawing.dense_bytes}
+    """The buffer that Q4_K is decoded to, as large as the largest matrix of the blocks, or of those that run once."""
+    bytes_of = {"scratch8": 1, "scratch": drawing.dense_bytes}
+    merged = {"layers.0.attention.to_q": 3, "layers.0.feed_forward.w1": 2}  # matrices that are one with those after
     found = (
-        sizes.get(drawing.kind(linear.name), 0) * count * linear.rows * linear.columns
-        for linear, count in _multiplied(drawing.model.conditional, once)
+        bytes_of.get(drawing.kind(linear.name), 0) * merged.get(linear.name, 1) * linear.rows * linear.columns
+        for linear in drawing.model.conditional.linears()
+        if linear.once == once
     )
     return max(found, default=0)
 
 
 def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
-    """While the layers that run once a picture visit the device: text is normed, then projected, then the vectors of
-    all steps are made, block by block."""
-    tokens, width = drawing.text_tokens if sees_text else 0, drawing.dense_bytes
-    hidden = branch.hidden_size
+    """While the layers that run once a picture are on the device one after another (`conditioner.Conditioner`)."""
+    tokens, width, hidden = drawing.text_tokens if sees_text else 0, drawing.dense_bytes, branch.hidden_size
     features = tokens * branch.llm_features_dim * width  # as they come; normed they are as large
     text = tokens * hidden * width
 
-    def visiting(name: str, rows: int, columns: int, beside: int = 0) -> int:
+    def staged(name: str, rows: int, columns: int, beside: int = 0) -> int:
         """A layer, and the most of: its weight decoded, its product made."""
         linear = Linear(name, rows, columns, True)
         scales = rows * 4 if drawing.kind(name) == "scratch8" else 0
-        resting = round(linear_bytes(linear, drawing.recipe, width)) + rows * width + scales
-        decoded, multiplied = _decoding(drawing, linear)
-        return resting + max(decoded, multiplied + beside)
+        layer = round(linear_bytes(linear, drawing.recipe, width)) + rows * width + scales
+        if drawing.kind(name) != "decoded":
+            return layer + beside
+        decoded = rows * columns * width
+        return layer + decoded + max(_unpacking(drawing, rows * columns), beside)
 
-    rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDING_KERNELS else 0
-    projecting = features + visiting(TEXT_PROJECTION, hidden, branch.llm_features_dim, rounded + text)
-    embedding = text + visiting("t_embedding.mlp_in", hidden, hidden)
-    modulating = text + _vectors(drawing, branch) + visiting("layers.0.adaln_modulation", 4 * hidden, branch.adaln_dim)
+    modulated = staged("layers.0.adaln_modulation", 4 * hidden, branch.adaln_dim)
+    moments = {
+        "embed_in": text + staged("t_embedding.mlp_in", hidden, hidden),
+        "modulations": text + _vectors(drawing, branch) + modulated,
+        "conditioning": prepared_bytes(drawing, branch, sees_text),
+    }
+    if sees_text:
+        rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDING_KERNELS else 0
+        projected = staged(TEXT_PROJECTION, hidden, branch.llm_features_dim, rounded + text)
+        moments |= {"text_norm": 2 * features, "text_project": features + projected}
     norms = (4 * branch.num_layers + 1) * hidden * width + (branch.llm_features_dim * width if sees_text else 0)
-    waves = 8 * drawing.steps * hidden * 4  # times on their way through two layers; a block's vectors are as much
-    reading = max(2 * features, projecting) if sees_text else 0
-    most = max(reading, embedding, modulating, prepared_bytes(drawing, branch, sees_text))
-    return most + norms + waves + scratch_bytes(drawing, once=True)
+    waves = 8 * drawing.steps * hidden * 4  # times between two layers; a block's vectors are as much
+    return max(moments.values()) + norms + waves + scratch_bytes(drawing, once=True)
 
 
 def step_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
     """One pass of a transformer: the worst moment of its worst block, and the latents in the computing type."""
-    layouts: dict[tuple[str, ...], str] = {}
-    for index in range(branch.num_layers):
-        block = f"layers.{index}."
-        names = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
-        inner = ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
-        layouts.setdefault(tuple(drawing.kind(block + name) for name in (*names, *inner)), block)
-    worst = max((_block_bytes(drawing, branch, sees_text, layout) for layout in layouts), default=0)
+    kinds = {
+        tuple(drawing.kind(f"layers.{index}.{name}") for name in BLOCK_LINEARS) for index in range(branch.num_layers)
+    }
+    worst = max((_block_bytes(drawing, branch, sees_text, each) for each in kinds), default=0)
     return worst + drawing.image_tokens * LATENT_CHANNELS * (drawing.dense_bytes + 4)
 
 
@@ -194,53 +203,39 @@ def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
 
 
 def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) -> int:
-    """Reading a caption: one layer at work; its weights not included.
+    """Encoding a caption: one layer at work; its weights not included.
 
     Args:
         recipe: of the text encoder (catalog/text_encoder.py).
     """
     hidden = branch.llm_features_dim // TAPS
-    angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and place
+    angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and position
     inner, weights = ENCODER_INNER * hidden, ENCODER_INNER * hidden**2
     unpacking = {"int8": WIDENING}.get(recipe.storage, UNPACKING)
-    kept, wide = 3 * tokens * hidden * dense_bytes, tokens * inner * dense_bytes  # the residual, twice, normed; an arm
-    gated = 3 * wide  # one arm's SiLU, the other, their product
-    multiplied = wide + weights * dense_bytes + max(unpacking, wide)  # one arm there, the other's matrix, its result
-    return angles + kept + (gated if recipe.storage == "dense" else max(gated, multiplied))
+    residual = 3 * tokens * hidden * dense_bytes  # twice, and normed
+    wide = tokens * inner * dense_bytes  # gate or up
+    swiglu = 3 * wide  # the gate's SiLU, up, their product
+    up = wide + weights * dense_bytes + max(unpacking, wide)  # the gate, the matrix of up, its result
+    return angles + residual + (swiglu if recipe.storage == "dense" else max(swiglu, up))
 
 
 def _vectors(drawing: Drawing, branch: Branch) -> int:
     return drawing.steps * branch.num_layers * 4 * branch.hidden_size * 4
 
 
-def _multiplied(branch: Branch, once: bool) -> list[tuple[Linear, int]]:
-    """The matrices that run once, or those of the first block, each with how many are merged into one."""
-    merged = {"layers.0.attention.to_q": 3, "layers.0.feed_forward.w1": 2}
-    linears = (linear for linear in branch.linears() if linear.once == once)
-    return [(linear, merged.get(linear.name, 1)) for linear in linears]
-
-
-def _decoding(drawing: Drawing, linear: Linear) -> tuple[int, int]:
-    """Bytes beside a packed matrix while it is decoded, and while it is multiplied."""
-    if drawing.kind(linear.name) != "decoded":
-        return 0, 0
-    weights = linear.rows * linear.columns
-    dense = weights * drawing.dense_bytes
-    return dense + _unpacking(drawing, weights), dense
-
-
 def _unpacking(drawing: Drawing, weights: int) -> int:
-    """Bytes of a run of a matrix of so many weights on its way to the computing type."""
+    """Bytes of a run of a matrix of so many weights between its packed form and the computing type."""
     return min(4 * weights, WIDENING) if drawing.recipe.storage == "fp8" else UNPACKING
 
 
-def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tuple[str, ...]) -> int:
-    """The most that is alive in `Block.forward` of matrices of these kinds: q, k, v, o, w1, w3, w2."""
+def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, kinds: tuple[str, ...]) -> int:
+    """The most that is alive in `backbone.Block.forward`, of matrices of these kinds (`BLOCK_LINEARS`)."""
     hidden, inner, width = branch.hidden_size, branch.intermediate_size, drawing.dense_bytes
     tokens = drawing.tokens(sees_text)
-    qkv_kind, arms_kind = _merged_kind(layout[:3]), _merged_kind(layout[4:6])
+    qkv, o, gate_up, down = _merged_kind(kinds[:3]), kinds[3], _merged_kind(kinds[4:6]), kinds[6]
 
     def operand(kind: str, columns: int) -> int:
+        """What a matrix reads: INT8 rows with a float32 scale, or the computing type."""
         return tokens * (columns + 4 if kind in ROUNDING_KERNELS else columns * width)
 
     def product(kind: str, rows: int, columns: int) -> int:
@@ -254,22 +249,21 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, layout: tupl
             return result
         return rows * columns * width + max(_unpacking(drawing, rows * columns), result)
 
-    dense = tokens * hidden * width
-    x, qkv, mixed = operand(qkv_kind, hidden), tokens * 3 * hidden * width, operand(layout[3], hidden)
-    kept = dense + x  # the residual, and what the first matrix reads, which the caller holds
-    attended = dense + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
-    rounded = mixed if layout[3] in ROUNDING_KERNELS else 0
-    second, third = operand(arms_kind, hidden), operand(layout[6], inner)
-    arms = tokens * 2 * inner * width
-    return max(
-        kept + product(qkv_kind, 3 * hidden, hidden),
-        kept + qkv + attended,
-        kept + dense + rounded + product(layout[3], hidden, hidden),
-        kept + dense + second,
-        kept + second + product(arms_kind, 2 * inner, hidden),
-        kept + arms + third,
-        kept + third + product(layout[6], hidden, inner),
-    )
+    update = tokens * hidden * width  # (M, hidden), as large as the residual
+    residual = update + operand(qkv, hidden)  # and x, what the first matrix reads, which the caller holds
+    attended = update + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
+    rounded = operand(o, hidden) if o in ROUNDING_KERNELS else 0
+    x, wide = operand(gate_up, hidden), operand(down, inner)
+    moments = {
+        "qkv": product(qkv, 3 * hidden, hidden),
+        "attention": tokens * 3 * hidden * width + attended,
+        "o": update + rounded + product(o, hidden, hidden),
+        "add_norm": update + x,
+        "gate_up": x + product(gate_up, 2 * inner, hidden),
+        "swiglu": tokens * 2 * inner * width + wide,
+        "down": wide + product(down, hidden, inner),
+    }
+    return residual + max(moments.values())
 
 
 def _merged_kind(kinds: tuple[str, ...]) -> str:

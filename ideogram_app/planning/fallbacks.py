@@ -1,11 +1,11 @@
-"""What can still be drawn when memory ran out: `rungs(...) -> (Fallback, ...)`, the first that helps first, and pure.
+"""Fallbacks when memory ran out: `fallbacks(...) -> (Fallback, ...)`, the first that helps first, and pure.
 
-In this order. The same picture with less of it held: more of its weights streamed, the text encoder in pieces, the
-picture decoded in tiles; for RAM, the weights read from disk. Then GGUF Q4_K, the smallest recipe. Then a smaller
-picture of the same shape. Every rung is a plan that was made again within a lower limit and expects less of what ran
-out than the plan that failed, so a ladder ends. Where nothing is left, `OutOfMemory.sentence` still says what helps.
+In this order. The same picture with less of it on the device: more of its weights streamed, the text encoder staged or
+streamed, the picture decoded in tiles; for RAM, the weights read from disk. Then GGUF Q4_K, the smallest recipe. Then a
+smaller picture of the same shape. Every fallback is a plan made again within a lower limit that expects less of what
+ran out than the plan that failed, so retrying ends. Where none is left, `OutOfMemory.sentence` still says what helps.
 
-Left out: fewer steps and shorter captions, which save next to no memory, and taking a rung, which is the caller's.
+Left out: fewer steps and shorter captions, which save next to no memory, and retrying (generation/retry.py).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ UNKNOWN_SHARE = 1 / 8  # of the expected peak, where nobody said how much was wa
 GIVEN_UP = (1.0, 0.5, 0.25)
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the peak, where only a lighter text encoder helps
 SIDES = (3 / 4, 1 / 2, 3 / 8, 1 / 4)  # of a smaller picture; half a side is a quarter of the pixels
-ENCODERS = ("resident", "staged", "streamed")  # the text encoder's homes, the lightest last
+ENCODER_MODES = ("resident", "staged", "streamed")  # of the text encoder, the lightest last
 DRAWING_PHASES = ("", "denoise", "decode")  # phases whose memory grows with the picture
 
 
 def fallbacks(
-    inputs: PlanInputs, planned: Plan, shortage: OutOfMemory, ready: Collection[str], beside: Collection[str] = ()
+    inputs: PlanInputs, planned: Plan, oom: OutOfMemory, ready: Collection[str], beside: Collection[str] = ()
 ) -> tuple[Fallback, ...]:
     """The ways to go on.
 
@@ -49,27 +49,26 @@ def fallbacks(
         ready: recipes that are prepared; others can be offered, but take a preparation first.
         beside: the recipes that are drawn anyway.
     """
-    failed = _Failed(inputs, planned, shortage, frozenset(ready))
+    failed = _Failed(inputs, planned, oom, frozenset(ready))
     same = failed.less(failed.recipe, inputs.size)
-    found = [_same_rung(failed, same)] if same else []
+    found = [_same_picture(failed, same)] if same else []
     if SMALLEST_RECIPE not in (failed.recipe, *beside):
-        smaller = failed.less(SMALLEST_RECIPE, inputs.size)
-        found += [_smaller_rung(failed, smaller)] if smaller else []
-    if not found or shortage.phase in DRAWING_PHASES:
-        found += [_picture_rung(failed, fewer) for fewer in _smaller_pictures(failed)]
-    return tuple(found)
+        lighter = failed.less(SMALLEST_RECIPE, inputs.size)
+        found += [_smallest_recipe(failed, lighter)] if lighter else []
+    smaller = _largest_smaller_picture(failed) if not found or oom.phase in DRAWING_PHASES else None
+    return (*found, _smaller_picture(failed, smaller)) if smaller else tuple(found)
 
 
-def taken(request: Request, recipe: str, rung: Fallback) -> Request:
-    """The request with one of its recipes drawn as the rung says; caption, seed and everything else stay."""
-    swapped = dict.fromkeys(rung.recipe if name == recipe else name for name in request.recipes)
+def apply_fallback(request: Request, recipe: str, fallback: Fallback) -> Request:
+    """The request with one of its recipes drawn by a fallback; caption, seed and everything else stay."""
+    swapped = dict.fromkeys(fallback.recipe if name == recipe else name for name in request.recipes)
     return replace(
         request,
         recipes=tuple(swapped),
-        width=rung.width,
-        height=rung.height,
-        device_limit_bytes=rung.device_limit_bytes,
-        host_limit_bytes=rung.host_limit_bytes,
+        width=fallback.width,
+        height=fallback.height,
+        device_limit_bytes=fallback.device_limit_bytes,
+        host_limit_bytes=fallback.host_limit_bytes,
     )
 
 
@@ -83,11 +82,11 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Failed:
-    """What failed, and the question what would take less."""
+    """What failed, and plans that would take less."""
 
     inputs: PlanInputs
     planned: Plan
-    shortage: OutOfMemory
+    oom: OutOfMemory
     ready: frozenset[str]
 
     @property
@@ -96,7 +95,7 @@ class _Failed:
 
     @property
     def of_device(self) -> bool:
-        return self.shortage.kind == "device"
+        return self.oom.kind == "device"
 
     def peak(self, which: Plan) -> int:
         """Expected, of the memory that ran out."""
@@ -105,82 +104,74 @@ class _Failed:
     def less(self, recipe: str, size: tuple[int, int]) -> _Found | None:
         """A plan for this that fits and expects less of what ran out, with as much given up as can be."""
         peak = self.peak(self.planned)
-        wanted = self.shortage.wanted_bytes or round(peak * UNKNOWN_SHARE)
+        wanted = self.oom.wanted_bytes or round(peak * UNKNOWN_SHARE)
         limits = [peak - round((wanted + SPARE_BYTES) * share) for share in GIVEN_UP]
-        if self.while_reading:  # the peak is that of another phase, so that less of it need not help this one
+        if self.while_encoding:  # the peak is that of another phase, so that less of it need not help this one
             limits += [round(limits[0] * share) for share in SHARES]
         for limit in limits:
             found = self._within(recipe, size, limit)
-            if found.plan.fits and self.peak(found.plan) < peak and self._helps_reading(found.plan):
+            if found.plan.fits and self.peak(found.plan) < peak and self._helps_encoding(found.plan):
                 return found
         return None
 
     @property
-    def while_reading(self) -> bool:
+    def while_encoding(self) -> bool:
         """Whether the text encoder found no room, and could take less."""
-        return self.of_device and self.shortage.phase == "encode" and self.planned.encoder != ENCODERS[-1]
+        return self.of_device and self.oom.phase == "encode" and self.planned.encoder != ENCODER_MODES[-1]
 
-    def _helps_reading(self, found: Plan) -> bool:
-        return not self.while_reading or ENCODERS.index(found.encoder) > ENCODERS.index(self.planned.encoder)
+    def _helps_encoding(self, found: Plan) -> bool:
+        return not self.while_encoding or ENCODER_MODES.index(found.encoder) > ENCODER_MODES.index(self.planned.encoder)
 
     def _within(self, recipe: str, size: tuple[int, int], peak: int) -> _Found:
         """The plan for a peak of that many bytes at most."""
-        device, host = self.inputs.limit_bytes, self.inputs.host_limit_bytes
+        inputs = replace(self.inputs, size=size, recipe=recipe, ready=self.ready | {self.recipe})
         if self.of_device:
-            device = peak
+            inputs = replace(inputs, limit_bytes=peak)
         else:
-            host = peak + HOST_PROCESS_BYTES
-        ready = self.ready | {self.recipe}
-        inputs = replace(self.inputs, size=size, recipe=recipe, ready=ready, limit_bytes=device, host_limit_bytes=host)
+            inputs = replace(inputs, host_limit_bytes=peak + HOST_PROCESS_BYTES)
         return _Found(plan(inputs), inputs)
 
 
-def _smaller_pictures(failed: _Failed) -> list[_Found]:
+def _largest_smaller_picture(failed: _Failed) -> _Found | None:
     """The largest picture of the same shape that fits: with the same recipe, else with the smallest."""
     for recipe in dict.fromkeys((failed.recipe, SMALLEST_RECIPE)):
         for share in SIDES:
-            size = _sides(failed.inputs.size, share)
+            across, down = (round(side * share / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN for side in failed.inputs.size)
             try:
-                found = failed.less(recipe, size)
+                found = failed.less(recipe, (across, down))
             except RequestError:  # smaller than can be drawn, and so is the rest
                 break
-            if found and size != failed.inputs.size:
-                return [found]
-    return []
+            if found and (across, down) != failed.inputs.size:
+                return found
+    return None
 
 
-def _sides(size: tuple[int, int], share: float) -> tuple[int, int]:
-    """Both sides times the share, on the grid."""
-    across, down = (round(side * share / PIXELS_PER_TOKEN) for side in size)
-    return across * PIXELS_PER_TOKEN, down * PIXELS_PER_TOKEN
-
-
-def _same_rung(failed: _Failed, found: _Found) -> Fallback:
+def _same_picture(failed: _Failed, found: _Found) -> Fallback:
     changes = _changes(failed.planned, found.plan)
     title = ", ".join(changes) if changes else "hold less at a time"
     is_cut = found.plan.decode_tile != failed.planned.decode_tile and found.plan.decode_tile
     tiles = reason("tiles_blended") if is_cut else NOTHING
     why = reason("same_picture") + tiles + _cost(failed, found)
-    return _rung(title[0].upper() + title[1:], why, failed, found, same_picture=True)
+    return _fallback(title[0].upper() + title[1:], why, failed, found, same_picture=True)
 
 
-def _smaller_rung(failed: _Failed, found: _Found) -> Fallback:
+def _smallest_recipe(failed: _Failed, found: _Found) -> Fallback:
     title = find_recipe(SMALLEST_RECIPE).title
     first = NOTHING if SMALLEST_RECIPE in failed.ready else reason("not_prepared")
     smaller = reason("smaller_recipe", title=title, weights=found.plan.predicted.weight_bytes)
-    return _rung(f"{title}, {_home(found.plan)}", smaller + first + _cost(failed, found), failed, found)
+    return _fallback(f"{title}, {_residency(found.plan)}", smaller + first + _cost(failed, found), failed, found)
 
 
-def _picture_rung(failed: _Failed, found: _Found) -> Fallback:
+def _smaller_picture(failed: _Failed, found: _Found) -> Fallback:
     width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST_RECIPE
     share = width * height / math.prod(failed.inputs.size)
     other = "" if recipe == failed.recipe else f", {find_recipe(recipe).title}"
-    other += f", {_home(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
+    other += f", {_residency(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
     why = reason("smaller_picture", share=share) + _cost(failed, found)
-    return _rung(f"{width} × {height}{other}", why, failed, found)
+    return _fallback(f"{width} × {height}{other}", why, failed, found)
 
 
-def _rung(title: str, why: Reason, failed: _Failed, found: _Found, same_picture: bool = False) -> Fallback:
+def _fallback(title: str, why: Reason, failed: _Failed, found: _Found, same_picture: bool = False) -> Fallback:
     return Fallback(
         title=title,
         reason=why,
@@ -207,7 +198,7 @@ def _changes(before: Plan, after: Plan) -> list[str]:
     return [change for change in changes if change]
 
 
-def _home(which: Plan) -> str:
+def _residency(which: Plan) -> str:
     """Where its weights live, in a word or two."""
     if which.residency == "resident" or not which.streamed_bytes:
         return "resident"

@@ -11,15 +11,14 @@ the full matrix of scores on CUDA (the program never calls them there), and visi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
-from ideogram_app.catalog.models import LATENT_CHANNELS, Branch, Model, held_bytes, weight_bytes
+from ideogram_app.catalog.models import LATENT_CHANNELS, Branch, Model
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import DEFAULT, DENSE, ENCODERS, encoder_bytes, find_encoder_recipe
 from ideogram_app.machine.staging import BUFFERS, CHUNK
 from ideogram_app.planning.activations import (
-    MAX_TEXT_TOKENS,
-    STEPS,
     Drawing,
     decode_bytes,
     encode_bytes,
@@ -31,6 +30,7 @@ from ideogram_app.planning.activations import (
     step_bytes,
 )
 from ideogram_app.planning.streaming import FEWEST_SLOTS
+from ideogram_app.planning.weight_bytes import loaded_bytes, weight_bytes
 
 # Gaps that PyTorch's allocator leaves, computed by replaying every tensor of a picture in a model of it and looking for
 # the smallest device on which all of them find room (benchmarks/results/memory-counted.json). A segment is a whole
@@ -43,7 +43,6 @@ STEP_SHARE = 1.2
 DEVICE_CONTEXT_BYTES = 600_000_000
 LIBRARY_BYTES = 2**25  # cuBLAS's workspace, from PyTorch's own allocator: 8.1 MiB, 32 on Hopper (CublasHandlePool.cpp)
 HOST_PROCESS_BYTES = 2_000_000_000  # Python, torch and Gradio: 0.5 GB measured without CUDA, the rest is CUDA's own
-DISK_MARGIN = 1.1  # free disk asked for, per byte that will be written
 
 
 @dataclass(frozen=True)
@@ -111,50 +110,50 @@ class Share:
         return self.allocated + self.slack + self.context
 
 
-def footprint(
-    model: Model,
-    recipe: Recipe,
-    size: tuple[int, int],
-    dense_bytes: int,
-    fused_attention: bool = True,
-    *,
-    text_tokens: int = MAX_TEXT_TOKENS,
-    steps: int = STEPS,
-    arithmetic: str = "",
-    kernels: str = "triton",
-) -> Footprint:
-    """Count everything.
+@dataclass(frozen=True)
+class BranchFootprint:
+    """One transformer, in bytes: what every step needs, what runs once a picture, one block, and its file."""
 
-    Args:
-        dense_bytes: bytes of the computing type, 2 or 4.
-        fused_attention: whether scores are never held as a whole.
-        text_tokens: of the caption; the longest where it is not known.
-        steps: of the preset.
-        arithmetic: of Q4_K, w4a8 or w4a16; "" stands for the one that needs more.
-        kernels: triton, or int_mm on Turing.
-    """
-    drawing = Drawing(model, recipe, size, dense_bytes, text_tokens, steps, arithmetic, kernels, fused_attention)
-    held = [_held(drawing, branch, number == 0) for number, branch in enumerate(model.branches)]
-    (first, guest), (second, other) = held
-    stored = sum(weight_bytes(branch, recipe, dense_bytes) for branch in model.branches)
+    every_step: int
+    once: int
+    block: int
+    stored: int
+
+
+@functools.lru_cache(maxsize=256)  # it takes 20 ms, and one machine is planned for many times
+def footprint(drawing: Drawing) -> Footprint:
+    """Count everything; the longest caption where its length is not known."""
+    model, width, tokens = drawing.model, drawing.dense_bytes, drawing.text_tokens
+    conditional = branch_footprint(drawing, model.conditional, sees_text=True)
+    unconditional = branch_footprint(drawing, model.unconditional, sees_text=False)
     standing = latents_bytes(drawing)
-    encoder, table, layer = _encoder(model, dense_bytes)
-    reading = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), text_tokens, dense_bytes)
+    encoder, table, layer = _encoder(model, width)
+    encoding = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), tokens, width)
+    largest = max(row.rows * row.columns for row in model.conditional.linears())
+    written = conditional.stored + unconditional.stored + (encoder if model.source_bytes else 0)
     return Footprint(
-        weights=first + second,
-        branches=(first, second),
-        once=guest + other,
-        block=max(_block(drawing, branch) for branch in model.branches),
+        weights=conditional.every_step + unconditional.every_step,
+        branches=(conditional.every_step, unconditional.every_step),
+        once=conditional.once + unconditional.once,
+        block=max(conditional.block, unconditional.block),
         workspace=round(max(phase_bytes(drawing).values()) * STEP_SHARE),
         standing=standing,
-        encoder=encoder + reading,
-        encoder_layer=FEWEST_SLOTS * layer + reading,
+        encoder=encoder + encoding,
+        encoder_layer=FEWEST_SLOTS * layer + encoding,
         encoder_table=table,
-        decode_whole=standing + decode_bytes(model, *size, dense_bytes),
-        staging=max(BUFFERS * CHUNK, 2 * 4 * max(row.rows * row.columns for row in model.conditional.linears())),
+        decode_whole=standing + decode_bytes(model, *drawing.size, width),
+        staging=max(BUFFERS * CHUNK, 2 * 4 * largest),
         download=model.source_bytes,
-        disk=model.source_bytes + stored + (encoder if model.source_bytes else 0),
+        disk=model.source_bytes + written,
     )
+
+
+def branch_footprint(drawing: Drawing, branch: Branch, sees_text: bool) -> BranchFootprint:
+    """Count one transformer; a block is the difference that one layer more makes."""
+    every_step, once = _loaded(drawing, branch, sees_text)
+    deeper, _ = _loaded(drawing, replace(branch, num_layers=branch.num_layers + 1), sees_text)
+    stored = weight_bytes(branch, drawing.recipe, drawing.dense_bytes)
+    return BranchFootprint(every_step, once, deeper - every_step, stored)
 
 
 def phase_bytes(drawing: Drawing) -> dict[str, int]:
@@ -205,18 +204,12 @@ def room_for_weights(free: int, busy: int) -> int:
     return int((free - DEVICE_CONTEXT_BYTES) / ALLOCATOR_SHARE) - LIBRARY_BYTES - busy
 
 
-def _held(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int]:
-    """What a branch holds for every step, and what once; Q4_K that is rounded to INT8 has a scale a row besides."""
-    every_step, once = held_bytes(branch, drawing.recipe, drawing.dense_bytes, sees_text)
+def _loaded(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int]:
+    """Bytes for every step, and once; Q4_K that is rounded to INT8 has a scale a row besides."""
+    every_step, once = loaded_bytes(branch, drawing.recipe, drawing.dense_bytes, sees_text)
     scaled = [linear for linear in branch.linears() if drawing.kind(linear.name) == "scratch8"]
     rows = sum(linear.rows for linear in scaled if not linear.once)
     return every_step + 4 * rows, once + 4 * (sum(linear.rows for linear in scaled) - rows)
-
-
-def _block(drawing: Drawing, branch: Branch) -> int:
-    """Bytes of one block: the difference that one layer more makes."""
-    one_more = replace(branch, num_layers=branch.num_layers + 1)
-    return _held(drawing, one_more, False)[0] - _held(drawing, branch, False)[0]
 
 
 def _encoder(model: Model, dense_bytes: int) -> tuple[int, int, int]:

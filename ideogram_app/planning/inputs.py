@@ -3,11 +3,9 @@
     plan(PlanInputs.of(hardware, "ideogram-4", recipe="gguf-q4_k"))      by names
     plan(PlanInputs.of_request(request, hardware))                       size, limits and savings of a request
 
-They are built once and carried; another question is a `dataclasses.replace` of them. The few numbers that follow from
-them directly stand here too: free memory of each device, RAM that is missing, bytes and seconds of a recipe. Free
-memory counts, never the total.
-
-Left out: placing a recipe (planning/placement.py) and choosing one (planning/planner.py).
+Built once and carried; another question is a `dataclasses.replace` of them. The few numbers that follow from them
+directly stand here too: free memory of each device, RAM that is missing, bytes and seconds of a recipe. Free memory
+counts, never the total.
 """
 
 from __future__ import annotations
@@ -19,15 +17,14 @@ from typing import Any
 
 from ideogram_app.catalog.models import Model, check_size, find_model
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.catalog.speedups import remembered_bytes
+from ideogram_app.catalog.speedups import cached_bytes
 from ideogram_app.machine.capabilities import arithmetic, compute_type, products
 from ideogram_app.machine.gpu_specs import Rates, find_rates
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import MAX_TEXT_TOKENS, decode_bytes, tile_gaps
+from ideogram_app.planning.activations import MAX_TEXT_TOKENS, Drawing, decode_bytes, tile_gaps
 from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footprint
 from ideogram_app.planning.profile import UNIT_RATES, MachineProfile, known_rates
-from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS as USUAL_TOKENS
-from ideogram_app.planning.step_time import branch_flops, ideal_seconds, published_share
+from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS, branch_flops, ideal_seconds, published_share
 from ideogram_app.records import Request
 
 ASSUMED_FREE = 0.93  # of a described device that names no free memory: the desktop holds the rest
@@ -70,9 +67,8 @@ class PlanInputs:
         reserve_bytes: free memory of every device that is left to other programs.
         limit_bytes: the most memory of a device to plan with, where that is less than what is free; None: no limit.
         host_limit_bytes: the most RAM to plan with, likewise.
-        known: what this machine has shown of itself (planning/profile.py); it counts before published numbers.
-        savings: names of rows of `SAVINGS`: what may be left out of the picture; some remember tensors from step to
-            step, which takes memory.
+        known: the measured profile of this machine (planning/profile.py); it counts before published numbers.
+        savings: keys of `SPEEDUPS`; some cache tensors from step to step, which takes memory.
 
     Raises:
         RequestError: the size cannot be drawn.
@@ -98,10 +94,7 @@ class PlanInputs:
     def of(
         cls, hardware: Hardware, model: str, width: int | None = None, height: int | None = None, **others: Any
     ) -> PlanInputs:
-        """By the model's name; sides left out are its default.
-
-        Args:
-            others: any of the other attributes.
+        """By the model's name; sides left out are its default. others: any of the other attributes.
 
         Raises:
             RequestError: there is no such model, or the size cannot be drawn.
@@ -111,10 +104,7 @@ class PlanInputs:
 
     @classmethod
     def of_request(cls, request: Request, hardware: Hardware, **others: Any) -> PlanInputs:
-        """Model, size, limits and savings of a request, on a machine.
-
-        Args:
-            others: the attributes that no request has.
+        """Model, size, limits and savings of a request, on a machine. others: the attributes that no request has.
 
         Raises:
             RequestError: there is no such model, or the size cannot be drawn.
@@ -157,11 +147,11 @@ class PlanInputs:
         return self.device_assignments()[0][0].free
 
     def device_assignments(self) -> tuple[tuple[DeviceAssignment, ...], ...]:
-        """Who may sit where: both transformers on one device, and where there is a second, one on each.
+        """What to try: both transformers on one device, and where there is a second, one on each.
 
-        Alone stands the freest device of the first one's kind, which is what the machine is described by. Of a pair
-        the freer one has the conditional transformer, which has more to do: text besides the image. Devices of two
-        kinds are paired only where the speed of both is known.
+        One device: the freest of the first one's kind, which is what the machine is described by. Of a pair, the freer
+        has the conditional transformer, which does more: text besides the image. Devices of two kinds are paired only
+        where the speed of both is known.
         """
         (device, free), *others = self.devices
         alike = [row for row in self.devices if self._name(row[0]) == self.hardware.name]
@@ -174,7 +164,7 @@ class PlanInputs:
         """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known.
 
         Args:
-            locked: the part that must stay where it is, because a device copies from it.
+            locked: pinned memory, beside the rest: a device copies from it.
         """
         free, total = self.hardware.host_free_bytes, self.hardware.host_memory_bytes
         missing = 0 if free is None else max(0, loose + locked + HOST_PROCESS_BYTES - free)
@@ -193,21 +183,19 @@ class PlanInputs:
 
     def measure(self, recipe: Recipe) -> Footprint:
         """What a recipe takes here."""
-        kept = remembered_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
-        counted = self._measured(recipe)
-        return replace(counted, workspace=counted.workspace + kept) if kept else counted
-
-    def _measured(self, recipe: Recipe) -> Footprint:
-        return _counted(
-            self.model,
-            recipe,
-            self.size,
-            self.dense_bytes,
-            self.hardware.kind != "mps",
-            self.text_tokens,
-            arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
-            products(self.hardware),
+        cached = cached_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
+        drawing = Drawing(
+            model=self.model,
+            recipe=recipe,
+            size=self.size,
+            dense_bytes=self.dense_bytes,
+            text_tokens=self.text_tokens,
+            arithmetic=arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
+            kernels=products(self.hardware),
+            fused_attention=self.hardware.kind != "mps",
         )
+        counted = footprint(drawing)
+        return replace(counted, workspace=counted.workspace + cached) if cached else counted
 
     @property
     def feature_bytes(self) -> int:
@@ -227,7 +215,7 @@ class PlanInputs:
     def pass_seconds(self, recipe: Recipe, branch: int, device: int = 0) -> float | None:
         """Seconds of one transformer in one step with all its weights on a device; None where nobody knows.
 
-        What pictures here have shown counts first. Published shares are of the published model, whose work fills a
+        Pictures drawn on this machine count first. Published shares are of the published model, whose work fills a
         card, so the miniature has a time only where it was drawn before, and so has anything on a processor.
         """
         how = arithmetic(self.hardware, recipe)[0]
@@ -236,7 +224,7 @@ class PlanInputs:
             share = published_share(recipe, how)
         if share is None:
             return None
-        tokens = USUAL_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
+        tokens = TYPICAL_TEXT_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
         return ideal_seconds(rates or UNIT_RATES, branch_flops(self.model, self.size, tokens)[branch], how) / share
 
     def _usable(self, free: int) -> int:
@@ -244,32 +232,9 @@ class PlanInputs:
         return usable if self.limit_bytes is None else min(usable, self.limit_bytes)
 
     def _name(self, device: int) -> str:
-        """What a device is; where nobody tells, the same as the first."""
+        """What a device is; where it is not known, the same as the first."""
         names = self.hardware.device_names
         return names[device] if 0 < device < len(names) else self.hardware.name
 
     def _pair(self, one: str, other: str) -> bool:
         return one == other or bool(find_rates(one) and find_rates(other))
-
-
-@functools.lru_cache(maxsize=256)  # it takes 20 ms, and one machine is planned for many times
-def _counted(
-    model: Model,
-    recipe: Recipe,
-    size: tuple[int, int],
-    dense_bytes: int,
-    fused_attention: bool,
-    text_tokens: int,
-    arithmetic: str,
-    kernels: str,
-) -> Footprint:
-    return footprint(
-        model,
-        recipe,
-        size,
-        dense_bytes,
-        fused_attention,
-        text_tokens=text_tokens,
-        arithmetic=arithmetic,
-        kernels=kernels,
-    )

@@ -1,15 +1,15 @@
-"""Out of memory, told apart: the device, RAM, RAM that can be locked, or what Windows is willing to promise.
+"""Out-of-memory errors, classified: the device, RAM, pinned memory (page-locked), or Windows' commit limit.
 
-    shortage = classify(problem, phase="denoise", now=memory_now(hardware))
-    shortage.sentence()     what happened, when, how much was wanted and free, and what helps
+    oom = classify(problem, phase="denoise", now=memory_now(hardware))
+    oom.sentence()     what happened, when, how much was wanted and free, and what helps
 
 Libraries report one and the same lack in a dozen ways, and two lacks in one: `CUDA error: out of memory` is raised for
-the device, for locked RAM and for Windows' commit limit alike. What the message does not settle, the memory that was
+the device, for pinned memory and for Windows' commit limit alike. What the message does not settle, the memory that was
 free at that moment does. What can be drawn with less is planning/fallbacks.py. ComfyUI and WebUIs match one exception
 type and say "CUDA out of memory" for all four. torch is not imported: exceptions are known by their bases and their
 words.
 
-Left out: the kernel's OOM killer, which leaves nothing to catch, and a kernel's shared memory, which is no shortage.
+Left out: the kernel's OOM killer, which leaves nothing to catch, and a kernel's shared memory.
 """
 
 from __future__ import annotations
@@ -67,36 +67,18 @@ PHASE_WORDS = {
     "decode": "while the picture was decoded",
 }
 
-
-ANY: tuple[bool | None, ...] = (True, False, None)
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """What ran out, where the message leaves several kinds of memory open and the numbers decide.
-
-    Attributes:
-        kind: what the message says.
-        promises: whether Windows counts what it has promised.
-        device, ram: whether plenty of each was free; None where nobody knows.
-        settled: what it was then.
-    """
-
-    kind: str
-    promises: tuple[bool | None, ...]
-    device: tuple[bool | None, ...]
-    ram: tuple[bool | None, ...]
-    settled: str
-
-
-SETTLED = (
-    _Settled("unclear", promises=ANY, device=(False,), ram=ANY, settled="device"),
-    _Settled("unclear", promises=(True,), device=(True,), ram=ANY, settled="commit"),
-    # RAM has run out, or there is some and the system sets a limit
-    _Settled("unclear", promises=(False,), device=(True,), ram=(True, None), settled="locked"),
-    _Settled("unclear", promises=(False,), device=(True,), ram=(False,), settled="host"),
-    _Settled("device", promises=(True,), device=(True,), ram=ANY, settled="commit"),
-    _Settled("host", promises=(True,), device=ANY, ram=(True,), settled="commit"),
+Known = tuple[bool | None, ...]
+EITHER: Known = (True, False, None)
+# What ran out, where the message leaves several kinds of memory open and the numbers decide: the kind of the message,
+# whether Windows counts what it has promised, whether plenty of device memory and of RAM was free (None: not known),
+# and the kind that it was then. The first row that matches counts.
+SETTLED: tuple[tuple[str, Known, Known, Known, str], ...] = (
+    ("unclear", EITHER, (False,), EITHER, "device"),
+    ("unclear", (True,), (True,), EITHER, "commit"),
+    ("unclear", (False,), (True,), (True, None), "locked"),  # RAM is there, or not known: the system sets a limit
+    ("unclear", (False,), (True,), (False,), "host"),
+    ("device", (True,), (True,), EITHER, "commit"),
+    ("host", (True,), EITHER, (True,), "commit"),
 )
 
 
@@ -105,9 +87,9 @@ class OutOfMemory:
     """Memory that was wanted and not to be had.
 
     Attributes:
-        kind: device, host (RAM), locked (RAM that the device may read by itself) or commit (Windows' limit).
+        kind: device, host (RAM), locked (pinned memory) or commit (Windows' limit).
         wanted_bytes: by the request that failed; None where nobody said. It is the last of many, not all of them.
-        phase: of the picture, as in `flow.Event`; "" where it is not known.
+        phase: of the picture, as in `records.Event`; "" where it is not known.
         free_bytes: of the memory that ran out, at that moment; of a commit limit, of the device.
     """
 
@@ -162,7 +144,7 @@ def classify(
 
 
 def _kind(problem: BaseException, text: str) -> str:
-    """What the exception says by itself; "" where it is no shortage."""
+    """What the exception says by itself; "" where it is another problem."""
     if isinstance(problem, OSError):
         if getattr(problem, "winerror", None) == 1455 or re.search(SIGNS[0][1], text):
             return "commit"
@@ -180,21 +162,21 @@ def _kind(problem: BaseException, text: str) -> str:
 def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) -> OutOfMemory:
     """The kind that the numbers leave, with those numbers."""
     wanted = _amount(WANTED.search(text))
-    free = _told_free(text)
+    free = _free(text)
     device_free = now.device_free if free is None else free
     plenty = max(PLENTY_BYTES, wanted or 0)
     device = device_free is not None and device_free > plenty
     ram = None if now.host_free is None else now.host_free > plenty
     promises = windows and not ALLOWED.search(text)  # a limit that the process was given is no promise of Windows'
-    for row in SETTLED:
-        if row.kind == kind and promises in row.promises and device in row.device and ram in row.ram:
-            kind = row.settled
+    for said, counts, of_device, of_ram, settled in SETTLED:
+        if said == kind and promises in counts and device in of_device and ram in of_ram:
+            kind = settled
             break
     return OutOfMemory(kind, wanted, phase, device_free if kind in ("device", "commit") else now.host_free)
 
 
-def _told_free(text: str) -> int | None:
-    """Free device memory as torch tells it in the message; within a share that the process was limited to."""
+def _free(text: str) -> int | None:
+    """Free device memory as torch reports it in the message; within a share that the process was limited to."""
     metal = METAL.search(text)
     if metal:
         ours, others, most = (_bytes(*metal.group(at, at + 1)) for at in (1, 3, 5))

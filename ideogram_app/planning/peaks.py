@@ -1,24 +1,25 @@
-"""What surrounds the steps of a picture on the device: the text encoder before them, the decoder after them.
+"""Predicted peaks of memory: the worst phase of a plan, and where the text encoder and the decoder find room.
 
 Both make room for the transformers, not the other way round: they run once a picture, the transformers every step. The
-encoder stays beside them, is there only while it reads, or passes layer by layer; the picture is decoded whole or in
-the largest tiles that fit. The peak of a plan is that of its worst phase, on the device that has more to hold.
+encoder stays on the device (resident), is there only while it encodes (staged), or is streamed layer by layer; the
+picture is decoded whole or in the largest tiles that fit. The peak of a plan is that of its worst phase, on the fuller
+device.
 
-Left out: previews between steps, which decode a miniature of the picture, and what a driver keeps for itself beyond
-the constants of planning/footprint.py.
+Left out: previews between steps, which decode a miniature of the picture, and what a driver allocates beyond the
+constants of planning/footprint.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ideogram_app.catalog.reasons import NOTHING, PEAK_PARTS, Reason, listed, reason
+from ideogram_app.catalog.reasons import NOTHING, PEAK_PARTS, Reason, measured_list, reason
 from ideogram_app.machine.staging import AHEAD, BUFFERS, CHUNK
 from ideogram_app.planning.footprint import Share, device_bytes, device_share, encoder_weights
-from ideogram_app.planning.inputs import TILE_SIDES, DeviceAssignment, PlanInputs
-from ideogram_app.planning.option import Candidate
+from ideogram_app.planning.inputs import TILE_SIDES, PlanInputs
+from ideogram_app.planning.placement import Candidate
 
-READ_AHEAD_BYTES = AHEAD + BUFFERS * CHUNK  # of weights on their way, and the locked buffers towards a device
+PREFETCHED_BYTES = AHEAD + BUFFERS * CHUNK  # of weights read ahead, and the pinned buffers that copies start from
 # On a processor, of the miniature at 128 to 1024 pixels a side, in float32 on two cores: convolutions take up to 1.4
 # times the counted bytes, because oneDNN reorders what it reads, and the process 80 MB beside tensors (thread stacks,
 # compiled primitives, what glibc keeps). Predictions were then above every measured peak: at 1024 pixels by 7 to 28 %,
@@ -27,29 +28,29 @@ PROCESSOR_DECODES = 1.4
 PROCESSOR_BYTES = 80_000_000
 
 
-def encoder_home(job: PlanInputs, option: Candidate) -> str:
-    """Where the text encoder lives: resident, staged or streamed."""
-    if job.hardware.kind == "cpu":
+def encoder_mode(inputs: PlanInputs, candidate: Candidate) -> str:
+    """How the text encoder is loaded: resident, staged or streamed; on the device of the conditional transformer."""
+    if inputs.hardware.kind == "cpu":
         return "resident"
-    size, seat = option.size, _with_text(option)
+    size, first = candidate.size, candidate.assignments[0]
     beside = max(size.workspace, size.decode_whole)
-    if option.residency == "resident" and device_bytes(option.held(seat) + size.encoder, beside) <= seat.free:
+    if candidate.residency == "resident" and device_bytes(candidate.held(first) + size.encoder, beside) <= first.free:
         return "resident"
-    return "staged" if device_bytes(0, size.encoder) <= seat.free else "streamed"
+    return "staged" if device_bytes(0, size.encoder) <= first.free else "streamed"
 
 
-def decode_tile(job: PlanInputs, option: Candidate) -> int:
+def decode_tile(inputs: PlanInputs, candidate: Candidate) -> int:
     """The side in pixels of the largest tiles that fit beside the weights; 0 where the whole picture does."""
-    if job.hardware.kind == "cpu":
+    if inputs.hardware.kind == "cpu":
         return 0
-    seat = _with_text(option)
+    first = candidate.assignments[0]
 
     def fits(side: int) -> bool:
-        return device_bytes(option.held(seat), job.decoding(option.size, side)) <= seat.free
+        return device_bytes(candidate.held(first), inputs.decoding(candidate.size, side)) <= first.free
 
     if fits(0):
         return 0
-    smaller = [side for side in TILE_SIDES if side < max(job.size)]
+    smaller = [side for side in TILE_SIDES if side < max(inputs.size)]
     return next((side for side in smaller if fits(side)), TILE_SIDES[-1])
 
 
@@ -59,7 +60,8 @@ class PredictedPeaks:
 
     Attributes:
         device: where the memory of the fuller device goes; None where there is none.
-        host: bytes of RAM, those that are locked included; locked: that copies to the device start from.
+        host: bytes of RAM, pinned memory included.
+        locked: pinned memory, which copies to the device start from.
     """
 
     device: Share | None
@@ -67,60 +69,56 @@ class PredictedPeaks:
     locked: int = 0
 
 
-def peaks(job: PlanInputs, option: Candidate) -> PredictedPeaks:
+def peaks(inputs: PlanInputs, candidate: Candidate) -> PredictedPeaks:
     """The worst phase: on the fuller device, and of RAM."""
-    size = option.size
-    decode = job.decoding(size, decode_tile(job, option))
-    if job.hardware.kind == "cpu":
+    size = candidate.size
+    decode = inputs.decoding(size, decode_tile(inputs, candidate))
+    if inputs.hardware.kind == "cpu":
         busy = max(size.workspace, round(decode * PROCESSOR_DECODES), size.encoder)
-        return PredictedPeaks(None, size.weights + size.once + encoder_weights(job.model, 4) + busy + PROCESSOR_BYTES)
-    home = encoder_home(job, option)
-    first, *others = option.seats
-    kept = option.held(first) + (size.encoder if home == "resident" else 0)
-    encoding = size.encoder_layer if home == "streamed" else size.encoder
+        return PredictedPeaks(
+            None, size.weights + size.once + encoder_weights(inputs.model, 4) + busy + PROCESSOR_BYTES
+        )
+    encoder = encoder_mode(inputs, candidate)
+    first, *others = candidate.assignments
+    weights = candidate.held(first) + (size.encoder if encoder == "resident" else 0)
+    encoding = size.encoder_layer if encoder == "streamed" else size.encoder
     phases = (
-        device_share(kept, size.workspace, size.standing),
-        device_share(kept, decode, size.standing),
+        device_share(weights, size.workspace, size.standing),
+        device_share(weights, decode, size.standing),
         device_share(0, encoding),
-        *(device_share(option.held(seat), size.workspace, size.standing) for seat in others),
+        *(device_share(candidate.held(assignment), size.workspace, size.standing) for assignment in others),
     )
-    locked = {"streamed": option.streamed, "disk": option.buffers}.get(option.residency or "", 0)
-    loading = READ_AHEAD_BYTES + (size.block if locked else 0)  # a block is built before it is copied to locked RAM
-    reading = size.encoder_table + 2 * size.encoder_layer if home == "streamed" else 0  # and two locked buffers
-    host = size.once + locked + job.feature_bytes + max(loading, reading)
+    locked = {"streamed": candidate.streamed, "disk": candidate.buffers}.get(candidate.residency or "", 0)
+    loading = PREFETCHED_BYTES + (size.block if locked else 0)  # a block is built before it is copied to pinned memory
+    streaming = size.encoder_table + 2 * size.encoder_layer if encoder == "streamed" else 0  # and two pinned buffers
+    host = size.once + locked + inputs.feature_bytes + max(loading, streaming)
     return PredictedPeaks(max(phases, key=lambda phase: phase.total), host, locked)
 
 
-def peak_note(job: PlanInputs, option: Candidate) -> Reason:
-    """Where the memory of the device goes at its fullest, and how much RAM is locked."""
-    found = peaks(job, option)
+def peak_note(inputs: PlanInputs, candidate: Candidate) -> Reason:
+    """Where the memory of the device goes at its fullest, and how much memory is pinned."""
+    found = peaks(inputs, candidate)
     if found.device is None:
         return NOTHING
-    parts = found.device
     shares = {
-        "weights": parts.weights,
-        "standing": parts.standing,
-        "activations": parts.activations,
-        "libraries": parts.libraries + parts.slack,
-        "context": parts.context,
+        "weights": found.device.weights,
+        "standing": found.device.standing,
+        "activations": found.device.activations,
+        "libraries": found.device.libraries + found.device.slack,
+        "context": found.device.context,
     }
-    peak = reason("peak", total=parts.total, parts=listed(PEAK_PARTS, shares), **shares)
+    peak = reason("peak", total=found.device.total, parts=measured_list(PEAK_PARTS, shares), **shares)
     return peak + (reason("locked", locked=found.locked) if found.locked else NOTHING)
 
 
-def encoder_note(job: PlanInputs, option: Candidate) -> Reason:
+def encoder_note(inputs: PlanInputs, candidate: Candidate) -> Reason:
     """Where the text encoder lives."""
-    return reason(f"encoder_{encoder_home(job, option)}", encoder=encoder_weights(job.model, 2))
+    return reason(f"encoder_{encoder_mode(inputs, candidate)}", encoder=encoder_weights(inputs.model, 2))
 
 
-def decoder_note(job: PlanInputs, option: Candidate) -> Reason:
+def decoder_note(inputs: PlanInputs, candidate: Candidate) -> Reason:
     """How the picture is decoded where the decoder cannot have the whole of it."""
-    side, (width, height) = decode_tile(job, option), job.size
+    side, (width, height) = decode_tile(inputs, candidate), inputs.size
     if not side:
         return NOTHING
-    return reason("decoded_in_tiles", width=width, height=height, whole=option.size.decode_whole, side=side)
-
-
-def _with_text(option: Candidate) -> DeviceAssignment:
-    """The seat of the conditional transformer, where text is encoded and the picture decoded."""
-    return option.seats[0]
+    return reason("decoded_in_tiles", width=width, height=height, whole=candidate.size.decode_whole, side=side)

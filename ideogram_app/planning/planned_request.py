@@ -1,4 +1,4 @@
-"""A request planned once: one plan for each of its recipes, made in the worker and carried down to the picture.
+"""A planned request: one plan for each of its recipes, made in the worker and carried down to the picture.
 
     planned = plan_request(request, PlanInputs.of_request(request, hardware, ...), tokens)
     planned.plans["gguf-q4_k"]                  by which this recipe is loaded and drawn
@@ -6,9 +6,6 @@
 
 Its caption has been turned into tokens before, so that memory and time are planned for its own length. A try that ran
 out of memory has its plan replaced by the next one (generation/retry.py); nobody else plans again.
-
-Left out: checking the request (generation/validate.py), and the plan that the page shows before anything is asked for
-(studio/state.py).
 """
 
 from __future__ import annotations
@@ -16,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ideogram_app.planning.fallbacks import ENCODERS
+from ideogram_app.planning.fallbacks import ENCODER_MODES
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.records import Request
@@ -45,16 +42,11 @@ class PlannedRequest:
     def encoding(self) -> Plan:
         """The plan that leaves the text encoder the least room: all recipes share its features, and it runs once."""
         fitting = [found for found in self.plans.values() if found.fits]
-        return max(fitting or self.plans.values(), key=lambda found: ENCODERS.index(found.encoder))
+        return max(fitting or self.plans.values(), key=lambda found: ENCODER_MODES.index(found.encoder))
 
 
 def plan_request(request: Request, inputs: PlanInputs, tokens: tuple[int, ...]) -> PlannedRequest:
-    """One plan for each recipe of a request.
-
-    Args:
-        inputs: those of the request, on the machine as it is now.
-        tokens: of its caption.
-    """
+    """One plan for each recipe of a request, on the machine of `inputs` as it is now; tokens: of its caption."""
     inputs = replace(inputs, text_tokens=len(tokens))
     return PlannedRequest(request, tokens, inputs, {name: plan(_inputs_of(inputs, name)) for name in request.recipes})
 

@@ -1,12 +1,11 @@
-"""Which recipe, where its weights live, and why: `plan(inputs) -> Plan`, a pure function without torch.
+"""The plan: which recipe, where its weights live, and why; `plan(inputs) -> Plan`, a pure function without torch.
 
-The plan is made before a byte is fetched, from *free* memory, and every decision leaves a `Reason` (reasons.py). The
-inputs are `PlanInputs` (inputs.py); placement.py says where each recipe could live, policy.py which one to take,
-peaks.py what the encoder and the decoder do around it, notes.py what else there is to say; here the answers become one
-`Plan`.
+Made before a byte is fetched, from *free* memory, and every decision leaves a `Reason` (catalog/reasons.py).
+placement.py says where each recipe could live, policy.py which one to take, peaks.py what the encoder and the decoder
+do around it, notes.py what else there is to say; here the answers become one `Plan`.
 
-Left out: other recipes than those of the ladder unless asked for, more than two devices at work, the prompt enhancer.
-ComfyUI decides while it runs what to push out; here the decision is made once and can be read, tested, and printed for
+Left out: other recipes than the preferred ones unless asked for, more than two devices at work, the prompt enhancer.
+ComfyUI decides while it runs what to offload; here the decision is made once and can be read, tested, and printed for
 a machine that one does not own. Where it proves wrong a new plan is made with less (`limit_bytes`).
 """
 
@@ -20,9 +19,8 @@ from ideogram_app.machine.capabilities import arithmetic, build_note, compute_ty
 from ideogram_app.planning.footprint import Share, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs, within
 from ideogram_app.planning.notes import notes
-from ideogram_app.planning.option import Candidate, least_busy
-from ideogram_app.planning.peaks import decode_tile, encoder_home, peaks
-from ideogram_app.planning.placement import place
+from ideogram_app.planning.peaks import decode_tile, encoder_mode, peaks
+from ideogram_app.planning.placement import Candidate, least_busy, place
 from ideogram_app.planning.policy import PREFERRED_RECIPES, choose_candidate, comparison, reason_against
 from ideogram_app.planning.step_time import step_flops
 
@@ -33,8 +31,8 @@ class Predicted:
 
     Device bytes are those of the fuller device, where there are two; host bytes are above those of the idle process;
     weight bytes are of both transformers as they are held; disk bytes are the download and what is made from it.
-    Seconds count what travels; None where nobody published a time for such a device and none was measured on it.
-    `device` says where the peak of the device goes, `locked_host_bytes` how much of the host's cannot be swapped.
+    Seconds count what is streamed; None where nobody published a time for such a device and none was measured on it.
+    `device` says where the peak of the device goes, `locked_host_bytes` how much of the host's is pinned.
     """
 
     peak_device_bytes: int = 0
@@ -69,9 +67,10 @@ class Plan:
         device: what torch calls the device that computes; `branch_devices` one for each transformer.
         decode: whole, or tiled where the picture is too large to decode at once; `decode_tile`: a tile's side in
             pixels.
-        streamed_blocks: how many blocks of each transformer travel to its device in every step (travel.spread: which).
-        slots: places that these blocks take in turn, on each device to which any travel.
-        streamed_bytes: weights that travel to the device in every step.
+        streamed_blocks: how many blocks of each transformer are copied to its device in every step (`streaming.spread`:
+            which).
+        slots: device buffers that these blocks take in turn, on each device to which any are streamed.
+        streamed_bytes: weights that are copied to the device in every step.
         arithmetic: bits of weights and activations in a product: w8a8, w4a8, w4a16, ...
     """
 
@@ -109,20 +108,20 @@ def plan(inputs: PlanInputs) -> Plan:
     Raises:
         RequestError: there is no such recipe.
     """
-    job, moved = _usable(inputs)
-    asked, shape = job.recipe, job.model
-    rows = [find_recipe(name).protecting() for name in ((asked,) if asked else PREFERRED_RECIPES)]
-    blocked = obstacle(job.hardware, step_flops(shape, *job.size)) if shape.source_bytes else None
+    inputs, moved = _usable(inputs)
+    asked, model = inputs.recipe, inputs.model
+    recipes = [find_recipe(name).protecting() for name in ((asked,) if asked else PREFERRED_RECIPES)]
+    blocked = obstacle(inputs.hardware, step_flops(model, *inputs.size)) if inputs.published else None
     if blocked:
         why, advice = blocked
-        options = tuple(Candidate(row, job.measure(row), reason=why) for row in rows)
-        return replace(_answer(job, options[-1], options, (why,), asked), suggestion=advice)
-    options = tuple(place(job, row) for row in rows)
-    chosen, passed_over = choose_candidate(job, options)
-    about_machine = compute_type(job.hardware)[1], build_note(job.hardware), users_note(job.hardware)
-    said = (moved, *passed_over, chosen.reason, *notes(job, chosen), *about_machine)
-    answer = _answer(job, chosen, options, tuple(each for each in said if each), asked)
-    return replace(answer, suggestion=_suggestion(job, chosen, options, asked))
+        candidates = tuple(Candidate(recipe, inputs.measure(recipe), reason=why) for recipe in recipes)
+        return replace(_answer(inputs, candidates[-1], candidates, (why,)), suggestion=advice)
+    candidates = tuple(place(inputs, recipe) for recipe in recipes)
+    chosen, rejected = choose_candidate(inputs, candidates)
+    about_machine = compute_type(inputs.hardware)[1], build_note(inputs.hardware), users_note(inputs.hardware)
+    said = (moved, *rejected, chosen.reason, *notes(inputs, chosen), *about_machine)
+    answer = _answer(inputs, chosen, candidates, tuple(each for each in said if each))
+    return replace(answer, suggestion=_suggestion(inputs, chosen, candidates[0]))
 
 
 def _usable(inputs: PlanInputs) -> tuple[PlanInputs, Reason]:
@@ -135,62 +134,65 @@ def _usable(inputs: PlanInputs) -> tuple[PlanInputs, Reason]:
     return replace(inputs, hardware=hardware), moved
 
 
-def _suggestion(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], asked: str | None) -> Reason:
+def _suggestion(inputs: PlanInputs, chosen: Candidate, best: Candidate) -> Reason:
     """What would help: another recipe, memory that others hold, or the miniature."""
     if not chosen.fits:
-        return _what_helps(job, chosen, asked)
-    if job.hardware.kind == "cpu" or chosen.recipe.name == PREFERRED_RECIPES[0] or asked:
+        return _what_helps(inputs, chosen)
+    if inputs.hardware.kind == "cpu" or chosen.recipe.name == PREFERRED_RECIPES[0] or inputs.recipe:
         return NOTHING
-    return _better(job, chosen, options[0])
-
-
-def _what_helps(job: PlanInputs, chosen: Candidate, asked: str | None) -> Reason:
-    """Where it fits nowhere."""
-    if asked:
-        instead, _ = choose_candidate(job, tuple(place(job, find_recipe(name)) for name in PREFERRED_RECIPES))
-        if instead.fits:
-            return reason("unasked", title=instead.recipe.title, residency=instead.residency)
-    free_first = reason(f"free_{chosen.lacks}") if chosen.lacks else NOTHING
-    return free_first + reason("use_miniature") if job.published else free_first
-
-
-def _better(job: PlanInputs, chosen: Candidate, best: Candidate) -> Reason:
-    """What it would take for the best recipe of the ladder."""
-    if int8_units(job.hardware):
+    if int8_units(inputs.hardware):
         return reason("more_ram_spares_disk") if chosen.residency == "disk" else NOTHING
     title = best.recipe.title
-    missing = [row.missing for row in best.passed if row.residency == "streamed" and row.lacks == "ram"]
-    if missing and not job.windows:
+    missing = [row.missing for row in best.rejected if row.residency == "streamed" and row.lacks == "ram"]
+    if missing and not inputs.windows:
         return reason("more_ram_streams", missing=min(missing), title=title)
-    needed = device_bytes(best.size.weights, least_busy(job, best.size, DeviceAssignment(0, 0, (0, 1))))
-    if job.device_free < needed <= (job.hardware.device_memory_bytes or 0):
+    needed = device_bytes(best.size.weights, least_busy(inputs, best.size, DeviceAssignment(0, 0, (0, 1))))
+    if inputs.device_free < needed <= (inputs.hardware.device_memory_bytes or 0):
         return reason("more_device_memory", needed=needed, title=title)
     return NOTHING
 
 
+def _what_helps(inputs: PlanInputs, chosen: Candidate) -> Reason:
+    """Where it fits nowhere."""
+    if inputs.recipe:
+        instead, _ = choose_candidate(inputs, tuple(place(inputs, find_recipe(name)) for name in PREFERRED_RECIPES))
+        if instead.fits:
+            return reason("unasked", title=instead.recipe.title, residency=instead.residency)
+    free_first = reason(f"free_{chosen.lacks}") if chosen.lacks else NOTHING
+    return free_first + reason("use_miniature") if inputs.published else free_first
+
+
 def _answer(
-    job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...], reasons: tuple[Reason, ...], asked: str | None
+    inputs: PlanInputs, chosen: Candidate, candidates: tuple[Candidate, ...], reasons: tuple[Reason, ...]
 ) -> Plan:
-    """Put the decision into the shape that travels."""
-    torch_kind = {"rocm": "cuda"}.get(job.hardware.kind, job.hardware.kind)
-    numbered = torch_kind in ("cuda", "xpu")
-    seats = chosen.seats if chosen.fits else (DeviceAssignment(0, 0, (0, 1)),)
-    first, second = (f"{torch_kind}:{seat.device}" if numbered else torch_kind for seat in (seats[0], seats[-1]))
-    tile, expected = decode_tile(job, chosen) if chosen.fits else 0, peaks(job, chosen)
-    size, device = chosen.size, expected.device.total if expected.device else 0
-    disk = size.download, size.disk
+    """Build the `Plan` of a decision."""
+    torch_kind = {"rocm": "cuda"}.get(inputs.hardware.kind, inputs.hardware.kind)
+    used = chosen.assignments if chosen.fits else (DeviceAssignment(0, 0, (0, 1)),)
+    first, second = (
+        f"{torch_kind}:{row.device}" if torch_kind in ("cuda", "xpu") else torch_kind for row in (used[0], used[-1])
+    )
+    tile, expected = decode_tile(inputs, chosen) if chosen.fits else 0, peaks(inputs, chosen)
+    size = chosen.size
+    predicted = Predicted(
+        peak_device_bytes=expected.device.total if expected.device else 0,
+        peak_host_bytes=expected.host,
+        weight_bytes=size.weights + size.once,
+        download_bytes=size.download,
+        disk_bytes=size.disk,
+        seconds_per_step=chosen.seconds,
+        device=expected.device,
+        locked_host_bytes=expected.locked,
+    )
     return Plan(
-        model=job.model.name,
+        model=inputs.model.name,
         recipe=chosen.recipe.name if chosen.fits else None,
         residency=chosen.residency,
-        encoder=encoder_home(job, chosen) if chosen.fits else "staged",
-        compute_dtype=job.dtype,
+        encoder=encoder_mode(inputs, chosen) if chosen.fits else "staged",
+        compute_dtype=inputs.dtype,
         fits=chosen.fits,
-        predicted=Predicted(
-            device, expected.host, size.weights + size.once, *disk, chosen.seconds, expected.device, expected.locked
-        ),
+        predicted=predicted,
         reasons=reasons,
-        rejected=_rejected(job, chosen, options),
+        rejected=_rejected(inputs, chosen, candidates),
         device=first,
         branch_devices=(first, second),
         decode="tiled" if tile else "whole",
@@ -198,29 +200,29 @@ def _answer(
         streamed_bytes=chosen.streamed,
         streamed_blocks=chosen.streamed_blocks,
         slots=chosen.slots,
-        width=job.size[0],
-        height=job.size[1],
-        requested_recipe=asked,
-        arithmetic=arithmetic(job.hardware, chosen.recipe)[0],
+        width=inputs.size[0],
+        height=inputs.size[1],
+        requested_recipe=inputs.recipe,
+        arithmetic=arithmetic(inputs.hardware, chosen.recipe)[0],
     )
 
 
-def _rejected(job: PlanInputs, chosen: Candidate, options: tuple[Candidate, ...]) -> tuple[Rejected, ...]:
-    """A row for every home and recipe that was passed over, in the order of the ladder.
+def _rejected(inputs: PlanInputs, chosen: Candidate, candidates: tuple[Candidate, ...]) -> tuple[Rejected, ...]:
+    """A row for every placement and recipe that was rejected, in the order of preference.
 
-    Of a recipe that stands below the chosen one, only where it would have lived: nobody asks why not better there.
+    Of a recipe that comes after the chosen one, only where it would have lived: nobody asks why not better there.
     """
     rows: list[Rejected] = []
     below = False
-    for option in options:
-        name = option.recipe.name
+    for candidate in candidates:
+        name = candidate.recipe.name
         if not below:
-            rows += [Rejected(name, row.residency, row.reason) for row in option.passed]
-        if option is chosen and option.fits:
+            rows += [Rejected(name, row.residency, row.reason) for row in candidate.rejected]
+        if candidate is chosen and candidate.fits:
             below = True
-        elif not option.fits:
-            rows += [] if option.passed else [Rejected(name, None, option.reason)]
+        elif not candidate.fits:
+            rows += [] if candidate.rejected else [Rejected(name, None, candidate.reason)]
         else:
-            why = comparison(chosen, option) if below else reason_against(job, option, chosen)
-            rows.append(Rejected(name, option.residency, why.capital()))
+            why = comparison(chosen, candidate) if below else reason_against(inputs, candidate, chosen)
+            rows.append(Rejected(name, candidate.residency, why.capital()))
     return tuple(rows)

@@ -1,11 +1,12 @@
-"""Which of several placed recipes to take: quality first, unless it costs too much time.
+"""Selection policy among placed recipes: quality first, unless it costs too much time.
 
-Two rules. What was asked for by name is never swapped. Else the recipe closest to the reference is taken wherever it
-runs, on the device or with some of its blocks on the road, unless a step would take more than `SLOWER_AT_MOST` times
-as long as with the next one. Where it cannot be told how long a step takes, no more than a small share of the weights
-is put on the road. Every recipe and every home that was passed over keeps a sentence with its numbers.
+What was asked for by name is never swapped. Else the recipe closest to the reference is taken wherever it runs, on the
+device or with some of its blocks streamed, unless a step would take more than `SLOWER_AT_MOST` times as long as with
+the next one. Where nobody knows how long a step takes, no more than a small share of the weights is streamed. Every
+rejected recipe and placement keeps a sentence with its numbers.
 
-Left out: weighing quality in numbers. The ladder is an order, and people see both pictures (comparison/compare.py).
+Left out: weighing quality in numbers. The preferred recipes are an order, and people see both pictures
+(comparison/compare.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.machine.capabilities import int8_units
 from ideogram_app.planning.inputs import PlanInputs
-from ideogram_app.planning.option import Candidate
+from ideogram_app.planning.placement import Candidate
 
 # What an unasked plan picks from, best quality first. Of the INT8 family the rotated one: on the miniature its error is
 # that of bf16 itself (velocity 1.66 % against 1.65; int8-w8a8 3.8 as calibrated), it needs no calibration, and keeping
@@ -21,37 +22,48 @@ from ideogram_app.planning.option import Candidate
 PREFERRED_RECIPES = ("int8-w8a8-rotated", "gguf-q4_k")
 # The better recipe may cost this much more time, for its quality: 20 steps that take a minute may take 78 seconds.
 SLOWER_AT_MOST = 1.3
-# Where no time is known no more of the better recipe than this may be on the road: a fifth is 3.5 GB a step, 0.3 s over
+# Where no time is known no more of the better recipe than this may be streamed: a fifth is 3.5 GB a step, 0.3 s over
 # the narrowest link in planning/step_time.py, which any card that has INT8 units hides behind its own work.
 STREAMED_AT_MOST = 0.2
 
 
-def choose_candidate(job: PlanInputs, options: tuple[Candidate, ...]) -> tuple[Candidate, tuple[Reason, ...]]:
-    """The first option that nothing speaks against, else the last; with a sentence for each that was passed over."""
-    passed: list[Reason] = []
-    for option in options[:-1]:
-        against = reason_against(job, option, options[-1])
+def choose_candidate(inputs: PlanInputs, candidates: tuple[Candidate, ...]) -> tuple[Candidate, tuple[Reason, ...]]:
+    """The first candidate that nothing speaks against, else the last; with a sentence for each that was rejected."""
+    rejected: list[Reason] = []
+    for candidate in candidates[:-1]:
+        against = reason_against(inputs, candidate, candidates[-1])
         if not against:
-            return option, tuple(passed)
-        passed.append(reason("not_taken", title=option.recipe.title, why=against) if option.fits else against)
-    return options[-1], tuple(passed)
+            return candidate, tuple(rejected)
+        rejected.append(reason("not_taken", title=candidate.recipe.title, why=against) if candidate.fits else against)
+    return candidates[-1], tuple(rejected)
 
 
-def reason_against(job: PlanInputs, better: Candidate, smaller: Candidate) -> Reason:
+def reason_against(inputs: PlanInputs, better: Candidate, smaller: Candidate) -> Reason:
     """Why the better recipe is not the one to take, as a clause."""
     if not better.fits:
         return better.reason
-    if not job.published:
+    if not inputs.published:
         return NOTHING  # the miniature shows INT8 everywhere: plain torch does it where kernels are missing
-    units = int8_units(job.hardware)
+    units = int8_units(inputs.hardware)
     if units or not smaller.fits or better.residency == "resident":
         return units
-    rates = job.rates()
-    if better.residency == "disk" and (rates is None or rates.disk is None):
-        return _disk_unmeasured(better)
+    rates = inputs.rates()
+    if better.residency == "disk" and (rates is None or rates.disk is None):  # RAM cannot hold its blocks
+        missing = [row.missing for row in better.rejected if row.residency == "streamed" and row.lacks == "ram"]
+        return reason("disk_unmeasured", missing=min(missing), moved=better.streamed)
     if better.seconds is not None and smaller.seconds is not None:
-        return _too_slow(better, smaller)
-    return _too_much_travels(job, better)
+        return _too_slow(better, better.seconds, smaller, smaller.seconds)
+    share = better.streamed / better.size.weights  # where times are not known
+    if share <= STREAMED_AT_MOST:
+        return NOTHING
+    return reason(
+        "too_much_travels",
+        moved=better.streamed,
+        weights=better.size.weights,
+        free=inputs.device_free,
+        share=share,
+        accepted=STREAMED_AT_MOST,
+    )
 
 
 def comparison(better: Candidate, smaller: Candidate) -> Reason:
@@ -70,9 +82,7 @@ def comparison(better: Candidate, smaller: Candidate) -> Reason:
     )
 
 
-def _too_slow(better: Candidate, smaller: Candidate) -> Reason:
-    """Both have times."""
-    slow, fast = better.seconds or 0.0, smaller.seconds or 0.0
+def _too_slow(better: Candidate, slow: float, smaller: Candidate, fast: float) -> Reason:
     if slow <= SLOWER_AT_MOST * fast:
         return NOTHING
     return reason(
@@ -84,24 +94,3 @@ def _too_slow(better: Candidate, smaller: Candidate) -> Reason:
         best=fast,
         accepted=SLOWER_AT_MOST,
     )
-
-
-def _too_much_travels(job: PlanInputs, better: Candidate) -> Reason:
-    """Where times are not known."""
-    share = better.streamed / better.size.weights
-    if share <= STREAMED_AT_MOST:
-        return NOTHING
-    return reason(
-        "too_much_travels",
-        moved=better.streamed,
-        weights=better.size.weights,
-        free=job.device_free,
-        share=share,
-        accepted=STREAMED_AT_MOST,
-    )
-
-
-def _disk_unmeasured(better: Candidate) -> Reason:
-    """Its blocks would come from a disk that may be slow, because RAM cannot hold them."""
-    missing = [row.missing for row in better.passed if row.residency == "streamed" and row.lacks == "ram"]
-    return reason("disk_unmeasured", missing=min(missing), moved=better.streamed)

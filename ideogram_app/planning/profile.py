@@ -1,4 +1,4 @@
-"""The machine's profile: rates that were measured, and how near real pictures came to them.
+"""Measured machine profile: peak rates of this machine, and how near real pictures came to them (efficiency).
 
     store = ProfileStore(data); profile = store.known(hardware); store.note(hardware, Observation(...))
 
@@ -6,11 +6,11 @@
     measured   peaks of products, copies from RAM and reads from disk (machine/microbench.py)
     shares     for each model and arithmetic: ideal seconds of a step over measured ones, of the last few pictures
 
-A plan counts with these before the table in planning/step_time.py. Where a device has no known peak, as a processor,
-its ideal is one teraflop, and the share says what it does of that. A median of few pictures is taken, so that one that
-was drawn while something else ran does not count. A file that is damaged or somebody else's is as good as none.
+A plan counts with these before published numbers (planning/step_time.py). Where a device has no known peak, as a
+processor, its ideal is one teraflop, and the share says what it does of that. A median of few pictures is taken, so
+that one that was drawn while something else ran does not count. A damaged or foreign file is ignored.
 
-Left out: dates, averages over machines, and anything about pictures: only numbers of the device are kept.
+Left out: dates, averages over machines, and anything about pictures: only numbers of the device are stored.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,6 @@ OBSERVATIONS_KEPT = 5  # pictures whose times are remembered for each model and 
 MOST_COPYING = 0.8
 UNIT_RATES = Rates(1.0, 1.0)  # the ideal of a device without known peaks
 log = logging.getLogger(__name__)
-PROBED = ("cuda", "rocm")
 ROOM_TO_PROBE = 2_000_000_000  # bytes of free device memory: the probe's operands, results and copies take 1
 
 
@@ -90,7 +90,7 @@ class Observation:
 
 
 class ProfileStore:
-    """One machine's memory in a folder."""
+    """The file of profiles in a data folder."""
 
     def __init__(self, data: Path) -> None:
         self._data, self._file = data, data / FILE
@@ -155,10 +155,8 @@ def known_rates(device: str, known: MachineProfile | None) -> Rates | None:
 
 
 def remember_measured(known: MachineProfile | None, measured: MeasuredRates) -> MachineProfile:
-    """New rates in place of the old ones; what was not measured anew stays.
-
-    Shares of other peaks mean nothing: where products were measured anew they are forgotten.
-    """
+    """New rates in place of the old ones; what was not measured anew stays. Shares of other peaks mean nothing: where
+    products were measured anew they are dropped."""
     old = known or MachineProfile()
     before = old.measured or MeasuredRates()
     merged = before.updated(measured)
@@ -200,24 +198,16 @@ def copy_seconds(seen: Observation, rates: Rates) -> float:
 
 
 def read(file: Path, name: str) -> MachineProfile | None:
-    """What is remembered under a name; None where nothing is, or nothing that can be read."""
+    """The profile under a name; None where there is none, or none that can be read."""
     row = _rows(file).get(name)
-    if row is None:
-        return None
-    try:
-        return from_plain(MachineProfile, row)
-    except RequestError:
-        return None
+    with suppress(RequestError):
+        return None if row is None else from_plain(MachineProfile, row)
+    return None
 
 
 def write(file: Path, name: str, remembered: MachineProfile) -> None:
-    """Keep it beside what the file holds under other names; the file is whole at any time.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    rows = {**_rows(file), name: to_plain(remembered)}
-    write_json(file, {"machines": rows})
+    """Add a profile beside what the file holds under other names, atomically. OSError: the folder is not writable."""
+    write_json(file, {"machines": {**_rows(file), name: to_plain(remembered)}})
 
 
 def _rows(file: Path) -> Mapping[str, Any]:
@@ -232,4 +222,4 @@ def _rows(file: Path) -> Mapping[str, Any]:
 
 def _can_be_probed(hardware: Hardware) -> bool:
     has_room = (hardware.device_free_bytes or 0) > ROOM_TO_PROBE
-    return hardware.kind in PROBED and has_room and hardware.torch_supports_device is not False
+    return hardware.kind in ("cuda", "rocm") and has_room and hardware.torch_supports_device is not False

@@ -1,8 +1,8 @@
-"""How long a step should take on a card with all weights at hand: counted flops over the card's dense peak.
+"""Step time of a card with all weights resident: counted flops over the card's dense peak.
 
 A step is both transformers once. Its time is counted work divided by the peak (machine/gpu_specs.py) and by the share
 of the peak that published runs of this model reached. It is a planning number for people, good to perhaps a third
-either way; what a machine really does is measured, kept in its profile (profile.py) and counted with from then on.
+either way; what a machine really does is measured, stored in its profile (profile.py) and counted with from then on.
 
 Left out: offloaded blocks, whose copies are planned in streaming.py.
 """
@@ -15,7 +15,7 @@ from ideogram_app.catalog.models import PIXELS_PER_TOKEN, Branch, Model
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.machine.gpu_specs import Flops, Rates
 
-TYPICAL_TEXT_TOKENS = 300  # of a usual JSON caption; the text is trimmed to what is there
+TYPICAL_TEXT_TOKENS = 300  # of a usual JSON caption
 
 # Share of the ideal time that published runs reached on a 3090, 48 steps at 1024 x 1024 (arXiv 2606.14598): INT8 fused
 # 156.5 s of 40 s ideal; FP8 172.9 s of 114 s; GGUF Q8_0 176 s; Q4_K 203 s. Ideal is counted work over the peaks below.
@@ -47,11 +47,8 @@ def ideal_seconds(rates: Rates, work: Flops, arithmetic: str) -> float:
 
 
 def published_share(recipe: Recipe, arithmetic: str) -> float:
-    """Share of the ideal time that published runs reached.
-
-    4-bit weights decoded to INT8 (`w4a8`) count as INT8: decoding a weight is a few operations, multiplying it
-    thousands.
-    """
+    """Share of the ideal time that published runs reached. 4-bit weights decoded to INT8 (`w4a8`) count as INT8:
+    decoding a weight is a few operations, multiplying it thousands."""
     if arithmetic.endswith("a8"):
         return EFFICIENCY["int8"]
     return EFFICIENCY.get(recipe.name, EFFICIENCY["dense"])

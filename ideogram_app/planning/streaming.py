@@ -43,21 +43,13 @@ class TransformerPass:
 
 
 def spread(offloaded: int, blocks: int) -> frozenset[int]:
-    """Which of so many blocks are offloaded: as evenly as can be, the last one among them.
-
-    >>> sorted(spread(3, 12))
-    [3, 7, 11]
-    """
+    """Which of so many blocks are offloaded, as evenly as can be, the last among them: 3 of 12 are 3, 7 and 11."""
     return frozenset((turn + 1) * blocks // offloaded - 1 for turn in range(offloaded))
 
 
 def apportion(offloaded: int, blocks: Sequence[int]) -> tuple[int, ...]:
-    """Offloaded blocks of each transformer, in proportion to its depth; what is left over goes to the first one,
-    which computes the longest and hides the most.
-
-    >>> apportion(5, (34, 34))
-    (3, 2)
-    """
+    """Offloaded blocks of each transformer, in proportion to its depth: 5 of (34, 34) are 3 and 2. What is left over
+    goes to the first one, which computes the longest and hides the most."""
     shares = [offloaded * own // sum(blocks) for own in blocks]
     shares[0] += offloaded - sum(shares)
     return tuple(shares)
@@ -88,14 +80,11 @@ def step_seconds(passes: Sequence[TransformerPass], copy_seconds: float, slots: 
     """
     if not any(row.offloaded for row in passes):
         return sum(row.seconds for row in passes)
-    order = [(row.seconds / row.blocks, is_offloaded) for row in passes for is_offloaded in _offloaded(row)]
+    order = []
+    for row in passes:
+        chosen = spread(row.offloaded, row.blocks)
+        order += [(row.seconds / row.blocks, index in chosen) for index in range(row.blocks)]
     return _simulate(order, copy_seconds, slots)
-
-
-def _offloaded(row: TransformerPass) -> list[bool]:
-    """Of every block of a transformer, whether it is offloaded."""
-    chosen = spread(row.offloaded, row.blocks)
-    return [index in chosen for index in range(row.blocks)]
 
 
 def _simulate(order: Sequence[tuple[float, bool]], copy_seconds: float, slots: int) -> float:

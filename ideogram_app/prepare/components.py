@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ideogram_app.catalog.text_encoder import DEFAULT, LAYER, find_encoder_recipe
-from ideogram_app.checkpoints.prepared.components import ENCODER, encoder_file
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
+from ideogram_app.checkpoints.prepared.storage import ENCODER, encoder_file
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.packing import Packing
 from ideogram_app.prepare.run import PrepareRun, PrepareTask
@@ -49,13 +49,13 @@ def prepare_components(
         CheckpointError: the folder lacks one of them, or holds something else.
         DiskError: too little room.
     """
-    recipe, prepared = find_encoder_recipe(encoder), store.companions(model_name)
+    recipe, prepared = find_encoder_recipe(encoder), store.components_folder(model_name)
     with prepared.lock():
         status = store.components_status(model_name)
         if status.usable and status.recipe == encoder:
             yield Event("prepare", encoder, status.bytes, status.bytes, message=f"{encoder} is ready")
             return
-        reader = SourceEncoder(source / ENCODER)
+        reader = TextEncoderCheckpoint(source / ENCODER)
         path = prepared.staging / encoder_file(encoder)
         packing = Packing(ENCODER, reader, reader.encoder, recipe, path, torch.device(device))
         copies = _copies(source)
@@ -89,10 +89,10 @@ def _copies(source: Path) -> dict[str, Path]:
     return found
 
 
-def _smoke_test(packing: Packing, reader: SourceEncoder, layers: Iterable[int]) -> Iterator[tuple[str, float]]:
+def _smoke_test(packing: Packing, reader: TextEncoderCheckpoint, layers: Iterable[int]) -> Iterator[tuple[str, float]]:
     """Decoder layers, filled from the source and from the file: what they add must agree."""
     recipe = packing.recipe
-    written = PackedBranch(packing.path, recipe, reader.encoder)
+    written = PackedFile(packing.path, recipe, reader.encoder)
     for index in layers:
         hidden, source = _output(reader.config, index, reader.tensor)
         _, packed = _output(reader.config, index, written.values)

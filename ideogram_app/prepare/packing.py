@@ -24,7 +24,7 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import FilePlan, Unit
 from ideogram_app.checkpoints.prepared.journal import MismatchError
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.published.tensor_names import diffusers_names, rows_of_parts
 from ideogram_app.errors import CheckpointError
 from ideogram_app.prepare.calibration.smoothing import Factors, Scaling
@@ -46,7 +46,7 @@ VANISHING = 127 * 2**-25
 
 
 class WeightSource(Protocol):
-    """What weights are read from: `SourceBranch` or `SourceEncoder`."""
+    """What weights are read from: `TransformerCheckpoint` or `TextEncoderCheckpoint`."""
 
     folder: Path
     config: dict[str, Any]
@@ -103,7 +103,7 @@ class Packing:
         importance = self.importance.get(diffusers_names(unit.source)[0])
         return formats.pack(self.recipe, unit, tensor, importance)
 
-    def compare(self, written: PackedBranch, unit: Unit, rows: slice, tensor: Tensor) -> None:
+    def compare(self, written: PackedFile, unit: Unit, rows: slice, tensor: Tensor) -> None:
         """Read rows back through the code that loads them; MismatchError where they are not (nearly) the source's."""
         name = unit.source
         got = written.values(name, rows, self.device)

@@ -21,10 +21,10 @@ from ideogram_app import __version__
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.file_plan import Unit
-from ideogram_app.checkpoints.prepared.folder import PreparedFolder
-from ideogram_app.checkpoints.prepared.journal import Filling, Journal, MismatchError, hash_parts, make_blank
+from ideogram_app.checkpoints.prepared.journal import Journal, MismatchError, UnitWriter, create_file, hash_parts
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow, Manifest
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
+from ideogram_app.checkpoints.prepared.store import PreparedFolder
 from ideogram_app.errors import CheckpointError, DiskError
 from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, hash_file, write_json
 from ideogram_app.prepare.calibration.tuning import UNTUNED, Tuning
@@ -156,20 +156,20 @@ class PrepareRun:
         """Fill a branch's file; units that are in the journal and still match it stay."""
         settings = formats.branch_config(self.recipe, packing.component, packing.source.config)
         write_json(self._config(packing), settings, sort_keys=True)
-        make_blank(packing.path, packing.file_plan)
-        written = PackedBranch(packing.path, self.recipe, packing.component)
+        create_file(packing.path, packing.file_plan)
+        written = PackedFile(packing.path, self.recipe, packing.component)
         with packing.path.open("r+b", buffering=0) as file:
             for unit in packing.units:
                 share = PACKED_SHARE * packing.size(unit)
-                if self.journal.vouches(packing.name, unit, file, packing.file_plan):
+                if self.journal.is_intact(packing.name, unit, file, packing.file_plan):
                     self.kept += 1
                     yield self.meter.event(share, f"kept {unit.name}", fresh=False)
                     continue
                 count = len(packing.runs(unit))
-                for _ in self._fill(packing, unit, Filling(file, packing.file_plan, unit), written):
+                for _ in self._fill(packing, unit, UnitWriter(file, packing.file_plan, unit), written):
                     yield self.meter.event(share / count, unit.name)
 
-    def _fill(self, packing: Packing, unit: Unit, filling: Filling, written: PackedBranch) -> Iterator[None]:
+    def _fill(self, packing: Packing, unit: Unit, filling: UnitWriter, written: PackedFile) -> Iterator[None]:
         """Write a unit, yielding after every run of rows; it is in the journal before the last yield."""
         runs = packing.runs(unit)
         for number, rows in enumerate(runs, 1):

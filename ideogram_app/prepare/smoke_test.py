@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.journal import MismatchError
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.published.tensor_names import official_place
 from ideogram_app.prepare.packing import Packing
 from ideogram_app.quantization.rows import RowReader, row_runs
@@ -46,7 +46,7 @@ def smoke_test(packing: Packing) -> Iterator[tuple[str, float]]:
     """
     recipe, branch, source = packing.recipe, packing.component, packing.source
     assert isinstance(branch, Branch)
-    written = PackedBranch(packing.path, recipe, branch).values
+    written = PackedFile(packing.path, recipe, branch).values
     bound = BLOCK[recipe.gguf_type or recipe.storage]
     scaled: list[RowReader] = [packing.scaled] if packing.scaling else []
     for index in sorted({0, branch.num_layers - 1}):

@@ -21,12 +21,12 @@ import torch
 
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.folder import PreparedFolder
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, Manifest, read_manifest
-from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
-from ideogram_app.checkpoints.published.transformer import SourceModel, open_source
+from ideogram_app.checkpoints.prepared.store import PreparedFolder, Store
+from ideogram_app.checkpoints.published.local import local_folder
+from ideogram_app.checkpoints.published.transformer import TransformerPair, open_source
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.prepare.calibration.tuning import UNTUNED, Tuning
 from ideogram_app.prepare.packing import Packing
@@ -65,7 +65,7 @@ def prepare(
         CheckpointError: the source is not what it should be, or what was written does not match it.
     """
     recipe, status = find_recipe(recipe_name), store.status(model_name, recipe_name)
-    prepared = store.place(model_name, recipe_name)
+    prepared = store.prepared_folder(model_name, recipe_name)
     if status.state == "included" or (status.state == "ready" and source is None and not tuning.identity):
         yield _ready(recipe_name, status.bytes)
         return
@@ -110,7 +110,13 @@ def quantize(
 
 
 def _task(
-    prepared: PreparedFolder, model: str, recipe: Recipe, source: SourceModel, named: Path, tuning: Tuning, device: str
+    prepared: PreparedFolder,
+    model: str,
+    recipe: Recipe,
+    source: TransformerPair,
+    named: Path,
+    tuning: Tuning,
+    device: str,
 ) -> PrepareTask:
     effective = tuning.effective(recipe)
     packings = tuple(
@@ -146,7 +152,7 @@ def _expect_device(device: str) -> None:
         raise RequestError(f"There is no device {device} to pack on", got=str(problem).partition("\n")[0]) from problem
 
 
-def _same(made: Manifest, source: SourceModel, folder: Path, tuning: Tuning) -> bool:
+def _same(made: Manifest, source: TransformerPair, folder: Path, tuning: Tuning) -> bool:
     """Whether files were made from this source and, where there is a calibration, with it."""
     calibration = tuning.calibration or tuning.identity
     return made.made_from(str(folder), source.folder, source.files) and calibration in ("", made.calibration)
@@ -161,7 +167,7 @@ def _made_before(prepared: PreparedFolder) -> Manifest:
         raise RequestError(said, got=str(problem), do="Name another folder, or remove this one") from problem
 
 
-def model_of(source: SourceModel) -> str:
+def model_of(source: TransformerPair) -> str:
     """The model of this shape; a replica of fewer layers goes by the name of the published one."""
     shapes = tuple(reader.branch for reader in source.branches)
     return next((model.name for model in MODELS.values() if model.branches == shapes), UNNAMED)

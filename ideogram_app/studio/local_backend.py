@@ -17,19 +17,20 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ideogram_app.catalog.models import find_model, weight_bytes
+from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.catalog.text_encoder import DEFAULT
-from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import RequestError
-from ideogram_app.files import bytes_taken
+from ideogram_app.files import DISK_MARGIN, bytes_taken
 from ideogram_app.hub.access import Access, access
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.machine.memory import MemoryNow, memory_now
-from ideogram_app.planning.footprint import DISK_MARGIN, encoder_weights
+from ideogram_app.planning.footprint import encoder_weights
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.profile import MachineProfile, ProfileStore
+from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.records import Event
 from ideogram_app.studio.backend import SourceState
 
@@ -176,7 +177,7 @@ class LocalBackend:
 
     def _companions(self, model: str) -> Iterator[Event]:
         """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
-        from ideogram_app.checkpoints.prepared.components import ENCODER
+        from ideogram_app.checkpoints.prepared.storage import ENCODER
         from ideogram_app.prepare.components import prepare_components
 
         folder = self._source_folder(model)

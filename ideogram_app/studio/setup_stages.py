@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.records import Event
 from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, disk_short, fetch_time, make_time
 from ideogram_app.studio.state import Job, State

@@ -13,16 +13,17 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
 
-from ideogram_app.catalog.models import Model, find_model, weight_bytes
+from ideogram_app.catalog.models import Model, find_model
 from ideogram_app.catalog.recipes import RECIPES, Recipe, find_recipe
+from ideogram_app.catalog.sources import Source, find_source
 from ideogram_app.catalog.text_encoder import ENCODERS
-from ideogram_app.checkpoints.published.local import Source, find_source
 from ideogram_app.files import DISK_MARGIN
 from ideogram_app.hub.access import Access
 from ideogram_app.planning.footprint import encoder_weights
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
+from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.state import Job, State
 from ideogram_app.text import gb, lasting, listed

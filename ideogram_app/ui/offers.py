@@ -6,7 +6,7 @@ Left out: deciding what helps, which is planning/fallbacks.py; and trying it una
 from __future__ import annotations
 
 from ideogram_app.errors import RequestError
-from ideogram_app.planning.fallbacks import taken
+from ideogram_app.planning.fallbacks import apply_fallback
 from ideogram_app.records import Fallback, Request, Result
 from ideogram_app.ui.words import RESIDENCY_WORDS, act, esc, recipe_title
 
@@ -39,7 +39,7 @@ def offered(request: Request, results: tuple[Result, ...], name: str) -> Request
     found = next((result.offers for result in results if result.recipe == recipe), ())
     if not index.isdigit() or int(index) >= len(found):
         raise RequestError("This is no longer on offer", do="Press Generate, or choose another of the ways shown")
-    return taken(request, recipe, found[int(index)])
+    return apply_fallback(request, recipe, found[int(index)])
 
 
 def gave_up(result: Result, request: Request) -> str:

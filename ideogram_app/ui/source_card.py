@@ -8,7 +8,7 @@ login of its own, so that this page never sees it.
 from __future__ import annotations
 
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.checkpoints.published.local import Source, find_source
+from ideogram_app.catalog.sources import Source, find_source
 from ideogram_app.hub.access import Access
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.studio.backend import SourceState

@@ -9,7 +9,7 @@ from typing import Any
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.studio.setup_status import made_bytes
 from ideogram_app.studio.state import Job, State
 from ideogram_app.text import size

@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.hub import download as fetching
 from ideogram_app.hub import resume as transferring
 from ideogram_app.hub.access import TOKENS_PAGE

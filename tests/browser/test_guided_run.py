@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from ideogram_app.checkpoints.published.local import find_source
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.hub.access import TOKENS_PAGE
 from ideogram_app.studio.setup_status import STAGE_NAMES
 from tests.browser.conftest import PATIENCE, Site, leaves, stopped_while_held, watched
@@ -46,13 +46,12 @@ ENTRY = """
 import os, sys, time
 from dataclasses import replace
 sys.path.insert(0, sys.argv.pop(1))
-from ideogram_app.catalog import models
-from ideogram_app.checkpoints.published import local
+from ideogram_app.catalog import models, sources
 from ideogram_app.hub import download, resume
 size = int(sys.argv.pop(1))
 small = replace(models.MODELS["miniature"], name="ideogram-4", title="Ideogram 4")
 models.MODELS["ideogram-4"] = small
-local.SOURCES = tuple(replace(row, size=size) if row.model == "ideogram-4" else row for row in local.SOURCES)
+sources.SOURCES = tuple(replace(row, size=size) if row.model == "ideogram-4" else row for row in sources.SOURCES)
 resume.WAITS = download.WAITS = (0.01,) * 6
 if pause := float(os.environ.get("PACKING_PAUSE", 0)):
     from ideogram_app.prepare import run

@@ -18,8 +18,8 @@ from ideogram_app.catalog.speedups import (
     REUSE,
     RUN,
     SPEEDUPS,
+    cached_bytes,
     check_speedups,
-    remembered_bytes,
     threshold,
     unconditional,
 )
@@ -174,6 +174,6 @@ def test_what_a_first_block_cache_remembers_is_what_a_plan_counts(loaded: Loaded
         return ledger.peaks["steps"][torch.device("cpu")]
 
     counted = peak(("first-block-cache",)) - peak(())
-    expected = remembered_bytes(("first-block-cache",), MODELS["miniature"], (side, side), 40, 4)
+    expected = cached_bytes(("first-block-cache",), MODELS["miniature"], (side, side), 40, 4)
     assert 0.6 * expected < counted <= expected
-    assert remembered_bytes(("reuse-guidance",), MODELS["miniature"], (side, side), 40, 4) == 0
+    assert cached_bytes(("reuse-guidance",), MODELS["miniature"], (side, side), 40, 4) == 0

@@ -33,8 +33,8 @@ def source(info: GgufTensor) -> torch.Tensor:
 
 
 def held(info: GgufTensor) -> torch.Tensor:
-    if info.gguf_type in k_quants.FORMATS:
-        return k_quants.encode(source(info), info.gguf_type)
+    if info.dtype in k_quants.FORMATS:
+        return k_quants.encode(source(info), info.dtype)
     return source(info).to(info.held_dtype)
 
 
@@ -44,10 +44,10 @@ def raw(info: GgufTensor) -> bytes:
 
 def write_all(path: Path) -> Path:
     """The file of all of INFOS, filled as a preparation fills it."""
-    blank = plan_gguf([Unit((info.name,), (info,), False) for info in INFOS])
-    data = bytearray(blank.header.ljust(blank.size, b"\0"))
+    plan = plan_gguf([Unit(info.name, info.name, 0, (info,), False) for info in INFOS])
+    data = bytearray(plan.header.ljust(plan.size, b"\0"))
     for info in INFOS:
-        data[slice(*blank.spans[info.name])] = raw(info)
+        data[slice(*plan.spans[info.name])] = raw(info)
     path.write_bytes(data)
     return path
 
@@ -61,12 +61,12 @@ def test_gguf_py_finds_every_tensor_with_its_shape_type_and_values(path: Path) -
     tensors = gguf.GGUFReader(path).tensors
     assert [tensor.name for tensor in tensors] == [info.name for info in INFOS]
     for tensor, info in zip(tensors, INFOS, strict=True):
-        assert tensor.tensor_type.name == info.gguf_type
+        assert tensor.tensor_type.name == info.dtype
         assert tuple(reversed(tensor.shape.tolist())) == info.shape
         assert tensor.n_bytes == info.byte_count
         theirs = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(info.shape)
-        if info.gguf_type in k_quants.FORMATS:
-            assert np.array_equal(theirs, k_quants.decode(held(info), info.gguf_type).numpy())
+        if info.dtype in k_quants.FORMATS:
+            assert np.array_equal(theirs, k_quants.decode(held(info), info.dtype).numpy())
         else:
             assert np.array_equal(theirs, held(info).float().numpy())
 
@@ -74,7 +74,7 @@ def test_gguf_py_finds_every_tensor_with_its_shape_type_and_values(path: Path) -
 def test_every_byte_is_that_of_gguf_pys_own_writer(path: Path, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", arch="")  # adds `general.architecture` unless it is empty
     for info in INFOS:
-        kind = gguf.GGMLQuantizationType[info.gguf_type]
+        kind = gguf.GGMLQuantizationType[info.dtype]
         writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.byte_count, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -96,12 +96,12 @@ def test_no_metadata_is_written(path: Path) -> None:
 
 
 def test_reading_gives_back_what_was_written(path: Path) -> None:
-    with GgufFile(path) as file:
-        assert tuple(file.infos.values()) == INFOS
-        for name, info in file.infos.items():
-            tensor = file.tensor(name)
-            assert tensor.dtype == info.held_dtype
-            assert torch.equal(tensor, held(info))
+    file = GgufFile(path)
+    assert tuple(file.infos.values()) == INFOS
+    for name, info in file.infos.items():
+        tensor = file.tensor(name)
+        assert tensor.dtype == info.held_dtype
+        assert torch.equal(tensor, held(info))
 
 
 def test_files_of_gguf_py_are_read_with_their_metadata(tmp_path: Path) -> None:
@@ -125,8 +125,7 @@ def test_files_of_gguf_py_are_read_with_their_metadata(tmp_path: Path) -> None:
 
 def test_tensors_outlive_the_file_and_writing_to_them_spares_it(path: Path) -> None:
     before = path.read_bytes()
-    with GgufFile(path) as file:
-        tensor = file.tensor("input_proj.bias")
+    tensor = GgufFile(path).tensor("input_proj.bias")
     tensor.zero_()
     assert torch.equal(tensor, torch.zeros(5, dtype=torch.bfloat16))
     assert path.read_bytes() == before

@@ -13,12 +13,12 @@ from diffusers import Ideogram4Transformer2DModel
 from safetensors.torch import load_file
 from small_model import relative_error, write_source
 
+from ideogram_app.catalog.sources import BRANCHES, SOURCES
 from ideogram_app.checkpoints.gguf import OTHER_BLOCKS, READABLE_TYPES, GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredEntry, StoredTensor
+from ideogram_app.checkpoints.published.codecs import EncodedTensor, TensorEntry
 from ideogram_app.checkpoints.published.layouts import LAYOUTS
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES
 from ideogram_app.checkpoints.published.tensor_names import official_place, official_shapes
-from ideogram_app.checkpoints.published.transformer import SourceBranch, open_source
+from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint, open_source
 from ideogram_app.quantization import k_quants
 from tools.make_replica import TINY, make
 from tools.replica_layouts import REPLICAS
@@ -111,7 +111,7 @@ def test_it_is_recognised_and_reads_as_an_independent_decoder_does(replica) -> N
     source = open_source(folder)
     assert source.layout == REPLICAS[name].layout
     for number, branch in enumerate(source.branches):
-        expected, read = joined(raw_tensors(folder, name, number)), dict(branch)
+        expected, read = joined(raw_tensors(folder, name, number)), {key: branch.tensor(key) for key in branch.dtypes}
         assert branch.branch == TINY[number] and list(read) == list(official_shapes(TINY[number].shapes()))
         assert set(read) == set(expected)
         for key, tensor in read.items():
@@ -127,8 +127,8 @@ def test_it_stays_close_to_the_dense_weights_it_was_made_from(replica, dense) ->
     bound = GGUF_BOUNDS[kind] if REPLICAS[name].is_gguf else BOUNDS[REPLICAS[name].layout]
     for truth, branch in zip(open_source(dense).branches, open_source(folder).branches, strict=True):
         linears = {f"{official_place(linear.name)[0]}.weight" for linear in truth.branch.linears()}
-        for key, tensor in branch:
-            expected = truth.tensor(key)
+        for key in branch.dtypes:
+            tensor, expected = branch.tensor(key), truth.tensor(key)
             assert relative_error(tensor, expected) <= (bound if key in linears else 0.001), key
             if bound == 0:
                 assert torch.equal(tensor, expected)
@@ -177,7 +177,7 @@ def test_every_ggml_type_is_decoded_as_gguf_py_does(tmp_path, kind) -> None:
     writer.write_tensors_to_file()
     writer.close()
     with np.errstate(all="ignore"):  # random bytes hold NaN and infinite scales
-        stored = StoredTensor({"weight": StoredEntry(GgufFile(path), "x.weight")})
+        stored = EncodedTensor({"weight": TensorEntry(GgufFile(path), "x.weight")})
         assert stored.shape == (9, 2 * weights)
         got, expected = stored.read(slice(2, 7)).numpy(), gguf.dequantize(packed, quantization)[2:7]
     assert np.array_equal(got, expected, equal_nan=True)
@@ -202,8 +202,8 @@ def test_layouts_replicas_and_sources_share_one_list_of_names() -> None:
 
 def test_a_config_beside_the_weights_is_believed_and_one_is_made_where_there_is_none(dense) -> None:
     folder = dense / BRANCHES[0]
-    with_config = SourceBranch(folder)
-    alone = SourceBranch(folder / "diffusion_pytorch_model.safetensors")
+    with_config = TransformerCheckpoint(folder)
+    alone = TransformerCheckpoint(folder / "diffusion_pytorch_model.safetensors")
     assert with_config.branch == alone.branch == TINY[0]
     assert with_config.config == json.loads((folder / "config.json").read_text())
     assert alone.config == with_config.config

@@ -23,7 +23,7 @@ from small_encoder import (
 
 from ideogram_app.catalog.text_encoder import TextEncoder
 from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError
 
@@ -45,7 +45,7 @@ def widened(packed: Tensors) -> Tensors:
     return found
 
 
-def expect(source: SourceEncoder, tensors: Tensors) -> None:
+def expect(source: TextEncoderCheckpoint, tensors: Tensors) -> None:
     read = {name: source.tensor(name) for name in source.encoder.shapes()}
     assert read.keys() == tensors.keys() == source.dtypes.keys()
     for name, tensor in tensors.items():
@@ -66,7 +66,7 @@ def expect(source: SourceEncoder, tensors: Tensors) -> None:
 )
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_dense_encoder_is_read_bit_for_bit_whatever_its_prefix(tmp_path, tensors, language, visual, shards) -> None:
-    source = SourceEncoder(write_folder(tmp_path, prefixed(tensors, language, visual), shards))
+    source = TextEncoderCheckpoint(write_folder(tmp_path, prefixed(tensors, language, visual), shards))
     assert source.layout == "dense" and len(source.files) == shards
     expect(source, {name: tensor.bfloat16() for name, tensor in text_side(MODEL).items()})
     assert set(source.dtypes.values()) == {torch.bfloat16}
@@ -77,7 +77,7 @@ def test_a_dense_encoder_is_read_bit_for_bit_whatever_its_prefix(tmp_path, tenso
 def test_ideograms_fp8_is_widened_row_by_row(tmp_path, tensors, shards) -> None:
     packed = as_ideogram(tensors)
     assert packed["visual.blocks.0.attn.qkv.weight"].dtype == torch.float8_e4m3fn
-    source = SourceEncoder(write_folder(tmp_path, packed, shards, ideogram_fp8_weight_only=True))
+    source = TextEncoderCheckpoint(write_folder(tmp_path, packed, shards, ideogram_fp8_weight_only=True))
     assert source.layout == "fp8"
     expect(source, widened(packed))
     assert source.tensor(GATE).dtype == torch.float32 and source.dtypes[GATE] == torch.bfloat16
@@ -93,9 +93,9 @@ def test_a_single_file_of_comfyui_is_widened_with_one_scale_a_matrix(tmp_path, t
         stored = name.replace("language_model.", "model.")
         scale = packed.get(stored.removesuffix("weight") + ("scale_weight" if older else "weight_scale"))
         expected[name] = tensor if scale is None else packed[stored].float() * scale
-    expect(SourceEncoder(path, CONFIG), expected)
+    expect(TextEncoderCheckpoint(path, CONFIG), expected)
     with pytest.raises(CheckpointError, match="heads of 128"):  # the only ones whose positions are known
-        SourceEncoder(path)
+        TextEncoderCheckpoint(path)
 
 
 def medium(name: str) -> str:
@@ -107,7 +107,7 @@ def medium(name: str) -> str:
 def test_a_gguf_of_llama_cpp_reads_as_gguf_py_decodes_it(tmp_path, kind) -> None:
     decoded = write_gguf(tmp_path / "model.gguf", MODEL, kind)
     for path in (tmp_path, tmp_path / "model.gguf"):
-        source = SourceEncoder(path)
+        source = TextEncoderCheckpoint(path)
         assert source.layout == "gguf"
         expect(source, decoded)
         assert source.encoder == TextEncoder.from_config(TEXT)
@@ -125,9 +125,9 @@ def test_the_vision_tower_in_a_file_of_its_own_is_passed_over(tmp_path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    expect(SourceEncoder(tmp_path), decoded)
+    expect(TextEncoderCheckpoint(tmp_path), decoded)
     with pytest.raises(CheckpointError, match="vision tower alone"):
-        SourceEncoder(tmp_path / "mmproj.gguf")
+        TextEncoderCheckpoint(tmp_path / "mmproj.gguf")
 
 
 @pytest.mark.parametrize("layout", ["dense", "fp8", "gguf"])
@@ -145,7 +145,7 @@ def test_nothing_but_the_text_side_is_read(tmp_path, tensors, layout, monkeypatc
         write_gguf(tmp_path / "model.gguf", MODEL, lambda name: "F32")
     else:
         write_folder(tmp_path, as_ideogram(tensors) if layout == "fp8" else tensors)
-    source = SourceEncoder(tmp_path)
+    source = TextEncoderCheckpoint(tmp_path)
     assert not read, "opening reads headers alone"
     for name in source.encoder.shapes():
         source.tensor(name)
@@ -161,7 +161,7 @@ def test_nothing_but_the_text_side_is_read(tmp_path, tensors, layout, monkeypatc
 
 
 def test_only_the_rows_asked_for_are_read(tmp_path, tensors, monkeypatch) -> None:
-    source = SourceEncoder(write_folder(tmp_path, tensors))
+    source = TextEncoderCheckpoint(write_folder(tmp_path, tensors))
     sizes: list[int] = []
     original = SafetensorsFile.tensor
 
@@ -178,7 +178,7 @@ def test_only_the_rows_asked_for_are_read(tmp_path, tensors, monkeypatch) -> Non
 def broken(folder: Path, tensors: Tensors, **settings: str) -> str:
     write_folder(folder, tensors, **settings)
     with pytest.raises(CheckpointError) as caught:
-        SourceEncoder(folder)
+        TextEncoderCheckpoint(folder)
     assert str(folder) in str(caught.value)
     return str(caught.value)
 
@@ -221,13 +221,13 @@ def test_scales_without_a_weight_are_refused(tmp_path, tensors) -> None:
 def test_a_gguf_of_another_architecture_is_refused(tmp_path) -> None:
     write_gguf(tmp_path / "model.gguf", MODEL, medium, architecture="qwen3")
     with pytest.raises(CheckpointError, match=r"general\.architecture qwen3vl\. Got qwen3\."):
-        SourceEncoder(tmp_path)
+        TextEncoderCheckpoint(tmp_path)
 
 
 def test_a_config_of_another_model_is_refused(tmp_path, tensors) -> None:
     write_folder(tmp_path, tensors, text_config={"hidden_size": 256})
     with pytest.raises(CheckpointError, match="no config of a Qwen3-VL"):
-        SourceEncoder(tmp_path)
+        TextEncoderCheckpoint(tmp_path)
 
 
 def test_a_published_encoder_needs_no_config(monkeypatch, tmp_path) -> None:

@@ -11,14 +11,15 @@ from safetensors.torch import save_file
 from small_model import SMALL, Tensors, fused, packed_fp8, random_tensors, relative_error, write_branch
 
 from ideogram_app.catalog.models import MODELS
-from ideogram_app.checkpoints.published.local import SOURCES, find_source, local_folder
+from ideogram_app.catalog.sources import SOURCES, find_source
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.tensor_names import (
     diffusers_names,
     official_place,
     official_shapes,
     rows_of_parts,
 )
-from ideogram_app.checkpoints.published.transformer import SourceBranch
+from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout
 from ideogram_app.errors import AccessError, CheckpointError
 
@@ -68,9 +69,11 @@ def test_rows_of_a_matrix_are_found_in_the_parts_that_hold_it() -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_dense_branch_is_read_bit_for_bit(tmp_path, dtype, is_fused, shards) -> None:
     tensors = random_tensors(BRANCH, 0, dtype)
-    reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(tensors) if is_fused else tensors, shards), BRANCH)
+    reader = TransformerCheckpoint(
+        write_branch(tmp_path, BRANCH, fused(tensors) if is_fused else tensors, shards), BRANCH
+    )
     assert reader.layout == "dense"
-    read, expected = dict(reader), fused(tensors)
+    read, expected = {name: reader.tensor(name) for name in reader.dtypes}, fused(tensors)
     assert list(read) == list(expected)
     assert all(torch.equal(read[name], tensor) and read[name].dtype == dtype for name, tensor in expected.items())
 
@@ -78,10 +81,11 @@ def test_a_dense_branch_is_read_bit_for_bit(tmp_path, dtype, is_fused, shards) -
 @pytest.mark.parametrize("is_fused", [False, True], ids=["split", "fused"])
 def test_an_fp8_branch_is_widened_with_its_own_scales(tmp_path, tensors, is_fused) -> None:
     packed = packed_fp8(tensors, BRANCH)
-    reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(packed) if is_fused else packed), BRANCH)
+    reader = TransformerCheckpoint(write_branch(tmp_path, BRANCH, fused(packed) if is_fused else packed), BRANCH)
     assert reader.layout == "fp8"
     whole, dense = fused(packed), fused(tensors)
-    for name, tensor in reader:
+    for name in reader.dtypes:
+        tensor = reader.tensor(name)
         scale = whole.get(f"{name}_scale")
         expected = dense[name] if scale is None else whole[name].float() * scale[:, None]
         assert torch.equal(tensor, expected), name
@@ -90,7 +94,7 @@ def test_an_fp8_branch_is_widened_with_its_own_scales(tmp_path, tensors, is_fuse
 
 
 def test_a_branch_may_be_read_tensor_by_tensor_in_any_order(tmp_path, tensors) -> None:
-    reader = SourceBranch(write_branch(tmp_path, BRANCH, fused(tensors)), BRANCH)
+    reader = TransformerCheckpoint(write_branch(tmp_path, BRANCH, fused(tensors)), BRANCH)
     for name, tensor in reversed(fused(tensors).items()):
         assert torch.equal(reader.tensor(name), tensor)
     with pytest.raises(CheckpointError, match="holds no tensor nothing"):
@@ -100,7 +104,7 @@ def test_a_branch_may_be_read_tensor_by_tensor_in_any_order(tmp_path, tensors) -
 def broken(tmp_path: Path, tensors: Tensors) -> str:
     write_branch(tmp_path, BRANCH, tensors)
     with pytest.raises(CheckpointError) as caught:
-        SourceBranch(tmp_path, BRANCH)
+        TransformerCheckpoint(tmp_path, BRANCH)
     assert str(tmp_path) in str(caught.value)
     return str(caught.value)
 
@@ -126,7 +130,7 @@ def test_a_tensor_in_two_files_is_named(tmp_path, tensors) -> None:
     write_branch(tmp_path, BRANCH, tensors)
     save_file({"adaln_proj.bias": torch.zeros(256)}, tmp_path / "more.safetensors")
     with pytest.raises(CheckpointError, match=r"adaln_proj\.bias is there twice.*more\.safetensors"):
-        SourceBranch(tmp_path, BRANCH)
+        TransformerCheckpoint(tmp_path, BRANCH)
 
 
 def test_a_wrong_shape_is_named_with_expected_and_got(tmp_path, tensors) -> None:
@@ -162,7 +166,7 @@ def test_other_types_are_refused(tmp_path, tensors) -> None:
 def test_a_folder_of_another_model_is_refused(tmp_path, tensors) -> None:
     write_branch(tmp_path, BRANCH, tensors)
     with pytest.raises(CheckpointError, match=r"num_layers 2\. Got 1"):
-        SourceBranch(tmp_path, SMALL[0])
+        TransformerCheckpoint(tmp_path, SMALL[0])
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -1])
@@ -171,7 +175,7 @@ def test_a_truncated_file_is_named_with_its_sizes(tmp_path, tensors, kept) -> No
     whole = path.read_bytes()
     path.write_bytes(whole[:kept])
     with pytest.raises(CheckpointError) as caught:
-        SourceBranch(tmp_path, BRANCH)
+        TransformerCheckpoint(tmp_path, BRANCH)
     assert str(path) in str(caught.value)
     assert f"{len(whole[:kept]):,} bytes" in str(caught.value)
 
@@ -180,7 +184,7 @@ def test_a_file_that_is_too_long_is_named(tmp_path, tensors) -> None:
     path = weights(write_branch(tmp_path, BRANCH, tensors))
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(CheckpointError, match="longer than its header says"):
-        SourceBranch(tmp_path, BRANCH)
+        TransformerCheckpoint(tmp_path, BRANCH)
 
 
 @pytest.mark.parametrize("text", [b"{", b"[]", b'{"x": {}}', b'{"x": 1}', b"\xff\xfe"])
@@ -204,7 +208,7 @@ def test_a_shard_that_the_index_lists_but_nobody_has_is_named(tmp_path, tensors)
     write_branch(tmp_path, BRANCH, tensors, shards=3)
     (tmp_path / "part-1.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"part-1\.safetensors"):
-        SourceBranch(tmp_path, BRANCH)
+        TransformerCheckpoint(tmp_path, BRANCH)
 
 
 def test_a_header_written_first_is_one_that_the_safetensors_package_reads(tmp_path) -> None:
@@ -227,7 +231,7 @@ def test_a_header_written_first_is_one_that_the_safetensors_package_reads(tmp_pa
 def test_the_miniature_is_read_from_its_folder() -> None:
     folder = local_folder("miniature")
     for name, branch in zip(("transformer", "unconditional_transformer"), MODELS["miniature"].branches, strict=True):
-        assert SourceBranch(folder / name, branch).layout == find_source("miniature").layout
+        assert TransformerCheckpoint(folder / name, branch).layout == find_source("miniature").layout
 
 
 def test_the_published_model_without_a_local_copy_says_what_it_needs() -> None:

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ideogram_app.catalog.models import MODELS, Branch
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, find_source, local_folder
-from ideogram_app.checkpoints.published.transformer import SourceBranch, open_source
+from ideogram_app.catalog.sources import BRANCHES, SOURCES, find_source
+from ideogram_app.checkpoints.published.local import local_folder
+from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint, open_source
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError
 from tools.make_replica import TINY, make
@@ -71,7 +72,7 @@ def test_a_file_of_both_is_a_source_alone(made) -> None:
     assert source.files == (path,) and source.folder == path.parent
     assert not torch.equal(source.branches[0].tensor("adaln_proj.bias"), source.branches[1].tensor("adaln_proj.bias"))
     with pytest.raises(CheckpointError, match="holds both transformers"):
-        SourceBranch(path)
+        TransformerCheckpoint(path)
 
 
 def test_a_file_of_both_is_found_in_a_folder_of_any_name(made, tmp_path) -> None:
@@ -143,7 +144,7 @@ def test_a_folder_of_pickles_says_that_they_are_never_opened(tmp_path) -> None:
 def test_another_model_in_a_file_is_refused_by_what_it_lacks(tmp_path) -> None:
     save_file({"model.layers.0.mlp.up_proj.weight": torch.zeros(4, 4)}, tmp_path / "qwen.safetensors")
     with pytest.raises(CheckpointError, match=r"no Ideogram 4 transformer.*llm_cond_norm\.weight.*up_proj"):
-        SourceBranch(tmp_path / "qwen.safetensors")
+        TransformerCheckpoint(tmp_path / "qwen.safetensors")
 
 
 def test_heads_of_an_unknown_size_need_a_config(tmp_path) -> None:
@@ -151,9 +152,9 @@ def test_heads_of_an_unknown_size_need_a_config(tmp_path) -> None:
     tensors = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in branch.shapes().items()}
     save_file(tensors, tmp_path / "it.safetensors")
     with pytest.raises(CheckpointError, match=r"it\.safetensors.*heads of 256 or 64\. Got 32.*config\.json"):
-        SourceBranch(tmp_path / "it.safetensors")
+        TransformerCheckpoint(tmp_path / "it.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({**vars(branch), "rope_theta": 7}))
-    assert SourceBranch(tmp_path).config["rope_theta"] == 7
+    assert TransformerCheckpoint(tmp_path).config["rope_theta"] == 7
 
 
 def test_the_published_size_gets_the_published_position_encoding() -> None:
@@ -228,7 +229,7 @@ def refused(folder: Path, tmp_path: Path, change: Callable[[Tensors], object]) -
     save_file(tensors, tmp_path / "changed.safetensors")
     which = 0 if any(name.startswith("conditional.") for name in tensors) else None
     with pytest.raises(CheckpointError) as caught:
-        SourceBranch(tmp_path / "changed.safetensors", which=which)
+        TransformerCheckpoint(tmp_path / "changed.safetensors", which=which)
     assert "changed.safetensors" in str(caught.value)
     return str(caught.value)
 
@@ -255,23 +256,25 @@ def test_rotation_noted_only_in_the_metadata_is_undone_too(tmp_path, made) -> No
     notes = {name.removesuffix(".comfy_quant"): rotated(256) for name in tensors if name.endswith(".comfy_quant")}
     kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".comfy_quant")}
     save_file(kept, tmp_path / "it.safetensors", {"_quantization_metadata": json.dumps({"layers": notes})})
-    plain, noted = SourceBranch(path), SourceBranch(tmp_path / "it.safetensors")
+    plain, noted = TransformerCheckpoint(path), TransformerCheckpoint(tmp_path / "it.safetensors")
     assert noted.layout == plain.layout == "comfy-int8"
     assert all(torch.equal(plain.tensor(name), noted.tensor(name)) for name in plain.dtypes)
 
 
 def test_scales_may_have_any_of_the_three_published_shapes(tmp_path, made) -> None:
     path = made("fp8-fused") / "transformer" / "diffusion_pytorch_model.safetensors"
-    tensors, truth = load_file(path), SourceBranch(path)
+    tensors, truth = load_file(path), TransformerCheckpoint(path)
     for name in [name for name in tensors if name.endswith("_scale")]:
         tensors[name] = tensors[name].unsqueeze(-1)
     save_file(tensors, tmp_path / "columns.safetensors")
-    columns = SourceBranch(tmp_path / "columns.safetensors")
+    columns = TransformerCheckpoint(tmp_path / "columns.safetensors")
     assert all(torch.equal(truth.tensor(name), columns.tensor(name)) for name in list(truth.dtypes)[:30])
     for shape in ((), (1,)):
         tensors["layers.0.attention.qkv.weight_scale"] = torch.full(shape, 0.5)
         save_file(tensors, tmp_path / "one.safetensors")
-        got = SourceBranch(tmp_path / "one.safetensors").tensor("layers.0.attention.qkv.weight", slice(515, 521))
+        got = TransformerCheckpoint(tmp_path / "one.safetensors").tensor(
+            "layers.0.attention.qkv.weight", slice(515, 521)
+        )
         assert torch.equal(got, tensors["layers.0.attention.qkv.weight"][515:521].float() * 0.5)
 
 

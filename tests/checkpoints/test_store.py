@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from small_model import NAME, shrink_published_model, write_source
 
+from ideogram_app.catalog import sources
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared import manifest
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published import local as sources
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import hash_file, project_folder
 from ideogram_app.prepare.transformers import prepare
@@ -147,7 +147,7 @@ def test_what_another_version_made_is_to_be_prepared_again(store, key, value) ->
 
 
 def test_a_recipe_made_from_other_weights_than_those_that_ship_is_damaged(store, tmp_path, monkeypatch) -> None:
-    shipped = sources.Source(NAME, "", "dense", 0, False, "", "", folder=str(tmp_path / "source"))
+    shipped = sources.Source(NAME, "", "dense", size=0, folder=str(tmp_path / "source"))
     monkeypatch.setattr(sources, "SOURCES", (shipped,))
     assert store.status(NAME, RECIPE).state == "ready"
     write_source(tmp_path / "source", seed=7)
@@ -156,7 +156,7 @@ def test_a_recipe_made_from_other_weights_than_those_that_ship_is_damaged(store,
 
 def test_deleting_frees_everything_of_a_recipe(store) -> None:
     taken = store.status(NAME, RECIPE).bytes
-    store.place(NAME, RECIPE).staging.mkdir()
+    store.prepared_folder(NAME, RECIPE).staging.mkdir()
     assert store.delete(NAME, RECIPE) >= taken
     assert store.status(NAME, RECIPE).state == "missing"
     assert store.delete(NAME, RECIPE) == 0
@@ -168,7 +168,8 @@ def test_deleting_frees_everything_of_a_recipe(store) -> None:
 def test_only_one_holds_the_lock_and_death_lets_go_of_it(store) -> None:
     code = (
         "import sys, time; from ideogram_app.checkpoints.prepared.store import Store; from pathlib import Path\n"
-        f"with Store(Path(sys.argv[1])).place({NAME!r}, {RECIPE!r}).lock(): print('held', flush=True); time.sleep(60)"
+        f"with Store(Path(sys.argv[1])).prepared_folder({NAME!r}, {RECIPE!r}).lock():\n"
+        "    print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(store.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project_folder()) as holder:

@@ -190,7 +190,7 @@ def test_a_folder_without_a_vae_cannot_be_kept(repository: Path, tmp_path: Path)
 def test_a_damaged_companion_is_found_before_it_is_loaded(repository: Path, tmp_path: Path) -> None:
     store = Store(tmp_path)
     list(prepare_components(store, NAME, repository))
-    vae = store.companions(NAME).final / "vae" / "diffusion_pytorch_model.safetensors"
+    vae = store.components_folder(NAME).final / "vae" / "diffusion_pytorch_model.safetensors"
     vae.write_bytes(vae.read_bytes()[:-10])
     status = store.components_status(NAME)
     assert status.state == "damaged" and str(vae) in status.detail

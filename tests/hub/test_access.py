@@ -120,11 +120,12 @@ def test_the_token_is_in_no_event_no_log_no_error_and_no_file(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     said: list[str] = []
     for gate in ("token", "licence", "scope", "revoked"):
         hub.faults.gate = gate
         try:
-            said += [repr(event) for event in fetch(SOURCE, folder, token=TOKEN)]
+            said += [repr(event) for event in fetch(SOURCE, folder)]
         except AppError as problem:
             said += [str(problem), repr(problem.__cause__)]
         delete_fetched(folder) if gate != "token" else shutil.copytree(folder, folder.with_name("copy"))

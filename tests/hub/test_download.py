@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from ideogram_app.checkpoints.published.local import SOURCES
+from ideogram_app.catalog.sources import SOURCES
 from ideogram_app.errors import AccessError, CheckpointError, DiskError, RequestError
 from ideogram_app.hub import download as fetching
 from ideogram_app.hub.access import RemoteFile

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.presets import PRESETS
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import AccessError, CheckpointError, RequestError
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import denoise, make_noise, schedule, times

@@ -9,7 +9,7 @@ from small_model import fused, random_tensors, relative_error
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.kernels import choice
 from ideogram_app.kernels.choice import BETWEEN_MATRICES, choose_kernels, compiled_kernels, kernels

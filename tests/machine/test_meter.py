@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ideogram_app.machine import meter as measure
-from ideogram_app.machine.meter import HostPeak, PhaseMeter, held_bytes, release, trim
+from ideogram_app.machine.meter import HostPeak, PhaseMeter, bytes_in_use, release, trim
 from tests.waiting import wait_until
 
 MEGABYTE = 1_000_000
@@ -50,13 +50,13 @@ def test_without_a_device_of_its_own_memory_the_process_counts() -> None:
 
 def test_what_is_held_grows_by_what_is_kept_and_shrinks_when_it_is_given_back() -> None:
     trim()
-    before = held_bytes(torch.device("cpu"))
+    before = bytes_in_use(torch.device("cpu"))
     block = torch.ones(200 * MEGABYTE, dtype=torch.uint8)
-    kept = held_bytes(torch.device("cpu")) - before
+    kept = bytes_in_use(torch.device("cpu")) - before
     assert 180 * MEGABYTE < kept < 300 * MEGABYTE
     del block
     trim()
-    assert held_bytes(torch.device("cpu")) - before < 100 * MEGABYTE
+    assert bytes_in_use(torch.device("cpu")) - before < 100 * MEGABYTE
 
 
 def test_a_peak_above_the_start_leaves_out_what_was_there_before() -> None:
@@ -72,7 +72,7 @@ def test_a_peak_above_the_start_leaves_out_what_was_there_before() -> None:
 @pytest.mark.gpu
 def test_a_device_leaves_out_what_was_there_before() -> None:
     before = torch.ones(100 * MEGABYTE, dtype=torch.uint8, device="cuda")
-    held = held_bytes(torch.device("cuda"))
+    held = bytes_in_use(torch.device("cuda"))
     with PhaseMeter(torch.device("cuda")) as meter:
         block = torch.ones(50 * MEGABYTE, dtype=torch.uint8, device="cuda")
         del block

@@ -11,7 +11,7 @@ from diffusers import Ideogram4Transformer2DModel
 from small_model import fused, random_tensors, relative_error
 from torch import Tensor
 
-from ideogram_app.catalog.models import MODELS, Branch, held_bytes
+from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.kernels.attention import CUDNN, EFFICIENT, FLASH, MATH, attend, backends
@@ -22,6 +22,7 @@ from ideogram_app.model.transformer.assemble import Placement, assemble
 from ideogram_app.model.transformer.backbone import Backbone
 from ideogram_app.model.transformer.conditioner import rotary, sinusoids
 from ideogram_app.model.transformer.layers import weight_bytes
+from ideogram_app.planning.weight_bytes import loaded_bytes
 
 CPU = torch.device("cpu")
 # layers, head size, heads, feed-forward, adaLN, text features; then rope_theta and sections
@@ -120,9 +121,9 @@ def test_the_branch_without_text_never_reads_its_projection() -> None:
     blind = assemble(weights, branch, settings, Placement(torch.float32), sees_text=False)
     unread = set(weights.tensors) - weights.asked
     assert unread == {"llm_cond_norm.weight", "llm_cond_proj.weight", "llm_cond_proj.bias"}
-    assert weight_bytes(blind) == sum(held_bytes(branch, RECIPES["reference"], 4, sees_text=False))
+    assert weight_bytes(blind) == sum(loaded_bytes(branch, RECIPES["reference"], 4, sees_text=False))
     seeing = assemble(weights, branch, settings, Placement(torch.float32), sees_text=True)
-    assert weight_bytes(seeing) == sum(held_bytes(branch, RECIPES["reference"], 4, sees_text=True))
+    assert weight_bytes(seeing) == sum(loaded_bytes(branch, RECIPES["reference"], 4, sees_text=True))
 
 
 def test_a_step_touches_nothing_that_runs_once_a_picture() -> None:

@@ -25,9 +25,9 @@ from ideogram_app.catalog.text_encoder import (
     find_encoder_recipe,
 )
 from ideogram_app.checkpoints.prepared import storage as formats
-from ideogram_app.checkpoints.prepared.storage import PackedBranch, PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.published.local import local_folder
-from ideogram_app.checkpoints.published.text_encoder import SourceEncoder
+from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoint
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.model.components import load_components
 from ideogram_app.model.text_encoder import encoder as encoder_module
@@ -53,11 +53,13 @@ CAPTION = "a red circle at the top left and the word HELLO on a yellow backgroun
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> SourceEncoder:
-    return SourceEncoder(write_folder(tmp_path_factory.mktemp("dense"), whole(stock_model())))
+def source(tmp_path_factory: pytest.TempPathFactory) -> TextEncoderCheckpoint:
+    return TextEncoderCheckpoint(write_folder(tmp_path_factory.mktemp("dense"), whole(stock_model())))
 
 
-def built(source: SourceEncoder, name: str, dtype: torch.dtype = torch.float32) -> encoder_module.CaptionEncoder:
+def built(
+    source: TextEncoderCheckpoint, name: str, dtype: torch.dtype = torch.float32
+) -> encoder_module.CaptionEncoder:
     return encoder_from_source(source, find_encoder_recipe(name), "cpu", dtype)
 
 
@@ -111,7 +113,7 @@ def test_the_miniatures_features_equal_stock_transformers_to_the_last_bit(dtype)
 
 def test_ideograms_fp8_runs_as_stock_transformers_with_widened_weights(tmp_path) -> None:
     packed = as_ideogram(whole(stock_model()))
-    ours = built(SourceEncoder(write_folder(tmp_path, packed)), "encoder-dense", torch.bfloat16)
+    ours = built(TextEncoderCheckpoint(write_folder(tmp_path, packed)), "encoder-dense", torch.bfloat16)
     stock = stock_model(torch.bfloat16)
     with torch.no_grad():
         for name, value in stock.named_parameters():
@@ -126,7 +128,7 @@ def test_a_gguf_runs_as_stock_transformers_with_decoded_weights(tmp_path) -> Non
     with torch.no_grad():
         for name, value in decoded.items():
             stock.get_parameter(name).copy_(value)
-    ours = built(SourceEncoder(tmp_path / "model.gguf"), "encoder-dense")
+    ours = built(TextEncoderCheckpoint(tmp_path / "model.gguf"), "encoder-dense")
     assert torch.equal(features(ours, IDS), features(stock, IDS))
 
 
@@ -139,7 +141,7 @@ def test_every_recipe_stays_within_its_bound_at_every_tap(source) -> None:
 
 def test_every_recipe_stays_within_its_bound_on_the_miniature() -> None:
     parts = load_components("miniature", "cpu", torch.float32)
-    miniature = SourceEncoder(local_folder("miniature") / "text_encoder")
+    miniature = TextEncoderCheckpoint(local_folder("miniature") / "text_encoder")
     reference = encode(parts.tokenizer, parts.text_encoder, CAPTION)
     for name in PACKING:
         errors = encoder_error(reference, encode(parts.tokenizer, built(miniature, name), CAPTION))
@@ -213,16 +215,16 @@ def test_reading_in_runs_of_rows_changes_nothing(source, name, monkeypatch) -> N
 def test_a_prepared_file_runs_as_the_source_packed_while_it_is_read(source, tmp_path, name) -> None:
     recipe, component = ENCODER_RECIPES[name], source.encoder
     made = formats.units(recipe, component, source.dtypes)
-    blank = formats.plan_file(recipe, made, torch.bfloat16)
+    plan = formats.plan_file(recipe, made, torch.bfloat16)
     path = tmp_path / "encoder"
     with path.open("w+b") as file:
-        file.write(blank.header)
-        file.truncate(blank.size)
+        file.write(plan.header)
+        file.truncate(plan.size)
         for unit in made:
             for part, packed in zip(unit.parts, formats.pack(recipe, unit, source.tensor(unit.source)), strict=True):
-                file.seek(blank.spans[part.name][0])
+                file.seek(plan.spans[part.name][0])
                 file.write(packed.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    prepared = PackedBranch(path, recipe, component)
+    prepared = PackedFile(path, recipe, component)
     assert len(prepared.packed) == (0 if name == "encoder-dense" else 4 * 7 + 1)
     ours = encoder_from_file(prepared, component, source.config, "cpu", torch.float32)
     assert torch.equal(features(ours, IDS), features(built(source, name), IDS))
@@ -244,7 +246,7 @@ def test_the_error_is_told_tap_by_tap() -> None:
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path) -> None:
     tensors = whole(stock_model())
     tensors["language_model.layers.2.mlp.up_proj.weight"][3, 4] = torch.nan
-    damaged = SourceEncoder(write_folder(tmp_path, tensors))
+    damaged = TextEncoderCheckpoint(write_folder(tmp_path, tensors))
     with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.up_proj"):
         built(damaged, "encoder-int8")
 

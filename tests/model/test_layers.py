@@ -12,7 +12,7 @@ from diffusers import Ideogram4Transformer2DModel
 from exact_cpu import cpu_multiplies_exactly
 from torch import Tensor, nn
 
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.model.transformer.layers import (

@@ -14,12 +14,13 @@ from diffusers import Ideogram4Transformer2DModel
 from exact_cpu import cpu_multiplies_exactly
 from small_model import NAME, backbone_velocity, relative_error, shrink_published_model, velocity, write_source
 
-from ideogram_app.catalog.models import MODELS, held_bytes
+from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints import prefetch as transit
 from ideogram_app.checkpoints.prefetch import Prefetcher
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.checkpoints.span import Span
 from ideogram_app.errors import CheckpointError
@@ -27,6 +28,7 @@ from ideogram_app.machine.copies import CopyStream
 from ideogram_app.model.loader import load_transformers
 from ideogram_app.model.reference_model import load_reference_model
 from ideogram_app.model.transformer.layers import DenseLinear, Fp8Linear, GgufLinear, Int8Linear
+from ideogram_app.planning.weight_bytes import loaded_bytes
 from ideogram_app.prepare.transformers import prepare
 
 pytestmark = pytest.mark.slow
@@ -94,7 +96,7 @@ def test_packed_layers_are_those_of_the_recipe_and_sizes_are_as_planned(miniatur
     row, planned = RECIPES[recipe].protecting(), 0
     assert loaded.engaged == recipe
     for number, (backbone, branch) in enumerate(zip(loaded.modules, MODELS["miniature"].branches, strict=True)):
-        planned += sum(held_bytes(branch, row, 4, sees_text=number == 0))
+        planned += sum(loaded_bytes(branch, row, 4, sees_text=number == 0))
         for index, block in enumerate(backbone.trunk.blocks):
             for part, name in PARTS.items():
                 kind = LAYERS[row.storage] if row.packs(f"layers.{index}.{name}") else DenseLinear

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.presets import PRESETS
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.generation.draw import Provenance, SharedInputs, draw
 from ideogram_app.generation.guidance import GuidedModel
@@ -515,7 +515,7 @@ def test_memory_that_only_loading_could_use_is_given_back_before_slots_are_made(
 ) -> None:
     order: list[str] = []
     start = OffloadHooks.start
-    monkeypatch.setattr(loader, "give_back", lambda device: order.append(f"released {device}"))
+    monkeypatch.setattr(loader, "empty_cache", lambda device: order.append(f"released {device}"))
     monkeypatch.setattr(OffloadHooks, "start", lambda hooks: (order.append("slots"), start(hooks))[1])
     load(deep, "gguf-q8_0", Homes((CPU, CPU), (3, 3))).close()
     assert order == ["released cpu", "slots"]

@@ -14,7 +14,7 @@ from ideogram_app.catalog.reasons import NOTHING
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning import inputs as job
-from ideogram_app.planning.fallbacks import ENCODERS, SMALLEST_RECIPE, fallbacks, taken
+from ideogram_app.planning.fallbacks import ENCODER_MODES, SMALLEST_RECIPE, apply_fallback, fallbacks
 from ideogram_app.planning.inputs import PlanInputs, within
 from ideogram_app.planning.oom import PHASE_WORDS, OutOfMemory
 from ideogram_app.planning.planner import Plan, plan
@@ -92,7 +92,7 @@ def test_every_rung_is_a_plan_that_fits_and_expects_less_of_what_ran_out(
         before, found = offered(hardware, request, OutOfMemory(kind, wanted, phase))
         assert before.fits
         for rung in found:
-            again = taken(request, recipe, rung)
+            again = apply_fallback(request, recipe, rung)
             after = planned(hardware, again, rung.recipe)
             check_size(rung.width, rung.height)
             assert after.fits and peak(after, kind) < peak(before, kind)
@@ -117,7 +117,7 @@ def test_a_ladder_ends_and_every_step_of_it_goes_down(hardware: Hardware, kind: 
         peaks.append((before.recipe == INT8, before.width, peak(before, kind)))
         if not found:
             break
-        request = taken(request, request.recipes[0], found[0])
+        request = apply_fallback(request, request.recipes[0], found[0])
     assert not found
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
 
@@ -149,9 +149,9 @@ def test_what_the_titles_name_is_what_changes() -> None:
 def test_where_reading_failed_the_text_encoder_takes_less_room(hardware: Hardware) -> None:
     before, found = offered(hardware, REQUEST, OutOfMemory("device", GB, "encode"))
     for rung in found:
-        after = planned(hardware, taken(REQUEST, INT8, rung), rung.recipe)
-        lighter = ENCODERS.index(after.encoder) - ENCODERS.index(before.encoder)
-        assert lighter > 0 or before.encoder == ENCODERS[-1]
+        after = planned(hardware, apply_fallback(REQUEST, INT8, rung), rung.recipe)
+        lighter = ENCODER_MODES.index(after.encoder) - ENCODER_MODES.index(before.encoder)
+        assert lighter > 0 or before.encoder == ENCODER_MODES[-1]
         assert (rung.width, rung.height) == (1024, 1024), "a smaller picture is no shorter a caption"
 
 
@@ -159,7 +159,7 @@ def test_for_ram_the_disk_comes_first_and_never_more_streaming_from_ram() -> Non
     before, found = offered(RTX_3060, REQUEST, OutOfMemory("locked", 3 * GB, "load"))
     assert before.residency == "streamed" and "from disk" in found[0].title and found[0].same_picture
     assert found[0].host_limit_bytes and found[0].device_limit_bytes is None
-    after = planned(RTX_3060, taken(REQUEST, INT8, found[0]), INT8)
+    after = planned(RTX_3060, apply_fallback(REQUEST, INT8, found[0]), INT8)
     assert after.residency == "disk"
 
 
@@ -182,7 +182,7 @@ def test_the_smallest_recipe_is_not_offered_where_it_is_drawn_beside() -> None:
     both = replace(REQUEST, recipes=(INT8, SMALLEST_RECIPE))
     _, found = offered(RTX_3090, both, OutOfMemory("device", 2 * GB, "load"))
     assert SMALLEST_RECIPE not in [rung.recipe for rung in found]
-    swapped = taken(both, INT8, Fallback("", NOTHING, SMALLEST_RECIPE, 1024, 1024))
+    swapped = apply_fallback(both, INT8, Fallback("", NOTHING, SMALLEST_RECIPE, 1024, 1024))
     assert swapped.recipes == (SMALLEST_RECIPE,), "each recipe once"
 
 

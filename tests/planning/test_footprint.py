@@ -67,8 +67,8 @@ def workload(width: int, height: int, text_tokens: int, dtype: str = "bfloat16")
 def predicted(recipe: Recipe, asked: Workload, arithmetic: str, kernels: str) -> tuple[Footprint, Drawing]:
     size = asked.width, asked.height
     how = {"text_tokens": asked.text_tokens, "arithmetic": arithmetic, "kernels": kernels}
-    made = footprint(asked.model, recipe, size, 2, **how)  # type: ignore[arg-type]
-    return made, Drawing(asked.model, recipe, size, 2, **how)  # type: ignore[arg-type]
+    drawing = Drawing(asked.model, recipe, size, 2, **how)  # type: ignore[arg-type]
+    return footprint(drawing), drawing
 
 
 @pytest.mark.parametrize(("name", "arithmetic", "capability", "pictures"), RECIPES_COUNTED)
@@ -197,14 +197,14 @@ def test_shares_sum_to_the_prediction() -> None:
 
 def test_shorter_captions_and_smaller_pictures_take_less() -> None:
     recipe = RECIPES["int8-w8a8-rotated"]
-    long, short = (footprint(WHOLE, recipe, (1024, 1024), 2, text_tokens=tokens) for tokens in (2048, 300))
-    small = footprint(WHOLE, recipe, (512, 512), 2, text_tokens=300)
+    long, short = (footprint(Drawing(WHOLE, recipe, (1024, 1024), 2, text_tokens=tokens)) for tokens in (2048, 300))
+    small = footprint(Drawing(WHOLE, recipe, (512, 512), 2, text_tokens=300))
     assert long.workspace > short.workspace >= small.workspace and long.encoder > short.encoder
     assert short.decode_whole > small.decode_whole
 
 
 def test_an_encoder_whose_layers_pass_through_takes_two_of_them() -> None:
-    made = footprint(WHOLE, RECIPES["gguf-q4_k"], (1024, 1024), 2, text_tokens=300)
+    made = footprint(Drawing(WHOLE, RECIPES["gguf-q4_k"], (1024, 1024), 2, text_tokens=300))
     whole = encoder_weights(WHOLE, 2)
     reading = made.encoder - whole
     assert made.encoder_layer - reading == pytest.approx(2 * (whole - made.encoder_table) / 36, rel=1e-3)

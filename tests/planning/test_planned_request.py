@@ -24,7 +24,7 @@ from ideogram_app.generation.validate import check_request
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.planning import planner
-from ideogram_app.planning.fallbacks import ENCODERS
+from ideogram_app.planning.fallbacks import ENCODER_MODES
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planned_request import plan_request
 from ideogram_app.planning.planner import Plan
@@ -146,7 +146,7 @@ def test_the_encoder_is_placed_by_what_is_drawn_and_not_by_the_default_recipe() 
     found = plan_request(request, PlanInputs.of_request(request, CARD), TOKENS)
     default = plan(CARD, "ideogram-4", text_tokens=len(TOKENS))
     assert default.recipe == "int8-w8a8-rotated" and default.encoder == "resident"
-    assert ENCODERS.index(found.encoding.encoder) > ENCODERS.index(default.encoder)
+    assert ENCODER_MODES.index(found.encoding.encoder) > ENCODER_MODES.index(default.encoder)
     both = replace(request, recipes=("int8-w8a8-rotated", "reference"))
     assert plan_request(both, found.inputs, TOKENS).encoding.encoder == found.encoding.encoder
 

@@ -13,10 +13,10 @@ from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.gpu_specs import MeasuredRates
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import Drawing
 from ideogram_app.planning.footprint import device_bytes, encoder_weights, footprint, room_for_weights
 from ideogram_app.planning.inputs import PlanInputs
-from ideogram_app.planning.option import Candidate
-from ideogram_app.planning.placement import place
+from ideogram_app.planning.placement import Candidate, place
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.planning.profile import MachineProfile
@@ -104,7 +104,10 @@ def test_room_for_weights_is_the_inverse_of_device_bytes() -> None:
 def test_sizes_of_the_published_pair_are_those_that_were_counted() -> None:
     """On disk; on the device, where the layers that run once a picture are guests; and in RAM, where those rest."""
     pair = MODELS["ideogram-4"]
-    sizes = {name: footprint(pair, RECIPES[name], (1024, 1024), 2) for name in ("reference", "int8-w8a8", "gguf-q4_k")}
+    sizes = {
+        name: footprint(Drawing(pair, RECIPES[name], (1024, 1024), 2))
+        for name in ("reference", "int8-w8a8", "gguf-q4_k")
+    }
     made = [gb(size.disk - size.download - encoder_weights(pair, 2)) for size in sizes.values()]
     assert made == ["37.1 GB", "19.3 GB", "11.3 GB"]
     assert [gb(size.weights) for size in sizes.values()] == ["34.7 GB", "17.3 GB", "9.8 GB"]
@@ -116,4 +119,4 @@ def test_an_option_holds_what_stays_and_the_places_of_what_travels() -> None:
     option: Candidate = place(job, RECIPES[INT8])
     moved = sum(option.streamed_blocks)
     expected = option.size.weights - (moved - option.slots) * option.size.block
-    assert option.held(option.seats[0]) == expected
+    assert option.held(option.assignments[0]) == expected

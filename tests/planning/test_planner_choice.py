@@ -10,6 +10,7 @@ from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.reasons import NOTHING
 from ideogram_app.catalog.recipes import RECIPES, find_recipe
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import Drawing
 from ideogram_app.planning.footprint import device_bytes, footprint
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs
 from ideogram_app.planning.placement import place
@@ -171,7 +172,7 @@ def test_the_conditional_transformer_has_the_freer_card_and_each_its_own_part_on
 def test_the_peak_is_that_of_the_fuller_of_two_devices() -> None:
     two = replace(RTX_4060_TI, device_count=2, devices_free_bytes=(14 * GB, 14 * GB))
     decided = plan(two, "ideogram-4")
-    size = footprint(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2)
+    size = footprint(Drawing(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2))
     assert decided.predicted.peak_device_bytes >= device_bytes(max(size.branches), size.workspace)
 
 

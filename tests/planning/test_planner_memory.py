@@ -9,10 +9,10 @@ import pytest
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.machine.hardware import DeviceUser
+from ideogram_app.planning.activations import Drawing
 from ideogram_app.planning.footprint import footprint
 from ideogram_app.planning.inputs import TILE_SIDES, WINDOWS_LOCKED_SHARE, PlanInputs
-from ideogram_app.planning.option import with_slots
-from ideogram_app.planning.placement import place
+from ideogram_app.planning.placement import place, with_slots
 from ideogram_app.planning.profile import MachineProfile, MeasuredRates
 from ideogram_app.text import gb
 from tests.machines import (
@@ -88,7 +88,7 @@ def test_a_described_card_without_free_memory_is_assumed_to_serve_a_desktop() ->
 
 def test_a_streamed_plan_says_how_many_blocks_of_each_transformer_travel() -> None:
     decided = plan(RTX_4060, "ideogram-4")
-    block = footprint(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2).block
+    block = footprint(Drawing(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2)).block
     first, second = decided.streamed_blocks
     assert decided.slots == 2 and 0 < second <= first <= second + 1 <= 34
     assert decided.streamed_bytes == (first + second) * block
@@ -97,7 +97,7 @@ def test_a_streamed_plan_says_how_many_blocks_of_each_transformer_travel() -> No
 
 def test_no_block_travels_that_would_have_had_room() -> None:
     decided = plan(RTX_3060, "ideogram-4")
-    block = footprint(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2).block
+    block = footprint(Drawing(MODELS["ideogram-4"], RECIPES[INT8], (1024, 1024), 2)).block
     assert 0 <= (RTX_3060.device_free_bytes or 0) - decided.predicted.peak_device_bytes < 1.1 * block
 
 

@@ -21,7 +21,7 @@ from ideogram_app.catalog.models import MODELS, Branch, Model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import DEFAULT, ENCODER_RECIPES, PUBLISHED_ENCODER
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.activations import decode_bytes
+from ideogram_app.planning.activations import Drawing, decode_bytes
 from ideogram_app.planning.footprint import STEP_SHARE, footprint
 from ideogram_app.planning.planner import Plan
 from tests.plan_by_name import plan
@@ -63,12 +63,14 @@ def drawing_bytes(chosen: Plan, model: Model) -> tuple[int, int]:
     homes = {"offloaded": chosen.streamed_blocks, "slots": chosen.slots or 2, "tile": chosen.decode_tile or None}
     found = count_picture(Case(workload, recipe, chosen.arithmetic, **homes))  # type: ignore[arg-type]
     size = footprint(
-        model,
-        recipe,
-        (chosen.width, chosen.height),
-        2,
-        text_tokens=TEXT_TOKENS,
-        arithmetic=chosen.arithmetic,
+        Drawing(
+            model,
+            recipe,
+            (chosen.width, chosen.height),
+            2,
+            text_tokens=TEXT_TOKENS,
+            arithmetic=chosen.arithmetic,
+        )
     )
     kept = size.weights - (sum(chosen.streamed_blocks) - chosen.slots) * size.block
     assert kept == pytest.approx(found.kept, rel=1e-4), "weights that stay, and places for those that travel"
@@ -125,7 +127,7 @@ def test_the_whole_of_a_prediction_is_within_the_limit(recipe: str, side: int, l
 def test_an_encoder_that_passes_through_takes_two_layers_and_what_reading_takes() -> None:
     tokens, layers = TEXT_TOKENS, 3
     found = count_streamed_encode(ENCODER_RECIPES[DEFAULT], tokens, torch.bfloat16, layers)
-    size = footprint(WHOLE, RECIPES["gguf-q4_k"], (1024, 1024), 2, text_tokens=tokens)
+    size = footprint(Drawing(WHOLE, RECIPES["gguf-q4_k"], (1024, 1024), 2, text_tokens=tokens))
     assert found.kept == pytest.approx(
         2 * (size.encoder - size.encoder_table) / PUBLISHED_ENCODER.num_hidden_layers, rel=0.05
     )

@@ -13,7 +13,8 @@ from diffusers import Ideogram4Transformer2DModel
 from small_model import fused
 
 from ideogram_app.catalog.models import MODELS
-from ideogram_app.checkpoints.published.local import BRANCHES, local_folder
+from ideogram_app.catalog.sources import BRANCHES
+from ideogram_app.checkpoints.published.local import local_folder
 from ideogram_app.checkpoints.published.transformer import open_source
 from ideogram_app.checkpoints.safetensors import SafetensorsFile, SafetensorsTensor, layout
 from ideogram_app.errors import RequestError

@@ -28,11 +28,12 @@ from small_model import (
 )
 
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import journal
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.manifest import read_manifest
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import AccessError, CheckpointError, DiskError, RequestError
 from ideogram_app.files import project_folder
 from ideogram_app.prepare.transformers import prepare
@@ -59,11 +60,11 @@ def hashes(store: Store, model: str, recipe: str) -> dict[str, str]:
     return {row.path: row.sha256 for row in files if row.path != "NOTICE"}
 
 
-def prepared(store: Store, recipe: str, number: int = 0) -> formats.PackedBranch:
+def prepared(store: Store, recipe: str, number: int = 0) -> PackedFile:
     """One branch of a prepared recipe, as the loader opens it."""
     effective = store.effective(NAME, recipe)
     path = store.path(NAME, recipe) / formats.branch_file(NAME, effective, BRANCHES[number])
-    return formats.PackedBranch(path, effective, SMALL[number])
+    return PackedFile(path, effective, SMALL[number])
 
 
 @pytest.mark.parametrize("recipe", list(RECIPES))
@@ -109,7 +110,7 @@ def test_the_official_fp8_layout_is_a_source_for_every_recipe(store, tmp_path, i
         packed = prepared(store, recipe)
         for name, tensor in fused(dense).items():
             stored = packed.stored(name.removesuffix(".weight")) if tensor.ndim == 2 else (tensor,)
-            is_packed = any(isinstance(part, formats.PackedWeight) for part in stored)
+            is_packed = any(isinstance(part, PackedWeight) for part in stored)
             assert relative_error(packed.values(name), tensor) < (0.12 if is_packed else 0.04)
 
 
@@ -188,7 +189,7 @@ def test_bytes_that_were_lost_after_they_were_journaled_are_written_again(store,
     for _ in range(50):
         next(events)
     events.close()
-    path = store.place(NAME, "fp8").staging / BRANCHES[0] / WEIGHTS
+    path = store.prepared_folder(NAME, "fp8").staging / BRANCHES[0] / WEIGHTS
     size = path.stat().st_size
     with path.open("r+b") as file:  # a power cut may lose what was never synchronized
         file.seek(size // 2)
@@ -204,10 +205,10 @@ def test_a_torn_journal_and_stray_drafts_do_no_harm(store, source) -> None:
     for _ in range(30):
         next(events)
     events.close()
-    path = store.place(NAME, "fp8").journal
+    path = store.prepared_folder(NAME, "fp8").journal
     path.write_bytes(path.read_bytes()[:-20])
-    (store.place(NAME, "fp8").staging / "manifest.json").write_text("{")
-    (store.place(NAME, "fp8").staging / "config.json.draft").write_text("{")
+    (store.prepared_folder(NAME, "fp8").staging / "manifest.json").write_text("{")
+    (store.prepared_folder(NAME, "fp8").staging / "config.json.draft").write_text("{")
     list(prepare(store, NAME, "fp8", source))
     store.verify(NAME, "fp8")
     assert not list(store.path(NAME, "fp8").rglob("*.draft"))
@@ -270,7 +271,7 @@ def test_too_little_disk_is_said_before_anything_is_written(store, source, monke
 
 def test_a_disk_that_fills_up_on_the_way_is_an_error_and_what_is_done_is_kept(store, source, monkeypatch) -> None:
     calls = iter(range(1000))
-    append = journal.Filling.append
+    append = journal.UnitWriter.append
 
     def failing(*args) -> None:
         if next(calls) == 40:
@@ -278,7 +279,7 @@ def test_a_disk_that_fills_up_on_the_way_is_an_error_and_what_is_done_is_kept(st
         append(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal.Filling, "append", failing)
+        patch.setattr(journal.UnitWriter, "append", failing)
         with pytest.raises(DiskError, match="filled up"):
             list(prepare(store, NAME, "fp8", source))
     assert store.status(NAME, "fp8").state == "partial"

@@ -34,10 +34,11 @@ from typer.testing import CliRunner
 
 from ideogram_app.__main__ import app
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.manifest import read_manifest
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
-from ideogram_app.checkpoints.published.local import BRANCHES
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import hash_file, project_folder
 from ideogram_app.model.loader import load_transformers
@@ -67,10 +68,10 @@ def hashes(folder: Path) -> dict[str, str]:
     return {row.path: row.sha256 for row in read_manifest(folder).files if row.path != "NOTICE"}
 
 
-def prepared(store: Store, recipe: str) -> formats.PackedBranch:
+def prepared(store: Store, recipe: str) -> PackedFile:
     effective = store.effective(NAME, recipe)
     path = store.path(NAME, recipe) / formats.branch_file(NAME, effective, BRANCHES[0])
-    return formats.PackedBranch(path, effective, SMALL[0])
+    return PackedFile(path, effective, SMALL[0])
 
 
 @pytest.mark.parametrize("recipe", PACKED)
@@ -168,7 +169,7 @@ def test_the_smoke_test_catches_a_scale_that_nothing_takes_back(store, source) -
 
 def test_the_smoke_test_catches_a_file_that_is_read_in_another_order(store, source, monkeypatch) -> None:
     """v where a block looks for q: sizes and types are right, and so is every tensor where it was put."""
-    dense = formats.PackedBranch.values
+    dense = PackedFile.values
 
     def swapped(self, name, rows=None, device="cpu"):
         if ".qkv." not in name:
@@ -177,13 +178,13 @@ def test_the_smoke_test_catches_a_file_that_is_read_in_another_order(store, sour
         return torch.cat([values, keys, queries])[rows or slice(None)]
 
     with monkeypatch.context() as patch:
-        patch.setattr(formats.PackedBranch, "values", swapped)
+        patch.setattr(PackedFile, "values", swapped)
         with pytest.raises(CheckpointError, match="does not match its source"):  # found at once, as it is written
             list(prepare(store, NAME, "gguf-q8_0", source))
     events = prepare(store, NAME, "gguf-q8_0", source)
     while not next(events).message.startswith("tried"):
         pass
-    monkeypatch.setattr(formats.PackedBranch, "values", swapped)
+    monkeypatch.setattr(PackedFile, "values", swapped)
     with pytest.raises(CheckpointError, match="smoke test failed: block"):
         list(events)
     assert store.status(NAME, "gguf-q8_0").state == "missing"
@@ -193,7 +194,7 @@ def test_a_byte_that_changes_between_writing_and_publishing_is_found(store, sour
     events = prepare(store, NAME, "fp8", source)
     while not next(events).message.startswith("tried"):
         pass
-    path = store.place(NAME, "fp8").staging / BRANCHES[1] / WEIGHTS
+    path = store.prepared_folder(NAME, "fp8").staging / BRANCHES[1] / WEIGHTS
     with path.open("r+b") as file:
         file.seek(-5000, os.SEEK_END)
         byte = file.read(1)
@@ -262,7 +263,7 @@ def test_one_protected_part_of_three_that_lie_apart_stands_beside_the_others(sto
     list(prepare(store, NAME, recipe, source, tuning=Tuning(protected=(*row.protected, part), calibration="c")))
     packed, dense = prepared(store, recipe), random_tensors(SMALL[0], 0)
     queries, keys, values = packed.stored("layers.1.attention.qkv")
-    assert isinstance(queries, formats.PackedWeight) and isinstance(values, formats.PackedWeight)
+    assert isinstance(queries, PackedWeight) and isinstance(values, PackedWeight)
     assert torch.equal(keys, dense[f"{part}.weight"])
     assert torch.equal(packed.values("layers.1.attention.qkv.weight", slice(256, 512)), dense[f"{part}.weight"])
     across = packed.values("layers.1.attention.qkv.weight", slice(250, 520))

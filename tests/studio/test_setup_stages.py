@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from ideogram_app.catalog.models import MODELS, find_model, weight_bytes
+from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.sources import find_source
 from ideogram_app.checkpoints.prepared.store import Status
-from ideogram_app.checkpoints.published.local import find_source
 from ideogram_app.errors import RequestError
 from ideogram_app.hub.access import TOKENS_PAGE, Access
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.records import Event
 from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages

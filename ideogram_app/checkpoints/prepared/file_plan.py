@@ -1,6 +1,6 @@
-"""Where every tensor of a file will lie, decided before any of them is computed.
+"""File plan: header and offsets of every tensor of a safetensors or GGUF file, before any is computed.
 
-    header | tensor | tensor | ...        `FilePlan`: the header's bytes, the span of every tensor, the file's size
+    header | tensor | tensor | ...
 
 So a file can be filled in any order, in pieces of any size, by runs that die in between (journal.py). safetensors and
 gguf-py write a file only from its first byte to its last. GGUF files carry no metadata, because any value makes one
@@ -16,27 +16,25 @@ from typing import Any
 
 import torch
 
-from ideogram_app.checkpoints.gguf import GgufTensor as GgufInfo
-from ideogram_app.checkpoints.gguf import aligned, gguf_header
+from ideogram_app.checkpoints.gguf import GgufTensor, aligned, gguf_header
 from ideogram_app.checkpoints.safetensors import SafetensorsTensor, layout
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is made and written as one: a matrix or vector of the file, before and after it is packed.
+    """A matrix or vector that is packed, written and recorded in the journal as one.
 
     Attributes:
-        tensor: what its readers call it.
+        tensor: its name without the suffixes of its parts.
         source: the official name of the tensor it is made of; `first`: of its rows, where a file holds it in several.
         parts: the tensors in the file, of which the first names the unit. The first `by_rows` have its rows; what
             follows does not depend on weights.
-        packed: whether the recipe packs it.
     """
 
     tensor: str
     source: str
     first: int
-    parts: tuple[SafetensorsTensor | GgufInfo, ...]
+    parts: tuple[SafetensorsTensor | GgufTensor, ...]
     packed: bool
     by_rows: int = 1
 
@@ -46,13 +44,12 @@ class Unit:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weights: rows first."""
         return self.parts[0].shape
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A file without its data: the header, the span of every part, the size of the whole."""
+    """A file without its data; `spans`: name of a tensor to its start and stop, in bytes from the file's start."""
 
     header: bytes
     spans: dict[str, tuple[int, int]]
@@ -60,7 +57,6 @@ class FilePlan:
 
 
 def plan_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> FilePlan:
-    """The file that these units will fill."""
     infos = [part for unit in made for part in unit.parts if isinstance(part, SafetensorsTensor)]
     header, placed = layout(infos, metadata)
     spans = {name: (info.start, info.stop) for name, info in placed.items()}
@@ -68,8 +64,7 @@ def plan_safetensors(made: Sequence[Unit], metadata: dict[str, str]) -> FilePlan
 
 
 def plan_gguf(made: Sequence[Unit]) -> FilePlan:
-    """The same in GGUF: data follow aligned, each padded."""
-    infos = [part for unit in made for part in unit.parts if isinstance(part, GgufInfo)]
+    infos = [part for unit in made for part in unit.parts if isinstance(part, GgufTensor)]
     header = gguf_header(infos)
     end = aligned(len(header))
     spans = {}

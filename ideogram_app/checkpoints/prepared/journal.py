@@ -1,12 +1,11 @@
-"""Files filled in place, in any order, and a journal of what is done.
+"""Journal of a resumable preparation: files filled in place, in any order, with a hash of every tensor.
 
 A file gets its header and its full size at once, then its tensors in runs of rows, each where the header says. When a
-unit (file_plan.py) is complete the journal gets one line with a hash of each of its tensors' bytes, so that a run that
-continues believes bytes, not promises: what a crash or a power cut lost is written again, and `hash_parts` finds at the
-end whether the file holds what was written. Nothing here is synchronized with the disk; that is done once, before
-publishing (folder.py).
+unit (file_plan.py) is complete the journal gets one line with a hash of each of its tensors' bytes. A run that resumes
+checks the bytes: what a crash or a power cut lost is written again, and `hash_parts` finds at the end whether the file
+holds what was written. Nothing here is synchronized with the disk; that is done once, before publishing (store.py).
 
-Left out: locking (folder.py).
+Left out: locking (store.py).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ from ideogram_app.files import hash_span, pieces, replacing, write_text
 
 
 class MismatchError(CheckpointError):
-    """What was written is not what it should be: none of it is to be kept."""
+    """What was written is not what it should be: none of it may be used."""
 
 
 class Journal:
-    """Which units are done, with the hashes of their parts, one JSON line each; the first line says of what job.
+    """The units that are done, with the hashes of their parts, one JSON line each; the first line is an identity.
 
-    The hash of a source file is remembered too: a job whose identity holds has sources that did not change.
+    A run continues a journal of its own identity, which covers its source files: their hashes are recorded too.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
@@ -47,25 +47,24 @@ class Journal:
         self.sources: dict[str, str] = {line["source"]: line["sha256"] for line in lines if "source" in line}
 
     def begin(self) -> None:
-        """Forget what another job left."""
+        """Start anew, dropping what a run of another identity left."""
         write_text(self.path, json.dumps(self._identity) + "\n")
 
     def __contains__(self, unit: tuple[str, str]) -> bool:
         return unit in self._done
 
     def hashes(self, branch: str, unit: Unit) -> dict[str, str]:
-        """What the parts of a unit that is done must hold."""
+        """Name to SHA-256 of the parts of a unit that is done."""
         return dict(zip((part.name for part in unit.parts), self._done[branch, unit.name], strict=True))
 
-    def vouches(self, branch: str, unit: Unit, file: FileIO, blank: FilePlan) -> bool:
+    def is_intact(self, branch: str, unit: Unit, file: FileIO, plan: FilePlan) -> bool:
         """Whether a unit was done and the file still holds what was written."""
         if (branch, unit.name) not in self or len(self._done[branch, unit.name]) != len(unit.parts):
             return False
         expected = self.hashes(branch, unit)
-        return all(hash_span(file, *blank.spans[name]) == sha256 for name, sha256 in expected.items())
+        return all(hash_span(file, *plan.spans[name]) == sha256 for name, sha256 in expected.items())
 
     def add(self, branch: str, unit: Unit, hashes: Mapping[str, str]) -> None:
-        """Remember a unit that was written, with the hash of every part."""
         self._done[branch, unit.name] = [hashes[part.name] for part in unit.parts]
         self._append({"branch": branch, "unit": unit.name, "sha256": self._done[branch, unit.name]})
 
@@ -78,20 +77,20 @@ class Journal:
             file.write("\n" + json.dumps(line))  # a torn line ends where the next begins
 
 
-class Filling:
-    """A file being filled: parts of one unit, run after run of rows, each hashed as it is written."""
+class UnitWriter:
+    """Writes the parts of one unit into a file, run after run of rows, and hashes them on the way."""
 
-    def __init__(self, file: FileIO, blank: FilePlan, unit: Unit) -> None:
-        self._file, self._unit = file, unit
-        self._spans = {part.name: blank.spans[part.name] for part in unit.parts}
+    def __init__(self, file: FileIO, plan: FilePlan, unit: Unit) -> None:
+        self._file = file
+        self._spans = {part.name: plan.spans[part.name] for part in unit.parts}
         self._digests = {part.name: hashlib.sha256() for part in unit.parts}
         self._ends = {name: start for name, (start, _) in self._spans.items()}
 
     def append(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor's bytes behind what the part has so far.
+        """Write a tensor behind what the part of this name has so far.
 
         Raises:
-            CheckpointError: they reach past the end of the part.
+            CheckpointError: it reaches past the end of the part.
         """
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
         start, stop = self._ends[name], self._spans[name][1]
@@ -104,10 +103,10 @@ class Filling:
             raw = raw[self._file.write(raw) :]
 
     def hashes(self) -> dict[str, str]:
-        """The hash of every part, all of which must be full.
+        """Name to SHA-256 of every part.
 
         Raises:
-            CheckpointError: one is not.
+            CheckpointError: one is not full.
         """
         for name, (_, stop) in self._spans.items():
             if self._ends[name] != stop:
@@ -116,30 +115,30 @@ class Filling:
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
 
-def make_blank(path: Path, blank: FilePlan) -> None:
-    """A file of the right size with the right header, there as a whole or not at all; one that fits is kept."""
-    if path.is_file() and path.stat().st_size == blank.size:
+def create_file(path: Path, plan: FilePlan) -> None:
+    """Make a file of the planned size with its header, atomically; one that is there with them stays."""
+    if path.is_file() and path.stat().st_size == plan.size:
         with path.open("rb") as file:
-            if file.read(len(blank.header)) == blank.header:
+            if file.read(len(plan.header)) == plan.header:
                 return
     with replacing(path) as draft, draft.open("wb") as file:
-        file.write(blank.header)
-        file.truncate(blank.size)
+        file.write(plan.header)
+        file.truncate(plan.size)
 
 
-def hash_parts(path: Path, blank: FilePlan, expected: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """Hash a file from end to end, and on the way every part of it.
+def hash_parts(path: Path, plan: FilePlan, expected: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Hash a file from end to end, and check on the way the hash of every part of it.
 
     Yields:
-        (bytes read since the last, hash of the file so far): the last one is that of the whole.
+        (bytes read since the last, SHA-256 of the file so far): the last one is that of the whole.
 
     Raises:
-        MismatchError: the bytes of a part are not those that were written; it names the part.
+        MismatchError: a part does not have its `expected` hash; it names the part.
     """
     whole = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         end = 0
-        for name, (start, stop) in sorted(blank.spans.items(), key=lambda item: item[1]):
+        for name, (start, stop) in sorted(plan.spans.items(), key=lambda item: item[1]):
             for piece in pieces(file, end, start):  # the header, or what aligns a part
                 whole.update(piece)
             part = hashlib.sha256()
@@ -155,21 +154,15 @@ def hash_parts(path: Path, blank: FilePlan, expected: Mapping[str, str]) -> Iter
                 )
             yield stop - end, whole.hexdigest()
             end = stop
-        for piece in pieces(file, end, blank.size):
+        for piece in pieces(file, end, plan.size):
             whole.update(piece)
-        yield blank.size - end, whole.hexdigest()
+        yield plan.size - end, whole.hexdigest()
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal that can be read; a run that was killed may have torn one."""
-    if not path.is_file():
-        return []
+    """The objects in a file of JSON lines; others are skipped, since a run that was killed may have torn one."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]

@@ -1,8 +1,8 @@
-"""What a folder of weights says of itself: which files, how large, with which hashes.
+"""The manifest of a folder of weights: its files, their sizes and hashes, and what they were made from.
 
-A prepared folder has `manifest.json`; the folder that ships with the program may have `sha256.json`, a plain list of
-hashes. Hashes are of whole files. Left out: signatures; who can write the files can write their hashes, so these find
-damage, not malice.
+A prepared folder has `manifest.json`; the folder that ships with the program may have `sha256.json`, path to hash.
+Hashes are of whole files. Left out: signatures; who can write the files can write their hashes, so these find damage,
+not malice.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ideogram_app.catalog.recipes import Recipe
-from ideogram_app.checkpoints.published.local import BRANCHES
-from ideogram_app.checkpoints.published.transformer import weight_files
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import cached_hash, hash_file, write_json
 from ideogram_app.wire import from_json
@@ -27,11 +25,7 @@ AGAIN = "Prepare it again"
 
 @dataclass(frozen=True)
 class FileRow:
-    """One file: its path inside the folder, bytes and hash.
-
-    Attributes:
-        changed: of a source file, its time of change in nanoseconds, so that one which stayed is not hashed again.
-    """
+    """One file: its path inside the folder, bytes and hash; of a source file also its time of change in nanoseconds."""
 
     path: str
     size: int
@@ -41,15 +35,14 @@ class FileRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a published folder says of itself.
+    """What a published folder is, and what it was made from.
 
     Attributes:
         protected: name fragments of the layers that were in fact left unpacked.
-        source, source_files: what it was made from.
         files: everything in the folder but the manifest.
         created: UTC, ISO 8601.
         calibration: hash of the statistics that scaled the weights or chose what is protected; "" without.
-        smoke: what the smoke test compared before these files got their name, and the relative error of each.
+        smoke: relative error of everything that the smoke test compared before the folder was published.
     """
 
     format: int
@@ -65,15 +58,10 @@ class Manifest:
     smoke: dict[str, float] = field(default_factory=dict)
 
     def effective(self, recipe: Recipe) -> Recipe:
-        """The recipe with the protected list that these files were made with."""
         return replace(recipe, protected=self.protected)
 
     def made_from(self, source: str, folder: Path, files: Sequence[Path]) -> bool:
-        """Whether these files are the source: by size and time of change where they lay, else by hash.
-
-        Args:
-            source: what `source` would say of them; folder: from which their paths are counted.
-        """
+        """Whether these files of `folder` are the source: by size and time of change where they lay, else by hash."""
         stats = [path.stat() for path in files]
         if [row.size for row in self.source_files] != [stat.st_size for stat in stats]:
             return False
@@ -83,7 +71,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """What a published folder says of itself.
+    """The manifest of a published folder.
 
     Raises:
         CheckpointError: not there or not readable.
@@ -95,16 +83,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"There is no file {path}", do=AGAIN) from problem
     except (RequestError, UnicodeDecodeError) as problem:
         raise CheckpointError(f"{path} is damaged", got=str(problem), do=AGAIN) from problem
-
-
-def source_files(folder: Path) -> list[Path]:
-    """The weights of both transformers of a pipeline folder."""
-    return [path for name in BRANCHES for path in weight_files(folder / name)]
-
-
-def source_rows(folder: Path) -> tuple[FileRow, ...]:
-    """The weights of both transformers of a pipeline folder, hashed; a file that did not change is hashed once."""
-    return tuple(file_row(path, folder) for path in source_files(folder))
 
 
 def file_row(path: Path, folder: Path) -> FileRow:
@@ -123,7 +101,7 @@ def write_sums(folder: Path) -> Path:
 
 
 def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
-    """Compare files of some parts of a pipeline folder with its recorded hashes, where it records any.
+    """Compare the files of these components of a pipeline folder with its recorded hashes, where it records any.
 
     Raises:
         CheckpointError: names the file that differs.
@@ -136,7 +114,6 @@ def verify_sums(folder: Path, parts: tuple[str, ...]) -> None:
 
 
 def expect_size(path: Path, expected: int, do: str = AGAIN) -> None:
-    """Refuse a file of another size."""
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}", expected=f"{expected:,} bytes", do=do)
     got = path.stat().st_size
@@ -146,7 +123,6 @@ def expect_size(path: Path, expected: int, do: str = AGAIN) -> None:
 
 
 def expect_hash(path: Path, expected: str, do: str = AGAIN) -> None:
-    """Refuse a file of another content."""
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}", do=do)
     got = hash_file(path)

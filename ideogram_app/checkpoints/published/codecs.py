@@ -1,4 +1,4 @@
-"""How a stored tensor becomes weights: one row for every packing that published files of this model use.
+"""Codecs of published tensors: dense, FP8, INT8, NF4, GGML; one table row each, with shape check and dequantizing.
 
     dense  F32, BF16 or F16                                W as stored
     fp8    F8_E4M3 + scale                                 W = values * scale              one scale, or one a row
@@ -6,16 +6,15 @@
     nf4    U8 + absmax + levels + state (+ nested scales)  quantization/nf4.py
     ggml   a block type of GGUF                            quantization/k_quants.py, else gguf-py
 
-The row is found for every tensor by itself, from its type and from what stands beside it, because files mix them: GGUF
-files above all. Only the rows asked for are read and widened, to float32; what is dense keeps its type.
+The codec is found for every tensor by itself, from its type and from the tensors beside it, because files mix them,
+GGUF files above all. Only the rows asked for are read and dequantized, to float32; what is dense keeps its type.
 
-ComfyUI notes the format of a weight as JSON, in a tensor beside it or in the metadata of the file; the note of an INT8
-weight says whether it was rotated, so a note is believed and an unknown one refused. Left out: nvfp4, fp4, MXFP8.
+ComfyUI notes the format of a weight as JSON, in a tensor beside it or in the metadata of the file. The note of an INT8
+weight says whether it was rotated, so notes are followed, and an unknown one is refused. Left out: nvfp4, fp4, MXFP8.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
@@ -24,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ideogram_app.checkpoints.gguf import FLOATS, OTHER_BLOCKS, GgufFile
+from ideogram_app.checkpoints.gguf import FLOATS, OTHER_BLOCKS
 from ideogram_app.checkpoints.published.tensor_names import ROLES, WEIGHT
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
+from ideogram_app.checkpoints.weight_files import WeightFile, json_object
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import k_quants, nf4
 from ideogram_app.quantization.rotation import GROUP, rotate
@@ -35,13 +35,14 @@ NOTED = "_quantization_metadata"  # ComfyUI's key for notes in the metadata of t
 NOTES = {"F8_E4M3": "float8_e4m3fn", "I8": "int8_tensorwise"}  # type of a weight -> format its note must name
 ROTATIONS = tuple(4**power for power in range(1, 7))  # sizes of regular Hadamard matrices
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]  # by tensor name
 
 
 @dataclass(frozen=True)
-class StoredEntry:
-    """One stored tensor: the file it lies in, and its name there."""
+class TensorEntry:
+    """One tensor of a file, by its name there."""
 
-    file: SafetensorsFile | GgufFile
+    file: WeightFile
     name: str
 
     @property
@@ -53,7 +54,6 @@ class StoredEntry:
         return self.file.infos[self.name].shape
 
     def read(self, rows: slice | None = None) -> Tensor:
-        """All of it or some rows, in memory of its own."""
         return self.file.tensor(self.name, (rows or slice(None)) if self.shape else None)
 
     def __str__(self) -> str:
@@ -65,20 +65,19 @@ class Codec:
     """One way to store a tensor.
 
     Attributes:
-        dtypes: the types its weights may have.
-        needs, may: roles (tensor_names.py) of the tensors that must and may stand beside them.
-        measure: checks these parts against each other and says the shape of the weights.
-        widen: the rows of a slice with start and stop.
+        needs, may: roles (tensor_names.py) of the tensors that must and may stand beside the weight.
+        shape: checks these parts against each other and returns the shape of the weights.
+        dequantize: the rows of a slice with start and stop, float32 or as they are stored.
     """
 
     name: str
     dtypes: tuple[str, ...]
-    needs: tuple[str, ...]
-    may: tuple[str, ...]
-    measure: Callable[[StoredTensor], Shape]
-    widen: Callable[[StoredTensor, slice], Tensor]
+    shape: Callable[[EncodedTensor], Shape]
+    dequantize: Callable[[EncodedTensor, slice], Tensor]
+    needs: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
 
-    def takes(self, parts: Mapping[str, StoredEntry]) -> bool:
+    def takes(self, parts: Mapping[str, TensorEntry]) -> bool:
         beside = set(parts) - {WEIGHT}
         return parts[WEIGHT].dtype in self.dtypes and set(self.needs) <= beside <= {*self.needs, *self.may}
 
@@ -87,49 +86,47 @@ class Codec:
         return " or ".join(self.dtypes) + (f" with {', '.join(suffixes)}" if suffixes else "")
 
 
-class StoredTensor:
-    """One matrix or vector as it is stored, with everything that stands beside it.
+class EncodedTensor:
+    """One matrix or vector as it is stored, with the scales and notes beside it.
 
     Attributes:
         parts: role to entry; `WEIGHT` is always among them.
-        packing: the row of `CODECS` that reads it.
         settings: the JSON that came with it: ComfyUI's note, bitsandbytes' state.
-        shape: of the weights it stands for.
+        shape: of the weights.
 
     Raises:
-        CheckpointError: no packing takes these parts, or they contradict each other.
+        CheckpointError: no codec takes these parts, or they contradict each other.
     """
 
-    def __init__(self, parts: Mapping[str, StoredEntry]) -> None:
+    def __init__(self, parts: Mapping[str, TensorEntry]) -> None:
         self.parts, self.weight = parts, parts[WEIGHT]
         self.settings = self._settings()
         noted = self.settings.get("format", "")
-        packing = next((packing for packing in CODECS if packing.takes(parts)), None)
-        if packing is None or (noted and NOTES.get(self.weight.dtype) != noted):
+        codec = next((codec for codec in CODECS if codec.takes(parts)), None)
+        if codec is None or (noted and NOTES.get(self.weight.dtype) != noted):
             beside = [str(entry) for role, entry in parts.items() if role != WEIGHT]
             shown = CODECS[:-1] if isinstance(self.weight.file, SafetensorsFile) else CODECS[-1:]
             raise CheckpointError(
                 f"Tensor {self.weight.name} of {self.weight.file.path} is packed in a way this version does not read",
-                expected="; ".join(str(packing) for packing in shown),
+                expected="; ".join(str(codec) for codec in shown),
                 got=" with ".join([str(self.weight), *beside]) + (f", noted as {noted}" if noted else ""),
             )
-        self.packing = packing
-        self.shape = packing.measure(self)
+        self.codec = codec
+        self.shape = codec.shape(self)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the tensor where it is not packed; what was packed is held in bfloat16, as its neighbours are."""
-        return FLOATS[self.weight.dtype] if self.packing.name == "dense" else torch.bfloat16
+        """Its type where it is dense; what was packed counts as bfloat16, as the tensors around it are."""
+        return FLOATS[self.weight.dtype] if self.codec.name == "dense" else torch.bfloat16
 
     def read(self, rows: slice) -> Tensor:
-        """Some rows, widened: start and stop must be whole numbers within the shape."""
+        """Some rows, dequantized: start and stop must be numbers within the shape."""
         if rows.start == rows.stop:
-            dtype = self.dtype if self.packing.name == "dense" else torch.float32
+            dtype = self.dtype if self.codec.name == "dense" else torch.float32
             return torch.empty(0, *self.shape[1:], dtype=dtype)
-        return self.packing.widen(self, rows)
+        return self.codec.dequantize(self, rows)
 
-    def wrong(self, entry: StoredEntry | None, expected: str) -> CheckpointError:
-        """The error for a part that does not fit the weight."""
+    def error(self, entry: TensorEntry | None, expected: str) -> CheckpointError:
         return CheckpointError(
             f"The packed tensor {self.weight.name} of {self.weight.file.path} cannot be widened",
             expected=expected,
@@ -137,64 +134,40 @@ class StoredTensor:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """The note or state beside the weight, else what the metadata notes for its module."""
-        entry = self.parts.get("note") or self.parts.get("state")
-        if entry is not None:
-            raw = bytes(entry.read().flatten().view(torch.uint8).numpy())
-            return _json_object(entry, raw)
+        """The note or state beside the weight, else the note on its module in the metadata."""
+        entry = self.parts.get("note") or self.parts.get("state") or self.weight
+        what = f"What {entry.file.path} says of {entry.name} cannot be read"
+        if entry is not self.weight:
+            return json_object(bytes(entry.read().flatten().view(torch.uint8).numpy()), what)
         noted = self.weight.file.metadata.get(NOTED)
         if not isinstance(noted, str):
             return {}
-        layers = _json_object(self.weight, noted.encode()).get("layers", {})
+        layers = json_object(noted.encode(), what).get("layers", {})
         found = layers.get(self.weight.name.removesuffix(".weight"), {}) if isinstance(layers, dict) else {}
         return found if isinstance(found, dict) else {}
 
 
-def _json_object(entry: StoredEntry, text: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as problem:
-        raise CheckpointError(
-            f"What {entry.file.path} says of {entry.name} cannot be read", expected="JSON", got=str(problem)
-        ) from problem
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"What {entry.file.path} says of {entry.name} cannot be read", expected="a JSON object", got=f"{text!r:.60}"
-        )
-    return value
-
-
-def _measure_dense(stored: StoredTensor) -> Shape:
-    return stored.weight.shape
-
-
-def _widen_dense(stored: StoredTensor, rows: slice) -> Tensor:
-    return stored.weight.read(rows)
-
-
-def _measure_scaled(stored: StoredTensor) -> Shape:
-    """Matrices with one float32 scale, or one a row; what else an INT8 weight may need must fit its columns."""
+def _scaled_shape(stored: EncodedTensor) -> Shape:
+    """Matrices with one float32 scale, or one a row; smoothing and rotation must fit the columns."""
     shape, scale, smooth = stored.weight.shape, stored.parts["scale"], stored.parts.get("smooth")
     if len(shape) != 2:
-        raise stored.wrong(stored.weight, "a matrix")
+        raise stored.error(stored.weight, "a matrix")
     if scale.dtype != "F32" or scale.shape not in ((), (1,), (shape[0],), (shape[0], 1)):
-        raise stored.wrong(scale, f"scales, F32 ({shape[0]},)")
+        raise stored.error(scale, f"scales, F32 ({shape[0]},)")
     if smooth is not None and (smooth.dtype not in FLOATS or smooth.shape != (shape[1],)):
-        raise stored.wrong(smooth, f"smoothing factors, F32 ({shape[1]},)")
+        raise stored.error(smooth, f"smoothing factors, F32 ({shape[1]},)")
     if stored.settings.get("convrot"):
         group = stored.settings.get("convrot_groupsize", GROUP)
         if group not in ROTATIONS or shape[1] % group:
-            expected = (
-                f"rows of a multiple of {group}" if group in ROTATIONS else f"groups of a power of 4, not {group}"
-            )
-            raise stored.wrong(stored.weight, f"rotated weights in {expected}")
+            known = f"rows of a multiple of {group}" if group in ROTATIONS else f"groups of a power of 4, not {group}"
+            raise stored.error(stored.weight, f"rotated weights in {known}")
     return shape
 
 
-def _widen_scaled(stored: StoredTensor, rows: slice) -> Tensor:
+def _dequantize_scaled(stored: EncodedTensor, rows: slice) -> Tensor:
     values, entry = stored.weight.read(rows).float(), stored.parts["scale"]
     scale = entry.read(rows if prod(entry.shape) > 1 else None).view(-1, 1)
-    weight = values.mul_(scale)
+    weight = values.mul_(scale)  # (rows, columns)
     if smooth := stored.parts.get("smooth"):
         weight /= smooth.read().float()
     if stored.settings.get("convrot"):
@@ -202,8 +175,8 @@ def _widen_scaled(stored: StoredTensor, rows: slice) -> Tensor:
     return weight
 
 
-def _measure_nf4(stored: StoredTensor) -> Shape:
-    """The state names shape and block sizes; the parts must have the lengths that follow from them."""
+def _nf4_shape(stored: EncodedTensor) -> Shape:
+    """bitsandbytes' state has shape and block sizes; the parts must have the lengths that follow from them."""
     state, parts = stored.settings, stored.parts
     try:
         shape, block = tuple(int(size) for size in state["shape"]), int(state["blocksize"])
@@ -211,21 +184,20 @@ def _measure_nf4(stored: StoredTensor) -> Shape:
         lengths = {WEIGHT: ("U8", ceil(prod(shape) / 2)), "absmax": ("F32", blocks), "levels": ("F32", 16)}
         if "nested absmax" in parts:
             runs = ceil(blocks / int(state["nested_blocksize"]))
-            nested = {"absmax": ("U8", blocks), "nested absmax": ("F32", runs), "nested levels": ("F32", 256)}
-            lengths |= nested
+            lengths |= {"absmax": ("U8", blocks), "nested absmax": ("F32", runs), "nested levels": ("F32", 256)}
             float(state["nested_offset"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as problem:
-        raise stored.wrong(parts["state"], f"a state with shape, blocksize and nested values, not {state}") from problem
+        raise stored.error(parts["state"], f"a state with shape, blocksize and nested values, not {state}") from problem
     if len(shape) != 2 or block % 2 or state.get("quant_type") != "nf4":
-        raise stored.wrong(parts["state"], f"an NF4 matrix in blocks of an even size, not {state}")
+        raise stored.error(parts["state"], f"an NF4 matrix in blocks of an even size, not {state}")
     for role, (dtype, length) in lengths.items():
         entry = parts.get(role)
         if entry is None or entry.dtype != dtype or prod(entry.shape) != length or entry.shape[0] != length:
-            raise stored.wrong(entry, f"{role} as {dtype}, {length:,} of them")
+            raise stored.error(entry, f"{role} as {dtype}, {length:,} of them")
     return shape
 
 
-def _widen_nf4(stored: StoredTensor, rows: slice) -> Tensor:
+def _dequantize_nf4(stored: EncodedTensor, rows: slice) -> Tensor:
     """Blocks run along the flattened matrix: whole blocks are read, and the weights around the rows dropped."""
     parts, state, columns = stored.parts, stored.settings, stored.shape[1]
     block = int(state["blocksize"])
@@ -241,13 +213,13 @@ def _widen_nf4(stored: StoredTensor, rows: slice) -> Tensor:
     return weights[start - first * block : stop - first * block].view(-1, columns)
 
 
-def _measure_ggml(stored: StoredTensor) -> Shape:
+def _ggml_shape(stored: EncodedTensor) -> Shape:
     if len(stored.weight.shape) != 2:
-        raise stored.wrong(stored.weight, "a matrix: vectors are not packed")
+        raise stored.error(stored.weight, "a matrix: vectors are not packed")
     return stored.weight.shape
 
 
-def _widen_ggml(stored: StoredTensor, rows: slice) -> Tensor:
+def _dequantize_ggml(stored: EncodedTensor, rows: slice) -> Tensor:
     packed, kind = stored.weight.read(rows), stored.weight.dtype
     if kind in k_quants.FORMATS:
         return k_quants.decode(packed, kind)
@@ -257,12 +229,16 @@ def _widen_ggml(stored: StoredTensor, rows: slice) -> Tensor:
 
 
 CODECS: tuple[Codec, ...] = (
-    Codec("dense", tuple(FLOATS), (), (), _measure_dense, _widen_dense),
-    Codec("fp8", ("F8_E4M3",), ("scale",), ("note", "input scale"), _measure_scaled, _widen_scaled),
-    Codec("int8", ("I8",), ("scale",), ("note", "input scale", "smooth"), _measure_scaled, _widen_scaled),
+    Codec("dense", tuple(FLOATS), lambda stored: stored.weight.shape, lambda stored, rows: stored.weight.read(rows)),
+    Codec("fp8", ("F8_E4M3",), _scaled_shape, _dequantize_scaled, needs=("scale",), may=("note", "input scale")),
+    Codec("int8", ("I8",), _scaled_shape, _dequantize_scaled, needs=("scale",), may=("note", "input scale", "smooth")),
     Codec(
-        *("nf4", ("U8",), ("absmax", "levels", "state"), ("nested absmax", "nested levels")),
-        *(_measure_nf4, _widen_nf4),
+        "nf4",
+        ("U8",),
+        _nf4_shape,
+        _dequantize_nf4,
+        needs=("absmax", "levels", "state"),
+        may=("nested absmax", "nested levels"),
     ),
-    Codec("ggml", (*k_quants.FORMATS, *OTHER_BLOCKS), (), (), _measure_ggml, _widen_ggml),
+    Codec("ggml", (*k_quants.FORMATS, *OTHER_BLOCKS), _ggml_shape, _dequantize_ggml),
 )

@@ -1,22 +1,15 @@
-"""The layouts in which Ideogram 4's transformers are published, one frozen row each, and which of them files have.
+"""Published layouts of Ideogram 4's transformers, one table row each; component.py recognises them in files.
 
-A row is a fingerprint: kind of file, how Linears are packed, whether ComfyUI's notes stand beside them, whether names
-say which transformer they belong to. It names what a file is, for people, for the manifest and for the replicas of
-tools/make_replica.py. How a tensor decodes is found for each by itself (codecs.py), and so is whether attention is
-fused (tensor_names.py): the same layout is published both ways. GGUF files of different publishers have no header that
-would tell them apart, and need none.
+A row names a file for people, for the manifest and for the replicas of tools/make_replica.py. How a tensor decodes is
+found for each by itself (codecs.py), and so is whether attention is fused (tensor_names.py): the same layout is
+published both ways. GGUF files of different publishers have no header that would tell them apart, and need none.
 
 Left out: nvfp4 and SDNQ files, which are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredTensor
-from ideogram_app.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -24,9 +17,8 @@ class Layout:
     """One published layout.
 
     Attributes:
-        name: what a source's row, a manifest and `make_replica.py` call it.
         container: kind of file, safetensors or gguf.
-        packing: of the Linears that are packed, a name of `codecs.PACKINGS`; "" for any mixture.
+        codec: of the Linears that are packed, a name of `codecs.CODECS`; "" for any mixture.
         noted: ComfyUI's notes stand beside packed weights, or in the metadata.
         paired: one file holds both transformers, told apart by a prefix.
         about: how a Linear is stored.
@@ -34,7 +26,7 @@ class Layout:
 
     name: str
     container: str
-    packing: str
+    codec: str
     noted: bool = False
     paired: bool = False
     about: str = ""
@@ -55,28 +47,3 @@ LAYOUTS: dict[str, Layout] = {
         ),
     )
 }
-
-
-def recognise(tensors: Iterable[StoredTensor], paired: bool) -> Layout:
-    """The layout that one transformer's tensors have.
-
-    Args:
-        paired: whether names say which transformer they belong to.
-
-    Raises:
-        CheckpointError: a combination that no row describes.
-    """
-    stored = list(tensors)
-    first = stored[0].weight.file
-    container = "gguf" if isinstance(first, GgufFile) else "safetensors"
-    packed = {tensor.packing.name for tensor in stored} - {"dense"} or {"dense"}
-    noted = any("format" in tensor.settings for tensor in stored)
-    for row in LAYOUTS.values():
-        same = (row.container, row.noted, row.paired) == (container, noted, paired)
-        if same and (not row.packing or {row.packing} == packed):
-            return row
-    raise CheckpointError(
-        f"{first.path} is of a layout this version does not know",
-        expected="; ".join(f"{row.name}: {row.about}" for row in LAYOUTS.values()),
-        got=f"{container}, {' and '.join(sorted(packed))}{', with notes' * noted}{', both in one file' * paired}",
-    )

@@ -1,4 +1,4 @@
-"""What a stored tensor's name says: which transformer it belongs to, which weight, and which part of that weight.
+"""Names of tensors in published files, parsed and translated: prefixes, suffixes, Ideogram's and diffusers' names.
 
     unconditional.layers.3.attention.qkv.ws
     [branch      ][weight layers.3.attention.qkv.weight][role: scale]
@@ -7,10 +7,9 @@ Published files differ in three ways that these tables undo: a prefix for both t
 a suffix for every tensor that a packed weight needs beside it, and attention as one matrix, as Ideogram has it (`qkv`,
 rows in thirds, and `o`), or in three, as diffusers has it (`to_q`, `to_k`, `to_v`, `to_out.0`).
 
-Between a file and a layer q, k and v are one matrix, and weights are asked for by the official names. Diffusers' names
-are those of its reference model, and so of everything that is measured on it or decided for it: the Linears of
-`architecture.Branch`, protected lists, statistics of a calibration. Left out: names of the text encoder and the VAE,
-which are the same on both sides.
+From file to layer q, k and v are one matrix, under the official names. Diffusers' names are those of its reference
+model, and so of the Linears of `models.Branch`, of protected lists and of a calibration's statistics. Left out: names
+of the text encoder and the VAE, which are the same on both sides.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ FUSED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Name:
-    """One stored name, taken apart.
+    """One stored name, parsed.
 
     Attributes:
         branch: 0 conditional, 1 unconditional, None where the name does not say.
         base: the tensor it belongs to, as the file spells it, without prefix.
-        role: `WEIGHT` for that tensor itself, else what it is to it, a value of `ROLES`.
+        role: `WEIGHT` for that tensor itself, else a value of `ROLES`.
     """
 
     branch: int | None
@@ -65,7 +64,7 @@ class Name:
 
 
 def parse(stored: str) -> Name:
-    """Take a stored name apart; a name of no known pattern is a tensor of its own."""
+    """A stored name in its parts; one of no known pattern is a tensor of its own."""
     branch = None
     for prefix, says in PREFIXES.items():
         if stored.startswith(prefix):
@@ -78,7 +77,7 @@ def parse(stored: str) -> Name:
 
 
 def diffusers_names(official: str) -> tuple[str, ...]:
-    """What diffusers calls a tensor or Linear: three names, the first on top, where it holds the rows apart."""
+    """Diffusers' names of a tensor or Linear: three, from top to bottom, where it has the rows apart."""
     for whole, parts in FUSED.items():
         if f".{whole}." in f"{official}.":
             return tuple(_renamed(official, whole, part) for part in parts)
@@ -86,7 +85,7 @@ def diffusers_names(official: str) -> tuple[str, ...]:
 
 
 def official_place(name: str) -> tuple[str, int]:
-    """Where diffusers' tensor or Linear of this name is: the official one, and which of its equal parts, from 0."""
+    """The official name of diffusers' tensor or Linear, and which of its equal parts it is, from 0."""
     for whole, parts in FUSED.items():
         for index, part in enumerate(parts):
             if f".{part}." in f"{name}.":
@@ -95,7 +94,7 @@ def official_place(name: str) -> tuple[str, int]:
 
 
 def official_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Shapes by official names, from those by diffusers' (`Component.shapes`); in the same order."""
+    """Shapes by official names, from those by diffusers' (`Component.shapes`), in order."""
     found = {}
     for name, (rows, *columns) in shapes.items():
         official, part = official_place(name)
@@ -105,12 +104,11 @@ def official_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
 
 
 def _renamed(name: str, old: str, new: str) -> str:
-    """A module's path with another ending, or another part before `.weight`."""
     return f"{name}.".replace(f".{old}.", f".{new}.").removesuffix(".")
 
 
 def rows_of_parts(rows: slice, height: int, count: int) -> list[tuple[int, slice]]:
-    """Rows of a matrix, where it lies in `count` parts of `height` rows: number of a part, and which of its rows."""
+    """Rows of a matrix that is stored in `count` parts of `height` rows: number of a part, and which of its rows."""
     if rows.start >= rows.stop:
         return [(0, slice(0, 0))]
     found = []

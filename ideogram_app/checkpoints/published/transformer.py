@@ -1,17 +1,16 @@
-"""A transformer's weights from any published layout, by their official names.
+"""Transformers from published weights of any layout: the pair of files found, names and shapes checked, rows read.
 
 `open_source` takes what a user has: a pipeline folder, a file that holds both transformers, two files, a folder with
-the files of one row of local.py. `SourceBranch` is one of the two: names are translated (tensor_names.py), tensors
-accounted for and read (component.py), widened (codecs.py), the layout recognised (layouts.py). Everything is found in
-the headers, never in the names of files.
+the files of one published repository. `TransformerCheckpoint` is one of the two: names are translated
+(tensor_names.py), tensors accounted for and read (component.py), dequantized (codecs.py), the layout recognised
+(layouts.py). Everything is found in the headers, never in the names of files.
 
-diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Pickles are refused,
-because opening one runs whatever it says. Left out: the text encoder, the VAE, LoRA files.
+diffusers' own loader drops unknown tensors with a warning; on fused FP8 files it then draws noise. Left out: the text
+encoder, the VAE, LoRA files.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,25 @@ from typing import Any
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
-from ideogram_app.checkpoints.gguf import GgufFile
-from ideogram_app.checkpoints.published.codecs import StoredTensor
-from ideogram_app.checkpoints.published.component import Groups, PublishedComponent, WeightFile, gather
-from ideogram_app.checkpoints.published.local import BRANCHES, SOURCES, Source
+from ideogram_app.catalog.sources import BRANCHES, SOURCES
+from ideogram_app.checkpoints.published.codecs import EncodedTensor
+from ideogram_app.checkpoints.published.component import Checkpoint, Groups, group_tensors
 from ideogram_app.checkpoints.published.tensor_names import WEIGHT, Name, official_shapes, parse
-from ideogram_app.checkpoints.safetensors import SafetensorsFile
+from ideogram_app.checkpoints.weight_files import WEIGHT_PATTERNS, WeightFile, open_weights, read_config, weight_files
 from ideogram_app.errors import CheckpointError, RequestError
 
-WEIGHT_PATTERNS = ("*.safetensors", "*.gguf")
-PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 # ComfyUI writes which transformer a file holds into the metadata of some of its files.
-TELLS = {"ideogram4_cond": 0, "ideogram4_uncond": 1}
+MODEL_TYPES = {"ideogram4_cond": 0, "ideogram4_uncond": 1}
 CONFIGURED = tuple(field.name for field in fields(Branch))
 
 
-class SourceBranch(PublishedComponent):
-    """One transformer of a source, whatever its layout.
+class TransformerCheckpoint(Checkpoint):
+    """One transformer, whatever its layout; `config` is its config.json, or made from shapes where there is none.
 
     Args:
         folder: of a pipeline's transformer, or a single file.
-        branch: what it must be; None takes it as it is.
+        branch: the expected shape; None takes it as it is.
         which: 0 or 1, the transformer to take of a file that holds both.
-
-    Attributes:
-        config: its config.json; one made from the shapes where the weights come without.
-        branch: its shape.
 
     Raises:
         CheckpointError: no transformer, or not what `branch` asks for; it names file, tensor, expected and got.
@@ -60,27 +52,20 @@ class SourceBranch(PublishedComponent):
             name = parse(stored)
             return name if which is None or name.branch == which else None
 
-        groups = gather(files, translate)
+        groups = group_tensors(files, translate)
         self.branch, self.config = _described(folder, groups, branch)
         shapes = official_shapes(self.branch.shapes())
         super().__init__(folder, files, groups, shapes, "an Ideogram 4 transformer", paired=bool(said))
 
     def stored(self, linear: str) -> tuple[Tensor]:
-        """The weight of a Linear; nothing stays packed."""
         return (self.tensor(f"{linear}.weight"),)
 
 
 @dataclass(frozen=True)
-class SourceModel:
-    """Both transformers of a source.
+class TransformerPair:
+    """Both transformers of a source, conditional first, and all their files; these lie in `folder`."""
 
-    Attributes:
-        branches: conditional first.
-        files: everything that is read, each once.
-        folder: in which all of them lie, for names relative to it.
-    """
-
-    branches: tuple[SourceBranch, SourceBranch]
+    branches: tuple[TransformerCheckpoint, TransformerCheckpoint]
     files: tuple[Path, ...]
     folder: Path
 
@@ -89,14 +74,14 @@ class SourceModel:
         return self.branches[0].layout
 
 
-def open_source(path: Path, unconditional: Path | None = None, expected: Model | None = None) -> SourceModel:
+def open_source(path: Path, unconditional: Path | None = None, expected: Model | None = None) -> TransformerPair:
     """Both transformers of what a user has.
 
     Args:
         path: a diffusers pipeline folder, a folder with the files of one row of `SOURCES`, a file that holds both
             transformers, or the conditional one's file or folder.
         unconditional: the other one's file or folder, where `path` is one transformer alone.
-        expected: what they must be; None takes them as they are.
+        expected: the model that they must be; None takes them as they are.
 
     Raises:
         CheckpointError: not readable, not this model, or it cannot be told which transformer is which.
@@ -104,86 +89,21 @@ def open_source(path: Path, unconditional: Path | None = None, expected: Model |
     first, second = _pair(path, unconditional)
     shapes = expected.branches if expected else (None, None)
     both = first == second
-    branches = (
-        SourceBranch(first, shapes[0], 0 if both else None),
-        SourceBranch(second, shapes[1], 1 if both else None),
-    )
+    conditional = TransformerCheckpoint(first, shapes[0], 0 if both else None)
+    branches = (conditional, TransformerCheckpoint(second, shapes[1], 1 if both else None))
     if not both:
         for number, branch in enumerate(branches):
             _expect_role(branch, number)
     files = tuple(dict.fromkeys(file.path for branch in branches for file in branch.files))
-    within = path if path.is_dir() and second.is_relative_to(path) else _common_folder(files)
-    return SourceModel(branches, files, within)
-
-
-def open_weights(path: Path) -> WeightFile:
-    """A file of weights by what it begins with.
-
-    Raises:
-        CheckpointError: missing, a pickle, or damaged.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path}", do="Fetch or prepare it again")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start[:4] == b"GGUF":
-        return GgufFile(path)
-    # torch.save writes a zip or a bare pickle. Safetensors begin with the length of their header, which fits the file.
-    if start.startswith(PICKLES) and int.from_bytes(start, "little") > path.stat().st_size:
-        raise CheckpointError(
-            f"{path} is a pickle, which may run any program when it is opened",
-            expected="safetensors or GGUF",
-            do="Take another publication of these weights",
-        )
-    return SafetensorsFile(path)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder: those its index lists, else all; a file is its own.
-
-    Raises:
-        CheckpointError: none, or an index that cannot be read.
-    """
-    if folder.is_file():
-        return [folder]
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        try:
-            names = set(json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CheckpointError(f"{indexes[0]} is no index of weights", got=str(problem)) from problem
-        return sorted(folder / Path(name).name for name in names)
-    files = next((found for pattern in WEIGHT_PATTERNS if (found := sorted(folder.glob(pattern)))), [])
-    if not files:
-        others = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        raise CheckpointError(
-            f"{folder} holds no weights",
-            expected="at least one .safetensors or .gguf file; pickles (.bin, .pt, .ckpt) are never opened",
-            got=", ".join(others)[:200] or "nothing",
-        )
-    return files
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
-
-    Raises:
-        CheckpointError: missing or no JSON object.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as problem:
-        raise CheckpointError(f"There is no file {path}") from problem
-    except ValueError as problem:
-        raise CheckpointError(f"{path} is damaged", expected="JSON", got=str(problem)) from problem
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is damaged", expected="a JSON object", got=type(config).__name__)
-    return config
+    if path.is_dir() and second.is_relative_to(path):
+        return TransformerPair(branches, files, path)
+    shared = set(files[0].parents).intersection(*(file.parents for file in files))  # none on different drives
+    deepest = max(shared, key=lambda folder: len(folder.parts), default=files[0].parent)
+    return TransformerPair(branches, files, deepest)
 
 
 def _pair(path: Path, unconditional: Path | None) -> tuple[Path, Path]:
-    """Where the two transformers are; twice the same where one file holds both."""
+    """Paths of the two transformers; twice the same where one file holds both."""
     if unconditional is not None:
         if path.resolve() == unconditional.resolve():
             raise CheckpointError("The same weights were named for both transformers", got=str(path))
@@ -211,33 +131,22 @@ def _pair_in(folder: Path) -> tuple[Path, Path]:
     raise CheckpointError(
         f"It cannot be told which files of {folder} are the transformers",
         expected=f"the folders {' and '.join(BRANCHES)}, or the files of one published repository",
-        got=_listing(rows, files),
+        got="; ".join(" and ".join(row.branches) for row in rows)
+        or ", ".join(file.name for file in files)[:200]
+        or "no weights",
         do="Name the file of the conditional transformer, and that of the unconditional one",
     )
 
 
-def _listing(rows: list[Source], files: list[Path]) -> str:
-    if rows:
-        return "; ".join(" and ".join(row.branches) for row in rows)
-    return ", ".join(file.name for file in files)[:200] or "no weights"
-
-
-def _common_folder(files: tuple[Path, ...]) -> Path:
-    """The deepest folder that holds all the files; two on different drives have none, and each keeps its own name."""
-    shared = set(files[0].parents).intersection(*(file.parents for file in files))
-    return max(shared, key=lambda folder: len(folder.parts), default=files[0].parent)
-
-
 def _branches_named(files: list[WeightFile]) -> set[int]:
-    """Which transformers the names of the tensors speak of; none where they do not say."""
-    named = {parse(stored).branch for file in files for stored in file.infos}
-    return {branch for branch in named if branch is not None}
+    """The transformers that prefixes of tensors name; none where they do not say."""
+    return {which for file in files for name in file.infos if (which := parse(name).branch) is not None}
 
 
-def _expect_role(branch: SourceBranch, number: int) -> None:
-    """A file that says which transformer it holds must be named as that one."""
+def _expect_role(branch: TransformerCheckpoint, number: int) -> None:
+    """Refuse a file whose metadata says that it holds the other transformer."""
     for file in branch.files:
-        says = TELLS.get(str(file.metadata.get("model_type", "")), number)
+        says = MODEL_TYPES.get(str(file.metadata.get("model_type", "")), number)
         if says != number:
             words = ("conditional", "unconditional")
             raise CheckpointError(
@@ -255,10 +164,9 @@ def _described(folder: Path, groups: Groups, expected: Branch | None) -> tuple[B
         branch, origin = _measured(folder, groups), folder
         try:
             config = branch.config()
-        except RequestError as problem:
-            raise CheckpointError(
-                f"{folder}: {problem.what}", expected=problem.expected, got=problem.got, do=problem.do
-            ) from problem
+        except RequestError as error:
+            what = f"{folder}: {error.what}"
+            raise CheckpointError(what, expected=error.expected, got=error.got, do=error.do) from error
     if expected is not None:
         _expect_config(origin, config, expected)
     numbers = {field: config.get(field) for field in CONFIGURED}
@@ -268,7 +176,7 @@ def _described(folder: Path, groups: Groups, expected: Branch | None) -> tuple[B
 
 
 def _measured(folder: Path, groups: Groups) -> Branch:
-    """The shape of a transformer from the shapes of four of its tensors and the number of its blocks."""
+    """The shape of a transformer, from four of its tensors and the number of its blocks."""
     asked = ("llm_cond_norm", "adaln_proj", "layers.0.attention.norm_q", "layers.0.feed_forward.w1")
     for name in asked:
         if WEIGHT not in groups.get(f"{name}.weight", {}):
@@ -277,7 +185,7 @@ def _measured(folder: Path, groups: Groups) -> Branch:
                 expected=f"{name}.weight",
                 got=f"{len(groups)} tensors, the first {next(iter(groups), 'none')}",
             )
-    text, conditioning, head, feed_forward = (StoredTensor(groups[f"{name}.weight"]).shape for name in asked)
+    text, conditioning, head, feed_forward = (EncodedTensor(groups[f"{name}.weight"]).shape for name in asked)
     blocks = {name.split(".")[1] for name in groups if name.startswith("layers.")}
     if len(conditioning) != 2 or not head or conditioning[1] % head[0]:
         raise CheckpointError(
@@ -285,7 +193,14 @@ def _measured(folder: Path, groups: Groups) -> Branch:
             expected="adaln_proj.weight with columns in whole heads",
             got=f"{conditioning} and heads of {head}",
         )
-    return Branch(len(blocks), head[0], conditioning[1] // head[0], feed_forward[0], conditioning[0], text[0])
+    return Branch(
+        num_layers=len(blocks),
+        attention_head_dim=head[0],
+        num_attention_heads=conditioning[1] // head[0],
+        intermediate_size=feed_forward[0],
+        adaln_dim=conditioning[0],
+        llm_features_dim=text[0],
+    )
 
 
 def _expect_config(path: Path, config: dict[str, Any], branch: Branch) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.checkpoints.prepared.storage import PackedBranch
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.span import Span, open_in_order
 from ideogram_app.errors import CheckpointError
 
@@ -156,7 +156,7 @@ class PackedBlock:
 
 
 def file_spans(
-    file: PackedBranch, module: nn.Module, linears: Mapping[str, Sequence[str]]
+    file: PackedFile, module: nn.Module, linears: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[Span, ...]]:
     """For every weight of a module the spans that it is made of, by the weight's name in the module.
 

@@ -1,7 +1,7 @@
 """Loading the text encoder from published or prepared files, quantized matrix by matrix.
 
-    encoder = encoder_from_source(SourceEncoder(path), recipe, device, dtype)      packed while it is read
-    encoder = encoder_from_file(PackedBranch(...), config, device, dtype)          prepared before
+    encoder = encoder_from_source(TextEncoderCheckpoint(path), recipe, device, dtype)      packed while it is read
+    encoder = encoder_from_file(PackedFile(...), config, device, dtype)          prepared before
     features = encode(tokenizer, encoder, caption)                                 features.py
 
 The layers are those of qwen.py; dense features equal those of transformers' model to the last bit. Packed matrices
@@ -24,7 +24,7 @@ from ideogram_app.catalog.models import Linear
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import EMBEDDING_TABLE, TextEncoder, block_type
 from ideogram_app.checkpoints.prefetch import prefetched
-from ideogram_app.checkpoints.prepared.storage import PackedBranch, PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.span import without
 from ideogram_app.errors import CheckpointError
 from ideogram_app.model.fill import finished, put
@@ -39,7 +39,7 @@ Builder = Callable[[Mapping[str, Any]], nn.Module]
 
 
 class EncoderWeights(Protocol):
-    """What an encoder can be filled from: `SourceEncoder`, or random numbers of a benchmark."""
+    """What an encoder can be filled from: `TextEncoderCheckpoint`, or random numbers of a benchmark."""
 
     encoder: TextEncoder
     config: dict[str, Any]
@@ -128,7 +128,7 @@ def encoder_from_source(
 
 
 def encoder_from_file(
-    file: PackedBranch,
+    file: PackedFile,
     encoder: TextEncoder,
     config: Mapping[str, Any],
     device: torch.device | str,

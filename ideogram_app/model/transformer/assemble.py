@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.model.transformer.backbone import Backbone, Block, Trunk
@@ -29,7 +29,7 @@ NORMS = ("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")  # in t
 
 
 class BranchWeights(Protocol):
-    """What a transformer can be made of: `PackedBranch`, `SourceBranch`, or random numbers of a benchmark.
+    """What a transformer can be made of: `PackedFile`, `TransformerCheckpoint`, or random numbers of a benchmark.
 
     Names are the official ones, in which q, k and v are one matrix `attention.qkv`.
     """

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ideogram_app.checkpoints.prepared.storage import PackedWeight
+from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN

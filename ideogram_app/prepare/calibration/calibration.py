@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ideogram_app.catalog.models import Branch, Model
-from ideogram_app.checkpoints.published.local import BRANCHES
+from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.errors import CheckpointError
 from ideogram_app.files import replacing
 from ideogram_app.prepare.calibration.smoothing import Factors, column_maxima, exponents, folded, groups, input_of

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import Recipe, find_recipe
-from ideogram_app.checkpoints.published.local import BRANCHES, find_source
+from ideogram_app.catalog.sources import BRANCHES, find_source
 from ideogram_app.errors import RequestError
 from ideogram_app.files import cached_hash
 from ideogram_app.prepare.calibration.calibration import Calibration, read_calibration
