@@ -2,7 +2,7 @@
 
     project_folder, data_folder, output_folder     where things lie when nobody names a folder
     replacing, write_text, write_json, write_png   a file is there as a whole or not at all
-    delete_folder, sync, full_disk_told            so is a folder; and a full disk is told in words
+    delete_folder, sync, full_disk_reported            so is a folder; and a full disk is told in words
     pieces, hash_span, hash_file, cached_hash      SHA-256 of files that are larger than memory
     locked                                         one process at a time
     disk_free, bytes_taken, size_of, identity      what is there, without reading it
@@ -137,7 +137,7 @@ def delete_folder(folder: Path) -> None:
 
 
 @contextmanager
-def full_disk_told(what: str, folder: Path, do: str) -> Iterator[None]:
+def full_disk_reported(what: str, folder: Path, do: str) -> Iterator[None]:
     """Put a disk that fills up in the body into words; other failures pass.
 
     Raises:

@@ -101,7 +101,7 @@ def _insist(told: _Told, state: State, names: tuple[str, ...]) -> None:
     told.print(told.passed(state, names))
     stages = setup_stages(state, told.model, told.recipes)
     here = current(stages)
-    if here.standing == "blocked" and here.name in names:
+    if here.status == "blocked" and here.name in names:
         if here.facts and here.name != "licence":
             told.print(told.lines(replace(here, sentence=""), 1 + stages.index(here)))
         raise _problem(stages, here.sentence)
@@ -136,7 +136,7 @@ class _Told:
         lines: list[str] = []
         stages = setup_stages(state, self.model, self.recipes)
         for number, stage in enumerate(stages, 1):
-            if stage.standing != "done":
+            if stage.status != "done":
                 break
             if stage.name in self.names or (names and stage.name not in names):
                 continue

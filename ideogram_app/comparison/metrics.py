@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from ideogram_app.records import IDENTICAL_PSNR
+from ideogram_app.text import IDENTICAL_PSNR
 
 
 def psnr(picture: Image.Image, reference: Image.Image) -> float:

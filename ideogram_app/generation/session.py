@@ -1,4 +1,4 @@
-"""A session of drawing: store, output folder, caches and hooks shared by all recipes of a request.
+"""A session of drawing: store, output folder and caches shared by all recipes of a request.
 
 Left out: the machine and the limits to plan with, which are in a request's plan inputs (planning/inputs.py).
 """
@@ -23,21 +23,19 @@ from ideogram_app.records import Fallback
 
 @dataclass(frozen=True)
 class Session:
-    """What drawing goes by beside the request and its plans.
+    """Store, output folder, caches and the functions that drawing calls.
 
     Attributes:
-        output: where PNGs go.
-        kept: the model cache: transformers and text encoder that are loaded.
-        features: of captions that were encoded before; a caption that is there needs no text encoder.
-        stays: whether what is loaded stays so after the last picture.
-        observe: is told of every picture that was drawn whole.
-        load: reads both transformers (`load_transformers`).
-        fallbacks: what can still be drawn when memory ran out (`ladder.rungs`).
+        output: folder of PNGs.
+        cache: of models: transformers and text encoder that are loaded.
+        features: cache of encoded captions, which need no text encoder.
+        stays: whether models stay loaded after the last picture.
+        observe: gets the step time of every picture in which nothing was left out.
     """
 
     store: Store
     output: Path
-    kept: ModelCache = field(default_factory=ModelCache)
+    cache: ModelCache = field(default_factory=ModelCache)
     features: FeatureCache = field(default_factory=FeatureCache)
     stays: bool = False
     observe: Callable[[Observation], None] | None = None
@@ -45,14 +43,15 @@ class Session:
     fallbacks: Callable[..., tuple[Fallback, ...]] = fallbacks
 
     def ready(self, model: str) -> frozenset[str]:
-        """Recipes whose files are complete."""
+        """Recipes that can be loaded."""
         return frozenset(recipe for recipe in RECIPES if self.store.status(model, recipe).usable)
 
 
 def with_free_memory(inputs: PlanInputs) -> PlanInputs:
-    """The inputs with the memory that is free now; what torch caches on a device can be given out again."""
-    machine = inputs.hardware
-    now = memory_now(machine)
-    device = machine.device_free_bytes if now.device_free is None else now.device_free + (now.device_ours or 0)
+    """The inputs with the memory that is free now."""
+    machine, now = inputs.hardware, memory_now(inputs.hardware)
+    device = machine.device_free_bytes  # what torch caches on the device can be given out again
+    if now.device_free is not None:
+        device = now.device_free + (now.device_ours or 0)
     host = machine.host_free_bytes if now.host_free is None else now.host_free
     return replace(inputs, hardware=replace(machine, device_free_bytes=device, host_free_bytes=host))

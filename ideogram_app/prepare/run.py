@@ -25,7 +25,7 @@ from ideogram_app.checkpoints.prepared.journal import Filling, Journal, Mismatch
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow, Manifest
 from ideogram_app.checkpoints.prepared.storage import PackedBranch
 from ideogram_app.errors import CheckpointError, DiskError
-from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, hash_file, write_json
+from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_reported, hash_file, write_json
 from ideogram_app.prepare.notices import write_notices
 from ideogram_app.prepare.packing import UNTUNED, Packing, Tuning
 from ideogram_app.prepare.source_hash import BackgroundHashes
@@ -105,7 +105,7 @@ class PrepareRun:
         filled_up = f"The disk filled up while {self.recipe.name} was being prepared"
         again = "Make room and prepare it again: what is done is kept"
         try:
-            with full_disk_told(filled_up, self.place.final, again):
+            with full_disk_reported(filled_up, self.place.final, again):
                 yield from self.run()
         except MismatchError:
             shutil.rmtree(self.place.staging, ignore_errors=True)

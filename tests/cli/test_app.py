@@ -26,10 +26,11 @@ from ideogram_app.comparison.metrics import psnr
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.records import Request, decibels
+from ideogram_app.records import Request
 from ideogram_app.studio import local_backend
 from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
+from ideogram_app.text import decibels
 from ideogram_app.ui.page import build
 from ideogram_app.ui.results import Shown, results_grid
 from ideogram_app.ui.style import launch_options

@@ -17,10 +17,9 @@ from ideogram_app.errors import RequestError
 from ideogram_app.hub.access import TOKENS_PAGE, Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.records import Event
-from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages
 from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus
-from ideogram_app.studio.state import Job, Machine, State
+from ideogram_app.studio.state import Job, Machine, SourceState, State
 from ideogram_app.text import lasting
 from ideogram_app.ui.guide_card import guide_card
 from tests.plan_by_name import plan
@@ -94,8 +93,8 @@ class Case:
 
     state: State
     stage: str
-    standing: str
-    deed: str | None
+    status: str
+    action: str | None
     words: str
 
 
@@ -168,8 +167,8 @@ CASES = {
 def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
     case = CASES[name]
     stage = current(setup_stages(case.state, MODEL))
-    assert (stage.name, stage.standing) == (case.stage, case.standing)
-    assert (stage.action.deed if stage.action else None) == case.deed
+    assert (stage.name, stage.status) == (case.stage, case.status)
+    assert (stage.action.name if stage.action else None) == case.action
     assert case.words in stage.sentence
 
 
@@ -178,8 +177,8 @@ def test_what_is_before_it_is_done_and_what_is_behind_it_waits_without_a_button(
     stages = setup_stages(CASES[name].state, MODEL)
     assert tuple(stage.name for stage in stages) == STAGE_NAMES
     place = stages.index(current(stages))
-    assert {stage.standing for stage in stages[:place]} <= {"done"}
-    assert {stage.standing for stage in stages[place + 1 :]} <= {"next"}
+    assert {stage.status for stage in stages[:place]} <= {"done"}
+    assert {stage.status for stage in stages[place + 1 :]} <= {"next"}
     assert all(stage.action is None and stage.event is None for stage in stages if stage is not stages[place])
     assert all(stage.title and stage.sentence for stage in stages)
 
@@ -193,13 +192,13 @@ def test_the_card_shows_one_current_step_and_every_button_names_itself(name: str
         assert card.count('aria-current="step"') == 1 and card.count("<li ") == 7
         assert card.count("<button") == card.count("aria-label=") - 1 - card.count('role="progressbar"')
         stage = current(setup_stages(state, MODEL))
-        assert (f'data-act="{stage.action.deed}"' in card) if stage.action else "<button" not in card
+        assert (f'data-act="{stage.action.name}"' in card) if stage.action else "<button" not in card
 
 
 def test_a_model_that_ships_with_the_program_has_no_card() -> None:
     assert guide_card(known(), "miniature") == "" and not is_first_run(known(), "miniature")
     stages = {stage.name: stage for stage in setup_stages(known(), "miniature")}
-    assert stages["licence"].standing == stages["fetch"].standing == "done" and stages["quantize"].standing == "now"
+    assert stages["licence"].status == stages["fetch"].status == "done" and stages["quantize"].status == "now"
 
 
 def facts(state: State, name: str, recipes: tuple[str, ...] = ()) -> dict[str, str]:
@@ -247,10 +246,10 @@ def test_what_the_disk_lacks_is_what_would_make_it_enough() -> None:
 def test_what_is_on_the_disk_already_is_not_asked_for_again() -> None:
     whole, begun = SetupStatus(known(), MODEL).needed, SetupStatus(known(BEGUN), MODEL).needed
     assert whole - begun == round(12e9 * 1.1)
-    encoder = replace(FETCHED, companions_begun=3_000_000_000)
+    encoder = replace(FETCHED, components_begun=3_000_000_000)
     packed = known(encoder, statuses={RECIPE: "partial"})
     assert SetupStatus(known(FETCHED), MODEL).needed - SetupStatus(packed, MODEL).needed == round((9e9 + 3e9) * 1.1)
-    assert SetupStatus(known(replace(FETCHED, companions_bytes=8_041_000_000)), MODEL).to_make < 20e9
+    assert SetupStatus(known(replace(FETCHED, components_bytes=8_041_000_000)), MODEL).to_make < 20e9
 
 
 def test_after_a_restart_what_is_begun_is_continued_and_not_what_the_plan_would_choose_now() -> None:
@@ -281,7 +280,7 @@ def test_what_came_of_the_smoke_test_is_told_afterwards() -> None:
     older = known(statuses={RECIPE: "ready"})
     forgotten = {RECIPE: replace(older.statuses[MODEL][RECIPE], smoke={})}
     smoke: Stage = setup_stages(replace(older, statuses={MODEL: forgotten}), MODEL)[5]
-    assert smoke.standing == "done" and "Passed" in smoke.sentence
+    assert smoke.status == "done" and "Passed" in smoke.sentence
 
 
 @pytest.mark.parametrize("state", CLOSED)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ideogram_app.checkpoints.prepared.manifest import MANIFEST, Manifest, expect_hash, read_manifest
-from ideogram_app.files import bytes_taken, delete_folder, full_disk_told, locked, sync, write_text
+from ideogram_app.files import bytes_taken, delete_folder, full_disk_reported, locked, sync, write_text
 from ideogram_app.wire import to_json
 
 
@@ -55,7 +55,7 @@ class PreparedFolder:
         """
         parent = self.final.parent
         with ExitStack() as held:
-            with full_disk_told(f"There is no room left in {parent}", parent, "Make room and try again"):
+            with full_disk_reported(f"There is no room left in {parent}", parent, "Make room and try again"):
                 held.enter_context(locked(self.final, f"{self.title} is being prepared"))
             yield
 
