@@ -20,51 +20,35 @@ IN_BYTES = ("fetch", "prepare", "verify")  # phases whose events count bytes
 
 @dataclass(frozen=True)
 class Request:
-    """One picture, or a comparison of several recipes, asked for.
-
-    Attributes:
-        caption: the JSON caption as it is given to the text encoder.
-        recipes: in the order of display.
-        guidance: one value for all steps; None keeps the preset's.
-        savings: speed-ups (catalog/speedups.py).
-        compiled: whether kernels may be compiled first, which takes seconds on a machine's first picture.
-        adapt: whether, when memory runs out, the next `Fallback` is taken without asking.
-        device_limit_bytes, host_limit_bytes: memory to plan with, where that is less than what is free.
-    """
+    """One picture, or a comparison of several recipes, asked for."""
 
     model: str
-    caption: str
-    recipes: tuple[str, ...] = (REFERENCE,)
+    caption: str  # JSON, as it is given to the text encoder
+    recipes: tuple[str, ...] = (REFERENCE,)  # in the order of display
     preset: str = "default-20"
     width: int = 128
     height: int = 128
     seed: int = 0
-    guidance: float | None = None
-    savings: tuple[str, ...] = ()
-    compiled: bool = False
-    adapt: bool = False
-    device_limit_bytes: int | None = None
-    host_limit_bytes: int | None = None
+    guidance: float | None = None  # one value for all steps; None keeps the preset's
+    savings: tuple[str, ...] = ()  # speed-ups (catalog/speedups.py)
+    compiled: bool = False  # whether kernels may be compiled first: seconds, on a machine's first picture
+    adapt: bool = False  # whether, when memory runs out, the next `Fallback` is taken without asking
+    device_limit_bytes: int | None = None  # to plan with, where that is less than what is free
+    host_limit_bytes: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """One way to draw the same caption and seed with less memory.
+    """One way to draw the same caption and seed with less memory: what the request becomes."""
 
-    Attributes:
-        title: for a button; reason: what it changes, and what it is expected to take.
-        recipe, width, height, device_limit_bytes, host_limit_bytes: what the request becomes.
-        same_picture: whether the picture stays the one that was asked for.
-    """
-
-    title: str
-    reason: Reason
+    title: str  # for a button
+    reason: Reason  # what it changes, and what it is expected to take
     recipe: str
     width: int
     height: int
     device_limit_bytes: int | None = None
     host_limit_bytes: int | None = None
-    same_picture: bool = False
+    same_picture: bool = False  # whether the picture stays the one that was asked for
 
 
 @dataclass(frozen=True)
@@ -150,22 +134,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: something happened that a watcher may show.
+    """Progress that a watcher may show.
 
-    Attributes:
-        phase: fetch, prepare, smoke (trying what was prepared), verify (hashing it), calibrate, load, encode, denoise,
-            decode, result (`result` is set) or done.
-        done, total: units finished of this phase: bytes in the phases of `IN_BYTES`, else steps.
-        rate: units a second; `seconds_left`: for this phase, from the rate so far.
-        preview: a small PNG of the picture so far, base64, or None.
+    Phases: fetch, prepare, smoke (trying what was prepared), verify (hashing it), calibrate, load, encode, denoise,
+    decode, result (`result` is set) or done.
     """
 
     phase: str
     recipe: str | None = None
-    done: int = 0
+    done: int = 0  # units of this phase: bytes in the phases of `IN_BYTES`, else steps
     total: int = 0
-    rate: float | None = None
-    seconds_left: float | None = None
+    rate: float | None = None  # units a second
+    seconds_left: float | None = None  # of this phase, from the rate so far
     message: str = ""
-    preview: str | None = None
+    preview: str | None = None  # a small PNG of the picture so far, base64
     result: Result | None = None

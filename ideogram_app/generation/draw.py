@@ -37,24 +37,16 @@ PREVIEW_SECONDS = 0.5  # at most one preview in this time, and none of it counts
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """What all recipes of a request share: text features, noise, decoder, noise shift.
+    """What all recipes of a request share."""
 
-    Attributes:
-        features: (1, n, taps x hidden), on the host; noise: (1, tokens, 128), on the device that draws.
-        seconds: of encoding; next to nothing where the features were cached.
-        shift: of the noise levels, the scheduler's.
-        tile: side in pixels of the tiles in which all of them are decoded, so that pictures can be compared; 0: whole.
-        given_up, peaks: of encoding, as in `Result`.
-    """
-
-    features: Tensor
-    noise: Tensor
-    seconds: float
+    features: Tensor  # (1, n, taps x hidden), on the host
+    noise: Tensor  # (1, tokens, 128), on the device that draws
+    seconds: float  # of encoding; next to nothing where the features were cached
     vae: Any
-    shift: float
-    tile: int = 0
-    given_up: tuple[str, ...] = ()
-    peaks: MeasuredPeaks = field(default_factory=MeasuredPeaks)
+    shift: float  # of the noise levels, the scheduler's
+    tile: int = 0  # side in pixels of the tiles in which all are decoded, so that they can be compared; 0: whole
+    given_up: tuple[str, ...] = ()  # while encoding, as in `Result`
+    peaks: MeasuredPeaks = field(default_factory=MeasuredPeaks)  # while encoding
 
 
 @dataclass(frozen=True)

@@ -41,25 +41,16 @@ from ideogram_app.records import Event, Fallback, Request, Result
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at one recipe's picture.
+    """One try at one recipe's picture."""
 
-    Attributes:
-        asked: the original request, and the recipe of it under which the result stands.
-        request: with the size and the limits of this try.
-        inputs: what its plan was computed from.
-        shared: text features, and noise of its size.
-        planned_residency: of the first try.
-        given_up: as in `Result`.
-    """
-
-    asked: Request
-    recipe: str
-    request: Request
-    inputs: PlanInputs
+    asked: Request  # as it was made
+    recipe: str  # of it, under which the result stands
+    request: Request  # with the size and the limits of this try
+    inputs: PlanInputs  # of `plan`
     plan: Plan
-    shared: SharedInputs
-    planned_residency: str
-    given_up: tuple[str, ...]
+    shared: SharedInputs  # with noise of this try's size
+    planned_residency: str  # of the first try
+    given_up: tuple[str, ...]  # as in `Result`
 
     @classmethod
     def first(cls, planned: PlannedRequest, recipe: str, shared: SharedInputs) -> Attempt:

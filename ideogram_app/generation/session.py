@@ -23,22 +23,14 @@ from ideogram_app.records import Fallback
 
 @dataclass(frozen=True)
 class Session:
-    """Store, output folder, caches and the functions that drawing calls.
-
-    Attributes:
-        output: folder of PNGs.
-        cache: of models: transformers and text encoder that are loaded.
-        features: cache of encoded captions, which need no text encoder.
-        stays: whether models stay loaded after the last picture.
-        observe: gets the step time of every picture in which nothing was left out.
-    """
+    """Store, output folder, caches and the functions that drawing calls."""
 
     store: Store
-    output: Path
+    output: Path  # of PNGs
     cache: ModelCache = field(default_factory=ModelCache)
-    features: FeatureCache = field(default_factory=FeatureCache)
-    stays: bool = False
-    observe: Callable[[Observation], None] | None = None
+    features: FeatureCache = field(default_factory=FeatureCache)  # captions in it need no text encoder
+    stays: bool = False  # whether models stay loaded after the last picture
+    observe: Callable[[Observation], None] | None = None  # of step times, where nothing was left out
     load: Callable[..., Loaded] = load_transformers
     fallbacks: Callable[..., tuple[Fallback, ...]] = fallbacks
 

@@ -35,7 +35,7 @@ CAPTIONS_TOKENIZED = 64  # the last ones are not tokenized again: reading the to
 
 
 class LocalBackend:
-    """A `Backend` (its docstrings hold here) with everything in one data folder.
+    """A `Backend` with everything in one data folder.
 
     Args:
         given: model -> a folder that already holds its weights; others ship with the program or are fetched.

@@ -45,10 +45,9 @@ class Action:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the first run.
+    """One stage of the first run, of `STAGE_NAMES`.
 
     Attributes:
-        name: one of `STAGE_NAMES`.
         status: done, now (it runs, or waits for its action), next, or blocked (something stands in the way).
         sentence: for people; of what is blocked, what happened and what to do.
         facts: pairs of a name and a value.

@@ -96,20 +96,14 @@ class Studio:
     def submit_prepare(self, model: str, recipes: tuple[str, ...]) -> str:
         """Queue the preparation of recipes, and the download that they need; gives the job's id.
 
-        Raises:
-            RequestError: an unknown model or recipe, or none at all.
+        Raises RequestError for an unknown model or recipe, or none at all.
         """
         find_model(model)
         check_recipes(recipes)
         return self._submit("prepare", model, recipes)
 
     def submit_compare(self, request: Request) -> str:
-        """Queue a comparison; gives the job's id.
-
-        Raises:
-            RequestError: something asked for does not exist or is outside what can be drawn.
-            DeviceError: this machine cannot run the model.
-        """
+        """Queue a comparison; gives the job's id. Raises as `check_request` and `check_fits`."""
         check_request(request)
         machine = self.state.machine
         if machine and not machine.plans[request.model].fits:  # as the page shows; else the worker says, once it looks
@@ -118,21 +112,14 @@ class Studio:
         return self._submit("compare", request.model, request.recipes, request)
 
     def submit_delete(self, model: str) -> str:
-        """Queue the deletion of a model's download; what was made from it stays. Gives the job's id.
-
-        Raises:
-            RequestError: an unknown model, or one of which nothing was fetched.
-        """
+        """Queue the deletion of a model's download; gives the job's id. Raises RequestError where there is none."""
         source = self.state.sources.get(find_model(model).name)
         if source is None or not source.bytes:
             raise RequestError(f"Nothing of {find_model(model).title} was downloaded, so there is nothing to delete")
         return self._submit("delete", model)
 
     def check_access(self, model: str) -> None:
-        """Ask whether this user may fetch a model's weights; the answer comes as a new state.
-
-        Asked beside the queue and not in it: a long job need not end first.
-        """
+        """Ask whether this user may fetch a model's weights, beside the queue; the answer comes as a new state."""
         with self._shared.changed:
             if find_model(model).name in self.state.checking:
                 return

@@ -36,44 +36,23 @@ log = logging.getLogger(__name__)
 class Backend(Protocol):
     """The services that the worker calls. For its thread alone, but for `access` and `memory`."""
 
-    def detect(self) -> Hardware:
-        """The machine as it is now. RAM of models that are loaded counts as free: they can be unloaded."""
+    def detect(self) -> Hardware: ...  # RAM of models that are loaded counts as free: they can be unloaded
+    def known(self, hardware: Hardware) -> MachineProfile | None: ...  # what was measured on it before
+    def memory(self, hardware: Hardware | None) -> MemoryNow: ...
 
-    def known(self, hardware: Hardware) -> MachineProfile | None:
-        """What was measured on this machine before."""
+    # What is on disk
+    def status(self, model: str, recipe: str) -> Any: ...  # a `checkpoints.prepared.store.Status`
+    def source_state(self, model: str) -> SourceState: ...
+    def access(self, model: str) -> Access: ...  # whether this user may fetch the published weights
+    def delete_source(self, model: str) -> int: ...  # bytes freed; RequestError where components are nowhere else
+    def prepare(self, model: str, recipe: str) -> Iterator[Event]: ...  # fetches what is missing; a ready one stays
 
-    def memory(self, hardware: Hardware | None) -> MemoryNow:
-        """Memory in use now."""
-
-    def status(self, model: str, recipe: str) -> Any:
-        """What of a recipe is on disk, as a `checkpoints.prepared.store.Status`."""
-
-    def source_state(self, model: str) -> SourceState:
-        """What of a model's published weights is on disk."""
-
-    def access(self, model: str) -> Access:
-        """Whether this user may fetch them, in plain words."""
-
-    def delete_source(self, model: str) -> int:
-        """Delete the download; gives the bytes freed. Raises RequestError where its components are nowhere else."""
-
-    def prepare(self, model: str, recipe: str) -> Iterator[Event]:
-        """Fetch what is missing and write the files of a recipe; one that is ready stays as it was tuned."""
-
-    def tokens(self, model: str, caption: str) -> tuple[int, ...]:
-        """Token ids of a caption. Raises CaptionError where it is too long."""
-
-    def compare(self, planned: PlannedRequest, output: Path) -> Iterator[Event]:
-        """Draw a request; PNGs go to `output`, and models stay loaded until `unload`."""
-
-    def write_sheet(self, comparison: Comparison, path: Path) -> None:
-        """Write the contact sheet."""
-
-    def loaded(self) -> str:
-        """Title of the model that stays loaded between pictures; "" where none does."""
-
-    def unload(self) -> None:
-        """Unload models; features of captions stay cached, they are small."""
+    # Pictures
+    def tokens(self, model: str, caption: str) -> tuple[int, ...]: ...  # CaptionError where it is too long
+    def compare(self, planned: PlannedRequest, output: Path) -> Iterator[Event]: ...  # PNGs go to `output`
+    def write_sheet(self, comparison: Comparison, path: Path) -> None: ...
+    def loaded(self) -> str: ...  # title of the model that stays loaded; "" where none does
+    def unload(self) -> None: ...
 
 
 class Worker:
