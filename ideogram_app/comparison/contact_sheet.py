@@ -36,7 +36,7 @@ def draw_sheet(comparison: Comparison) -> Image.Image:
     columns = max(1, len(comparison.results))
     total = max(columns * (width + MARGIN) + MARGIN, 640)
     header = _header(comparison, (total - 2 * MARGIN) // 8)
-    strip = max((len(facts(result)) for result in comparison.results), default=0)
+    strip = max((len(result_lines(result)) for result in comparison.results), default=0)
     top = MARGIN + LINE * len(header) + MARGIN // 2
     sheet = Image.new("RGB", (total, top + height + 12 + LINE * strip + 2 * LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -48,7 +48,7 @@ def draw_sheet(comparison: Comparison) -> Image.Image:
     return sheet
 
 
-def facts(result: Result) -> list[str]:
+def result_lines(result: Result) -> list[str]:
     """Lines under a picture: its recipe, then one number a line."""
     title = find_recipe(result.recipe).title
     if result.error:
@@ -75,7 +75,7 @@ def _column(sheet: Image.Image, result: Result, at: tuple[int, int], size: tuple
     else:
         pen.rectangle((*at, at[0] + size[0] - 1, at[1] + size[1] - 1), outline=ALARM)
         pen.text((at[0] + 12, at[1] + 12), "no picture", ALARM, _font(15))
-    for index, line in enumerate(facts(result)):
+    for index, line in enumerate(result_lines(result)):
         colour = ALARM if result.error and index else INK if index == 0 else QUIET
         pen.text((at[0], at[1] + size[1] + 10 + LINE * index), line, colour, _font(15 if index == 0 else 13))
 

@@ -84,7 +84,7 @@ def draw(
             loaded = load()
         latents = yield from sample(request, recipe, loaded, shared, meter)
         yield Event("decode", recipe)
-        with meter.phase("let go"):
+        with meter.phase("release"):
             loaded.rest()
             if device.type != "cpu":
                 give_back(device)
@@ -120,7 +120,7 @@ def sample(
         if time.monotonic() - last_preview > PREVIEW_SECONDS and index + 1 < preset.steps:
             picture, last_preview = preview(shared.vae, step.clean, rows, columns), time.monotonic()
         yield _progress(recipe, _step_seconds(meter, index + 1), preset.steps, picture)
-    with meter.phase("let go"):
+    with meter.phase("release"):
         return step.latents.cpu()
 
 
@@ -163,7 +163,7 @@ def _result(
     step_seconds = _step_seconds(meter, len(guidance))
     load, steps = meter.seconds["load"], sum(step_seconds)
     encode = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text
-    finish = meter.seconds["let go"] + meter.seconds["decode"]
+    finish = meter.seconds["release"] + meter.seconds["decode"]
     return Result(
         recipe=recipe,
         engaged=loaded.engaged,

@@ -120,7 +120,7 @@ def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | O
         outcome = oom or Result.failed(attempt.asked, attempt.recipe, str(problem))
         clear_frames(problem.__traceback__)  # which hold what was loaded for as long as somebody holds the problem
     session.cache.unload()
-    for device in dict.fromkeys(attempt.plan.branch_devices):  # of what was not loaded whole, too
+    for device in dict.fromkeys(attempt.plan.branch_devices):  # of what was loaded in part, too
         release(torch.device(device))
     return outcome
 

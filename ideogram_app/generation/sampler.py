@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN
 from ideogram_app.catalog.presets import Preset
+from ideogram_app.planning.activations import PREVIEW_TOKENS
 
 TIMESTEPS = 1000  # diffusers hands sigma x 1000 to its scheduler and divides again; the rounding is part of equality
 LOWEST_LOGSNR, HIGHEST_LOGSNR = -15.0, 18.0  # clamps of the published schedule
 BASE_PIXELS = 512 * 512  # the size at which a preset's mu holds
-PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
 
 
 @dataclass(frozen=True)

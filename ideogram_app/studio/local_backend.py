@@ -149,8 +149,8 @@ class LocalBackend:
         state = self.source_state(model)
         if state.at_hand:
             return
-        beside = 0 if state.components_bytes else encoder_weights(find_model(model), 2)
-        reserve = round((made_bytes(model, recipe) + beside) * DISK_MARGIN)
+        encoder = 0 if state.components_bytes else encoder_weights(find_model(model), 2)
+        reserve = round((made_bytes(model, recipe) + encoder) * DISK_MARGIN)
         yield from fetch(find_source(model), self._fetched_folder(model), offline=self._offline, reserve_bytes=reserve)
 
     def _components(self, model: str) -> Iterator[Event]:

@@ -88,7 +88,7 @@ def setup_stages(state: State, model: str, recipes: tuple[str, ...] = ()) -> tup
     return tuple(stages)
 
 
-def current(stages: tuple[Stage, ...]) -> Stage:
+def current_stage(stages: tuple[Stage, ...]) -> Stage:
     """The stage to act on, or the last where all are done."""
     return next((stage for stage in stages if stage.status in ("now", "blocked")), stages[-1])
 
@@ -253,8 +253,8 @@ def _smoke(view: SetupStatus) -> Stage:
     row = view.status(view.recipes[0])
     if view.is_ready and row is not None and row.smoke:
         name, worst = max(row.smoke.items(), key=lambda pair: pair[1])
-        parts = f"Passed: {len(row.smoke)} parts compute what the source computes"
-        return replace(stage, sentence=f"{parts}; furthest off is {name}, by {worst:.1%}.")
+        passed = f"Passed: {len(row.smoke)} parts compute what the source computes"
+        return replace(stage, sentence=f"{passed}; furthest off is {name}, by {worst:.1%}.")
     if view.is_ready or view.at > STAGE_NAMES.index("smoke"):
         included = row is not None and row.state == "included"
         return replace(stage, sentence="Nothing was packed." if included else "Passed before the files got their name.")

@@ -27,7 +27,7 @@ from ideogram_app.text import gb, lasting, listed
 EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, shown as an example until bytes come
 # Weights a second, trying and hashing included, on two cores without a GPU (benchmarks/results/quantize-full-cpu.json:
 # `weights_per_second_overall` of gguf-q4_k and int8-w8a8). Formats with minima and scales to search stand behind the
-# first; the text encoder, which rests as Q8_0, and everything else behind the second.
+# first; the text encoder, which is stored as Q8_0, and everything else behind the second.
 SEARCHED, ROUNDED = 33.2e6, 64.6e6
 SEARCHED_TYPES = ("Q4_K", "Q5_K", "Q6_K")
 STAGE_NAMES = ("machine", "plan", "licence", "fetch", "quantize", "smoke", "picture")
@@ -131,8 +131,8 @@ class SetupStatus:
     @property
     def is_begun(self) -> bool:
         """Whether anything of it is on disk, or somebody works on it."""
-        beside = self.source.components_bytes + self.source.components_begun
-        on_disk = self.source.state in ("partial", "complete") or beside or self._in_state("partial")
+        components = self.source.components_bytes + self.source.components_begun
+        on_disk = self.source.state in ("partial", "complete") or components or self._in_state("partial")
         return bool(on_disk or self.is_ready or self.job)
 
     @property

@@ -151,8 +151,6 @@ class Studio:
         """One comparison of the history. Raises RequestError where there is none of that name."""
         return find_entry(self.output, entry_id)
 
-    # The rest runs in the worker, or under the lock.
-
     def _submit(self, kind: str, model: str, recipes: tuple[str, ...] = (), request: Request | None = None) -> str:
         job = Job(secrets.token_hex(6), kind, model, recipes, request, created=time.time())
         with self._shared.changed:

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from ideogram_app.records import Request
-from ideogram_app.studio.setup_stages import Action, Stage, current, is_first_run, setup_stages
+from ideogram_app.studio.setup_stages import Action, Stage, current_stage, is_first_run, setup_stages
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.form import first_example, request_of
@@ -36,7 +36,7 @@ def guide_card(state: State, model: str) -> str:
     if not is_first_run(state, model):
         return ""
     stages = setup_stages(state, model)
-    number = 1 + stages.index(current(stages))
+    number = 1 + stages.index(current_stage(stages))
     return (
         '<section class="card guide" aria-label="First run"><header><h2>First run</h2>'
         f'<p class="quiet">Stage {number} of {len(stages)}. You can leave at any time: it goes on where it stopped.</p>'

@@ -17,7 +17,7 @@ from ideogram_app.errors import RequestError
 from ideogram_app.hub.access import TOKENS_PAGE, Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.records import Event
-from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages
+from ideogram_app.studio.setup_stages import CLOSED, Stage, current_stage, is_first_run, setup_stages
 from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus
 from ideogram_app.studio.state import Job, Machine, SourceState, State
 from ideogram_app.text import lasting
@@ -166,7 +166,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
     case = CASES[name]
-    stage = current(setup_stages(case.state, MODEL))
+    stage = current_stage(setup_stages(case.state, MODEL))
     assert (stage.name, stage.status) == (case.stage, case.status)
     assert (stage.action.name if stage.action else None) == case.action
     assert case.words in stage.sentence
@@ -176,7 +176,7 @@ def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
 def test_what_is_before_it_is_done_and_what_is_behind_it_waits_without_a_button(name: str) -> None:
     stages = setup_stages(CASES[name].state, MODEL)
     assert tuple(stage.name for stage in stages) == STAGE_NAMES
-    place = stages.index(current(stages))
+    place = stages.index(current_stage(stages))
     assert {stage.status for stage in stages[:place]} <= {"done"}
     assert {stage.status for stage in stages[place + 1 :]} <= {"next"}
     assert all(stage.action is None and stage.event is None for stage in stages if stage is not stages[place])
@@ -191,7 +191,7 @@ def test_the_card_shows_one_current_step_and_every_button_names_itself(name: str
     if card:
         assert card.count('aria-current="step"') == 1 and card.count("<li ") == 7
         assert card.count("<button") == card.count("aria-label=") - 1 - card.count('role="progressbar"')
-        stage = current(setup_stages(state, MODEL))
+        stage = current_stage(setup_stages(state, MODEL))
         assert (f'data-act="{stage.action.name}"' in card) if stage.action else "<button" not in card
 
 
@@ -230,17 +230,18 @@ def test_the_slower_search_of_q4_k_is_told_as_it_was_measured() -> None:
 def test_once_bytes_came_the_time_is_that_of_the_line() -> None:
     stopped = known(BEGUN, job=job("fetch", state="stopped"))
     assert facts(stopped, "fetch")["Time to fetch"] == f"{lasting((27.5e9 - 12e9) / RATE)} at 41.0 MB/s"
-    assert current(setup_stages(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
+    assert current_stage(setup_stages(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
 
 
 def test_what_the_disk_lacks_is_what_would_make_it_enough() -> None:
     view = SetupStatus(known(hardware=DISK_OF_30), MODEL)
     assert (
-        view.lacking and f"{view.lacking / 1e9:.1f} GB are lacking" in current(setup_stages(view.state, MODEL)).sentence
+        view.lacking
+        and f"{view.lacking / 1e9:.1f} GB are lacking" in current_stage(setup_stages(view.state, MODEL)).sentence
     )
     roomier = replace(CARD, disk_free_bytes=30_000_000_000 + view.lacking)
     assert SetupStatus(known(hardware=roomier), MODEL).lacking == 0
-    assert current(setup_stages(known(hardware=roomier), MODEL)).name == "fetch"
+    assert current_stage(setup_stages(known(hardware=roomier), MODEL)).name == "fetch"
 
 
 def test_what_is_on_the_disk_already_is_not_asked_for_again() -> None:
@@ -255,13 +256,13 @@ def test_what_is_on_the_disk_already_is_not_asked_for_again() -> None:
 def test_after_a_restart_what_is_begun_is_continued_and_not_what_the_plan_would_choose_now() -> None:
     state = known(FETCHED, statuses={OTHER: "partial"})
     assert state.machine and state.machine.plans[MODEL].recipe == RECIPE
-    assert current(setup_stages(state, MODEL)).action.argument == OTHER
-    assert current(setup_stages(known(statuses={OTHER: "ready"}), MODEL)).action.argument == OTHER
+    assert current_stage(setup_stages(state, MODEL)).action.argument == OTHER
+    assert current_stage(setup_stages(known(statuses={OTHER: "ready"}), MODEL)).action.argument == OTHER
 
 
 def test_what_is_asked_for_by_name_is_made_also_where_it_cannot_be_drawn_with() -> None:
     stages = setup_stages(known(hardware=PROCESSOR), MODEL, (OTHER,))
-    assert current(stages).name == "fetch" and "cannot draw with it" in stages[1].sentence
+    assert current_stage(stages).name == "fetch" and "cannot draw with it" in stages[1].sentence
     with pytest.raises(RequestError, match="int4"):
         setup_stages(known(), MODEL, ("int4",))
 
