@@ -141,7 +141,7 @@ def _known(*facts: tuple[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _plan(view: SetupStatus) -> Stage:
     planned = view.plan_ignoring_disk
-    stage = Stage("plan", "Plan", "done", facts=_plan_facts(view))
+    stage = Stage("plan", "Plan", "done", facts=plan_facts(view))
     if planned is None:
         return replace(stage, sentence="Made as soon as the machine is known.")
     named = bool(view.asked or view.job or view.is_ready)
@@ -159,7 +159,7 @@ def _plan(view: SetupStatus) -> Stage:
     return replace(stage, sentence=sentence)
 
 
-def _plan_facts(view: SetupStatus) -> tuple[tuple[str, str], ...]:
+def plan_facts(view: SetupStatus) -> tuple[tuple[str, str], ...]:
     """What is fetched, made and stays on disk, how long it takes, and whether the disk has room."""
     rows: list[tuple[str, str]] = []
     if view.missing:
