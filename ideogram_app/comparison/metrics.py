@@ -1,4 +1,4 @@
-"""How far one picture is from another: PSNR and SSIM.
+"""Image distance to the reference: PSNR and SSIM.
 
 Both compare 8-bit RGB pictures of the same size; scikit-image does the arithmetic, and is imported, with SciPy in more
 than a second, when there are two pictures to compare. They measure difference, not quality: over many steps the
