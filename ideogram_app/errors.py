@@ -1,10 +1,8 @@
-"""The one family of errors a user may see.
+"""Errors that a user may see: `AppError` and its seven kinds, because callers tell exactly these seven apart.
 
 Every message says what happened, what was expected and what was got, and what to do next. The page turns an
 `AppError` into a red note in one place, the command line into one line on standard error and exit code 1. Anything
-else that escapes is a bug and keeps its traceback.
-
-Left out: error codes and translations; there are seven kinds because callers tell exactly these seven apart.
+else that escapes is a bug and keeps its traceback. Left out: error codes and translations.
 """
 
 from __future__ import annotations
@@ -31,14 +29,9 @@ class AppError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        parts = [_sentence(self.what)]
-        if self.expected:
-            parts.append(_sentence(f"Expected {self.expected}"))
-        if self.got:
-            parts.append(_sentence(f"Got {self.got}"))
-        if self.do:
-            parts.append(_sentence(self.do))
-        return " ".join(parts)
+        expected = f"Expected {self.expected}" if self.expected else ""
+        got = f"Got {self.got}" if self.got else ""
+        return " ".join(_sentence(text) for text in (self.what, expected, got, self.do) if text)
 
 
 class CaptionError(AppError):

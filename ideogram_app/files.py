@@ -1,12 +1,5 @@
 """Files and folders: atomic writes, hashes, locks, free and taken bytes of a disk, and the default folders.
 
-    project_folder, data_folder, output_folder     where things lie when nobody names a folder
-    replacing, write_text, write_json, write_png   a file is there as a whole or not at all
-    delete_folder, sync, full_disk_told            so is a folder; and a full disk is told in words
-    pieces, hash_span, hash_file, cached_hash      SHA-256 of files that are larger than memory
-    locked                                         one process at a time
-    disk_free, bytes_taken, size_of, identity      what is there, without reading it
-
 Without torch, because the page and its port come before torch. Left out: the user's home and system-wide folders. The
 program lives in its own folder, and deleting that folder removes everything.
 """
@@ -42,21 +35,18 @@ STAT_BLOCK = 512  # bytes; what `st_blocks` counts in, whatever the file system'
 NOTE = "ideogram_app"  # the key of the text inside a picture
 
 
-# Default folders
-
-
 def project_folder() -> Path:
-    """The folder that holds `ideogram_app/` and `assets/`."""
+    """Parent of `ideogram_app/` and `assets/`."""
     return Path(__file__).resolve().parents[1]
 
 
 def data_folder() -> Path:
-    """Where weights rest: `data/` in the project's folder, unless the environment names another."""
+    """Of weights: `data/` in the project's folder, unless the environment names another."""
     return _named(DATA_VARIABLE, "data")
 
 
 def output_folder() -> Path:
-    """Where pictures are kept: `outputs/` in the project's folder, unless the environment names another."""
+    """Of pictures: `outputs/` in the project's folder, unless the environment names another."""
     return _named(OUTPUT_VARIABLE, "outputs")
 
 
@@ -65,18 +55,14 @@ def _named(variable: str, name: str) -> Path:
     return Path(named).expanduser() if named else project_folder() / name
 
 
-# Atomic writes
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file so that it is there as a whole or not at all: the body fills a draft, which then takes the name.
+    """Atomic write: the body fills a draft, which is synced and then renamed; a body that fails leaves none.
 
-    The draft has reached the disk before it is renamed, and a body that fails leaves none. What is no file and cannot
-    be replaced, as /dev/stdout, is written to as it is; behind a link stands the file that is replaced.
+    What is no file and cannot be replaced, as /dev/stdout, is written to directly; of a link the target is replaced.
 
     Raises:
-        OSError: no room, or no right to write there; what had the name is unchanged.
+        OSError: no room, or no right to write there; the file is unchanged.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -94,18 +80,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, as a whole or not at all."""
+    """Write text in UTF-8, atomically."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
-    """Write plain values as JSON that people can read, as a whole or not at all."""
+    """Write plain values as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def write_png(path: Path, image: Image.Image, note: str) -> None:
-    """Write a picture with a text inside it, under the key `ideogram_app`, as a whole or not at all."""
+    """Write a picture with a text inside it, under the key `NOTE`, atomically."""
     from PIL.PngImagePlugin import PngInfo
 
     notes = PngInfo()
@@ -115,7 +101,7 @@ def write_png(path: Path, image: Image.Image, note: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, reach the disk; Windows cannot do the latter and needs not."""
+    """fsync a file, or the names in a folder; Windows cannot do the latter and needs not."""
     with suppress(PermissionError):
         handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name != "nt" else os.O_RDWR)
         try:
@@ -128,21 +114,17 @@ def sync(path: Path) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Remove a folder; it leaves its name in one step, so that a half deleted one never has it."""
-    doomed = folder.with_name(folder.name + ".old")
-    shutil.rmtree(doomed, ignore_errors=True)
+    """Remove a folder; it is renamed first, so that a half deleted one never has its name."""
+    renamed = folder.with_name(folder.name + ".old")
+    shutil.rmtree(renamed, ignore_errors=True)
     if folder.is_dir():
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 @contextmanager
-def full_disk_told(what: str, folder: Path, do: str) -> Iterator[None]:
-    """Put a disk that fills up in the body into words; other failures pass.
-
-    Raises:
-        DiskError: `what`, how much is free where `folder` is, and what to `do`.
-    """
+def full_disk_reported(what: str, folder: Path, do: str) -> Iterator[None]:
+    """Turn the body's OSError of a full disk into a DiskError: `what`, the bytes free at `folder`, what to `do`."""
     try:
         yield
     except OSError as problem:
@@ -151,11 +133,8 @@ def full_disk_told(what: str, folder: Path, do: str) -> Iterator[None]:
         raise DiskError(what, got=f"{gb(disk_free(folder))} free", do=do) from problem
 
 
-# Hashes
-
-
 def pieces(file: BufferedReader | FileIO, start: int = 0, stop: int = sys.maxsize) -> Iterator[bytes]:
-    """The bytes of a place in a file, a few at a time; fewer than asked for where the file ends early."""
+    """Bytes `start` to `stop` of a file in chunks; fewer where the file ends early."""
     file.seek(start)
     while start < stop and (piece := file.read(min(HASH_CHUNK, stop - start))):
         start += len(piece)
@@ -163,7 +142,7 @@ def pieces(file: BufferedReader | FileIO, start: int = 0, stop: int = sys.maxsiz
 
 
 def hash_span(file: BufferedReader | FileIO, start: int = 0, stop: int = sys.maxsize) -> str:
-    """SHA-256 of the bytes of a place, as the file has them."""
+    """SHA-256 of bytes `start` to `stop` of a file."""
     digest = hashlib.sha256()
     for piece in pieces(file, start, stop):
         digest.update(piece)
@@ -171,17 +150,13 @@ def hash_span(file: BufferedReader | FileIO, start: int = 0, stop: int = sys.max
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file as it is now."""
+    """SHA-256 of a file."""
     with path.open("rb", buffering=0) as file:
         return hash_span(file)
 
 
 def cached_hash(path: Path) -> str:
-    """SHA-256 of a file, computed once as long as its size and time of change stay.
-
-    Raises:
-        CheckpointError: the file is missing.
-    """
+    """SHA-256 of a file, computed once per size and time of change. Raises CheckpointError where it is missing."""
     try:
         stat = path.stat()
     except FileNotFoundError as problem:
@@ -194,20 +169,17 @@ def _hash_of_state(path: Path, size: int, changed: int) -> str:
     return hash_file(path)
 
 
-# Locks
-
-
 @contextmanager
 def locked(folder: Path, doing: str, seconds: float = 0) -> Iterator[None]:
-    """Hold a folder alone, by `<folder>.lock`; the operating system lets go of it when the process ends, however.
+    """Lock a folder by `<folder>.lock`; the operating system releases it when the process ends, however it ends.
 
     Args:
-        doing: what its holder does, as `fp8 is being prepared`.
+        doing: for the error of another holder, as `fp8 is being prepared`.
         seconds: to wait for another holder.
 
     Raises:
         RequestError: another process, or thread, still holds it.
-        OSError: not even an empty file finds room, or may be written.
+        OSError: the lock file cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(folder.name + ".lock"))
@@ -221,15 +193,8 @@ def locked(folder: Path, doing: str, seconds: float = 0) -> Iterator[None]:
         lock.release()
 
 
-# What is there
-
-
 def disk_free(folder: Path) -> int:
-    """Bytes free on the disk of a folder that need not exist yet.
-
-    Raises:
-        OSError: nobody may look.
-    """
+    """Bytes free on the disk of a folder that need not exist yet. Raises OSError where looking is not allowed."""
     folder = folder.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -237,7 +202,7 @@ def disk_free(folder: Path) -> int:
 
 
 def bytes_taken(folder: Path) -> int:
-    """Bytes that files in a folder take, 0 where there is none; a file being filled takes only what was written."""
+    """Bytes that files in a folder take, 0 where there is none; of sparse files only what was written."""
     stats = [path.stat() for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     return sum(min(stat.st_size, getattr(stat, "st_blocks", 2**50) * STAT_BLOCK) for stat in stats)
 
@@ -248,11 +213,7 @@ def size_of(path: Path) -> int:
 
 
 def identity(folder: Path, parts: Iterable[str] = ("",)) -> str:
-    """Which files lie in some parts of a folder, without reading them: a hash of names, sizes and times.
-
-    `make` tells what has changed in the same way: what is prepared again, in another recipe or from another source, is
-    another, and so is the same in another folder.
-    """
+    """Identity of files in subfolders, without reading them: SHA-256 of the folder's path, names, sizes and times."""
     rows = [str(folder.absolute())]
     for part in sorted(parts):
         for path in sorted((folder / part).rglob("*")):

@@ -1,73 +1,54 @@
-"""What flows from one room to the next, as frozen dataclasses without tensors.
+"""Records: `Request`, `Event`, `Result` and `Fallback`, frozen dataclasses without tensors that turn into JSON.
 
     Request -> Event ... -> Result -> Comparison
 
 `Hardware` and `Plan` stand with the code that makes them (machine/hardware.py, planning/planner.py). Field names are
-the names on the wire: the page, the command line, the PNG metadata and the files in `benchmarks/results/` use these and
-no others. Seconds are wall-clock seconds, sizes are bytes, images are paths of PNG files.
+the names on the wire: of the page, the command line, the PNG metadata and the files in `benchmarks/results/`. Seconds
+are wall-clock seconds, sizes are bytes, images are paths of PNG files.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ideogram_app.catalog.presets import find_preset
 from ideogram_app.catalog.reasons import Reason
 
 REFERENCE = "reference"
 IN_BYTES = ("fetch", "prepare", "verify")  # phases whose events count bytes
-# Two pictures that are the same to the bit have no finite PSNR and JSON has no infinity. A single value off by one in a
-# 2048 x 2048 picture gives 119 dB, so no other pair comes near.
-IDENTICAL_PSNR = 150.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture, or one comparison, asked for.
-
-    Attributes:
-        caption: the JSON caption as it is given to the text encoder.
-        recipes: what to draw it with, in the order of display.
-        guidance: one value for all steps, replacing the preset's; None keeps the preset's.
-        savings: names of what may be left out (catalog/speedups.py).
-        compiled: whether kernels may be compiled first, which takes seconds on a machine's first picture.
-        adapt: whether, when memory runs out, the next `Fallback` is taken without asking.
-        device_limit_bytes: device memory that may be planned with, where that is less than what is free.
-        host_limit_bytes: RAM that may be planned with, likewise.
-    """
+    """One picture, or a comparison of several recipes, asked for."""
 
     model: str
-    caption: str
-    recipes: tuple[str, ...] = (REFERENCE,)
+    caption: str  # JSON, as it is given to the text encoder
+    recipes: tuple[str, ...] = (REFERENCE,)  # in the order of display
     preset: str = "default-20"
     width: int = 128
     height: int = 128
     seed: int = 0
-    guidance: float | None = None
-    savings: tuple[str, ...] = ()
-    compiled: bool = False
-    adapt: bool = False
-    device_limit_bytes: int | None = None
-    host_limit_bytes: int | None = None
+    guidance: float | None = None  # one value for all steps; None keeps the preset's
+    savings: tuple[str, ...] = ()  # speed-ups (catalog/speedups.py)
+    compiled: bool = False  # whether kernels may be compiled first: seconds, on a machine's first picture
+    adapt: bool = False  # whether, when memory runs out, the next `Fallback` is taken without asking
+    device_limit_bytes: int | None = None  # to plan with, where that is less than what is free
+    host_limit_bytes: int | None = None  # likewise
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """One way to draw the same caption and seed with less memory; the first that helps is offered first.
+    """One way to draw the same caption and seed with less memory: what the request becomes."""
 
-    Attributes:
-        recipe, width, height, device_limit_bytes, host_limit_bytes: what the request becomes.
-        title: for a button, in a few words; reason: what it changes, and what it is expected to take.
-        same_picture: whether the picture stays the one that was asked for.
-    """
-
-    title: str
-    reason: Reason
+    title: str  # for a button
+    reason: Reason  # what it changes, and what it is expected to take
     recipe: str
     width: int
     height: int
     device_limit_bytes: int | None = None
     host_limit_bytes: int | None = None
-    same_picture: bool = False
+    same_picture: bool = False  # whether the picture stays the one that was asked for
 
 
 @dataclass(frozen=True)
@@ -92,17 +73,13 @@ class Result:
         seconds_per_step: median over the steps after the first.
         peak_memory_bytes: on a device with its own memory `peak_device_bytes`, else `peak_host_bytes`.
         peak_host_bytes: resident memory of the process above what it is without a model, at its highest.
-        predicted_device_bytes, predicted_host_bytes: what the plan of this picture expected `peak_device_bytes` and
-            `peak_host_bytes` to be.
-        residency: where both transformers lived: resident, streamed or disk; planned_residency: where the first plan
-            wanted them.
-        given_up: what was done with less for want of memory, or slower for want of pinned memory, a sentence each;
-            empty where nothing was.
-        offers: what to try where memory ran out and nobody said that it may be tried without asking.
+        predicted_device_bytes, predicted_host_bytes: of `peak_device_bytes` and `peak_host_bytes`, by the plan.
+        residency: of both transformers: resident, streamed or disk; planned_residency: as first planned.
+        given_up: what was done with less for want of memory, or slower for want of pinned memory, a sentence each.
+        offers: fallbacks, where memory ran out and the request did not say `adapt`.
         warm: whether the weights were loaded already, so that `seconds.load` is next to nothing.
         weight_bytes: of both transformers as held while drawing.
         arithmetic: bits of weights and activations in a product (w8a8, w4a8, ...); kernels: which ran between them.
-        savings: what was left out.
         psnr, ssim: to the reference's picture; None for the reference and where there is none.
     """
 
@@ -138,32 +115,37 @@ class Result:
     error: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def failed(cls, request: Request, recipe: str, error: str) -> Result:
+        """Of a recipe that could not be drawn, with the reason."""
+        return cls(
+            recipe=recipe,
+            engaged="",
+            image=None,
+            width=request.width,
+            height=request.height,
+            seed=request.seed,
+            preset=request.preset,
+            steps=find_preset(request.preset).steps,
+            caption=request.caption,
+            error=error,
+        )
+
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened that an onlooker may want to show.
+    """Progress that a watcher may show.
 
-    Attributes:
-        phase: fetch, prepare, smoke (trying what was prepared), verify (hashing it), calibrate, load, encode, denoise,
-            decode, result (`result` is set) or done.
-        done, total: units finished of this phase: bytes in the phases of `IN_BYTES`, else steps.
-        rate: units a second; `seconds_left`: for this phase, from the rate so far.
-        preview: a small PNG of the picture so far, base64, or None.
+    Phases: fetch, prepare, smoke (trying what was prepared), verify (hashing it), calibrate, load, encode, denoise,
+    decode, result (`result` is set) or done.
     """
 
     phase: str
     recipe: str | None = None
-    done: int = 0
+    done: int = 0  # units of this phase: bytes in the phases of `IN_BYTES`, else steps
     total: int = 0
-    rate: float | None = None
-    seconds_left: float | None = None
+    rate: float | None = None  # units a second
+    seconds_left: float | None = None  # of this phase, from the rate so far
     message: str = ""
-    preview: str | None = None
+    preview: str | None = None  # a small PNG of the picture so far, base64
     result: Result | None = None
-
-
-def decibels(psnr: float | None) -> str:
-    """A PSNR for people: 52.0 dB, identical, or a dash where there is none."""
-    if psnr is None:
-        return "–"
-    return "identical" if psnr >= IDENTICAL_PSNR else f"{psnr:.1f} dB"

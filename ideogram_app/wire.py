@@ -1,8 +1,7 @@
-"""Frozen dataclasses to JSON and back, without loss.
+"""JSON of frozen dataclasses, to and from, without loss.
 
-One adapter for everything that flows (`Hardware`, `Plan`, `Request`, `Event`, `Result`, `Comparison`), so that the
-page, the command line, the API, the PNG metadata and the benchmark files all speak the same names. Validation is
-pydantic's: a file edited by hand with a wrong type fails with the field's name.
+For all records (`Hardware`, `Plan`, `Request`, `Event`, `Result`, `Comparison`), so that page, command line, API, PNG
+metadata and benchmark files use the same names. Validation is pydantic's: a wrong type fails with the field's name.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.records import REFERENCE, Event, Fallback, Request, Result, Seconds
-from ideogram_app.studio.backend import SourceState
+from ideogram_app.studio.state import SourceState
 
 MACHINE = Hardware(
     kind="cpu",

@@ -25,7 +25,7 @@ from ideogram_app.files import (
     data_folder,
     delete_folder,
     disk_free,
-    full_disk_told,
+    full_disk_reported,
     hash_file,
     hash_span,
     identity,
@@ -138,10 +138,10 @@ def test_a_folder_is_deleted_with_what_an_earlier_deletion_left(tmp_path: Path) 
 def test_a_full_disk_is_told_in_words_and_other_failures_pass(tmp_path: Path) -> None:
     with (
         pytest.raises(DiskError, match=r"^It filled up\. Got .*B free\. Make room\.$"),
-        full_disk_told("It filled up", tmp_path, "Make room"),
+        full_disk_reported("It filled up", tmp_path, "Make room"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(PermissionError), full_disk_told("It filled up", tmp_path, "Make room"):
+    with pytest.raises(PermissionError), full_disk_reported("It filled up", tmp_path, "Make room"):
         raise PermissionError(errno.EACCES, "Permission denied")
 
 

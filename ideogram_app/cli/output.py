@@ -13,10 +13,10 @@ from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
-from ideogram_app.records import IN_BYTES, Event, Fallback, Result, decibels
+from ideogram_app.records import IN_BYTES, Event, Fallback, Result
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
-from ideogram_app.text import duration, gb, remaining
+from ideogram_app.text import decibels, duration, gb, remaining
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from ideogram_app.cli.output import follow
 from ideogram_app.errors import AccessError, AppError, DeviceError, DiskError, RequestError
 from ideogram_app.files import data_folder, output_folder
 from ideogram_app.generation.validate import check_recipes
-from ideogram_app.studio.setup_stages import Stage, current, setup_stages
+from ideogram_app.studio.setup_stages import Stage, current_stage, setup_stages
 from ideogram_app.studio.setup_status import SetupStatus
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
@@ -100,8 +100,8 @@ def _insist(told: _Told, state: State, names: tuple[str, ...]) -> None:
     """Tell these stages as far as they are passed; refuse where one is blocked."""
     told.print(told.passed(state, names))
     stages = setup_stages(state, told.model, told.recipes)
-    here = current(stages)
-    if here.standing == "blocked" and here.name in names:
+    here = current_stage(stages)
+    if here.status == "blocked" and here.name in names:
         if here.facts and here.name != "licence":
             told.print(told.lines(replace(here, sentence=""), 1 + stages.index(here)))
         raise _problem(stages, here.sentence)
@@ -109,7 +109,7 @@ def _insist(told: _Told, state: State, names: tuple[str, ...]) -> None:
 
 def _problem(stages: tuple[Stage, ...], words: str) -> AppError:
     """What stands in the way, as an error of its kind, with the page on which to act."""
-    here = current(stages)
+    here = current_stage(stages)
     page = f" {here.link[1]}" if here.link and here.link[1] not in words else ""
     lacks = any(name == "Lacking" for name, _ in here.facts)
     kinds = {"machine": DeviceError, "plan": DiskError if lacks else DeviceError, "licence": AccessError}
@@ -136,7 +136,7 @@ class _Told:
         lines: list[str] = []
         stages = setup_stages(state, self.model, self.recipes)
         for number, stage in enumerate(stages, 1):
-            if stage.standing != "done":
+            if stage.status != "done":
                 break
             if stage.name in self.names or (names and stage.name not in names):
                 continue

@@ -1,12 +1,11 @@
-"""One request through several recipes: the same text features, the same noise, one picture after another.
+"""Comparison of recipes: one request drawn with each, from the same text features and the same noise.
 
-One recipe is loaded at a time and gone before the next, so memory is that of the largest and every peak is its own; the
-last one stays for the next request. The reference is drawn first wherever it stands, because the others are measured
-against its picture. A recipe that fails becomes a result with its reason and does not take the others down.
+One recipe is loaded at a time and unloaded before the next, so memory is that of the largest and every peak is its own;
+the last one stays for the next request. The reference is drawn first wherever it stands, because the others are
+measured against its picture. A recipe that fails becomes a result with its reason, and the others are still drawn.
 
-Left out: checking and planning the request (the worker does that first: generation/validate.py, planned_request.py),
-encoding the caption (generation/encode_prompt.py), one recipe's attempts (generation/retry.py), preparing recipes, and
-judging pictures.
+Left out: checking and planning the request, which the worker does first (generation/validate.py, planned_request.py),
+preparing recipes, and judging pictures.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from ideogram_app.generation.draw import SharedInputs
 from ideogram_app.generation.encode_prompt import encode_prompt
 from ideogram_app.generation.retry import attempts, smaller_tile
 from ideogram_app.generation.session import Session, with_free_memory
-from ideogram_app.generation.validate import failed_result
 from ideogram_app.kernels.processor import threads
 from ideogram_app.machine.hardware import usable_cores
 from ideogram_app.machine.meter import empty_cache
@@ -51,9 +49,9 @@ def compare(planned: PlannedRequest, session: Session) -> Iterator[Event]:
             yield from _offers(planned, shared, session)
         else:
             yield from _pictures(planned, shared, session)
-    finally:  # stopped or failed too: RAM that was locked for nobody could never be locked again
+    finally:  # stopped or failed too: pinned memory that nobody frees could never be pinned again
         if not session.stays:
-            session.kept.unload()
+            session.cache.unload()
         empty_cache(device)
     yield Event("done")
 
@@ -72,13 +70,13 @@ def _pictures(planned: PlannedRequest, shared: SharedInputs, session: Session) -
             yield replace(event, result=result)
 
 
-def _offers(planned: PlannedRequest, shortage: OutOfMemory, session: Session) -> Iterator[Event]:
-    """Failed results of all recipes, because the caption found no room to be encoded in."""
+def _offers(planned: PlannedRequest, oom: OutOfMemory, session: Session) -> Iterator[Event]:
+    """Failed results of all recipes, because encoding the caption ran out of memory."""
     request, ready = planned.request, session.ready(planned.request.model)
     for recipe, chosen in planned.plans.items():
         inputs = with_free_memory(planned.inputs_of(recipe))
-        offers = session.fallbacks(inputs, chosen, shortage, ready, request.recipes)
-        failed = failed_result(request, recipe, shortage.sentence())
+        offers = session.fallbacks(inputs, chosen, oom, ready, request.recipes)
+        failed = Result.failed(request, recipe, oom.sentence())
         yield Event("result", recipe, result=replace(failed, offers=offers))
 
 

@@ -1,7 +1,7 @@
 """The contact sheet: every picture of a comparison with its numbers under it, as one lossless PNG.
 
 Pictures are pasted pixel for pixel when they are large, and enlarged by a whole factor without smoothing when they are
-small, so nothing on the sheet is resampled. The comparison's JSON rides along as text inside the PNG.
+small, so nothing on the sheet is resampled. The comparison's JSON is stored as text inside the PNG.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.files import write_png
-from ideogram_app.records import Result, decibels
-from ideogram_app.text import duration, gb
+from ideogram_app.records import REFERENCE, Result
+from ideogram_app.text import decibels, duration, gb
 from ideogram_app.wire import to_json
 
 SMALLEST_SIDE = 256  # pixels; smaller pictures are enlarged by a whole factor to at least this
@@ -36,22 +36,20 @@ def draw_sheet(comparison: Comparison) -> Image.Image:
     columns = max(1, len(comparison.results))
     total = max(columns * (width + MARGIN) + MARGIN, 640)
     header = _header(comparison, (total - 2 * MARGIN) // 8)
-    strips = [facts(result) for result in comparison.results]
-    strip = max((len(lines) for lines in strips), default=0)
+    strip = max((len(result_lines(result)) for result in comparison.results), default=0)
     top = MARGIN + LINE * len(header) + MARGIN // 2
     sheet = Image.new("RGB", (total, top + height + 12 + LINE * strip + 2 * LINE + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for index, line in enumerate(header):
         pen.text((MARGIN, MARGIN + LINE * index), line, INK if index == 0 else QUIET, _font(15))
-    for index, (result, lines) in enumerate(zip(comparison.results, strips, strict=True)):
-        left = MARGIN + index * (width + MARGIN)
-        _column(sheet, pen, result, lines, (left, top), (width, height))
+    for index, result in enumerate(comparison.results):
+        _column(sheet, result, (MARGIN + index * (width + MARGIN), top), (width, height))
     pen.text((MARGIN, sheet.height - MARGIN - LINE), _footer(comparison), QUIET, _font(13))
     return sheet
 
 
-def facts(result: Result) -> list[str]:
-    """The strip under a picture: its name, then one number a line."""
+def result_lines(result: Result) -> list[str]:
+    """Lines under a picture: its recipe, then one number a line."""
     title = find_recipe(result.recipe).title
     if result.error:
         return [title, *textwrap.wrap(f"failed: {result.error}", 34)[:7]]
@@ -64,26 +62,20 @@ def facts(result: Result) -> list[str]:
         lines.append(f"peak memory {gb(result.peak_memory_bytes)}")
     if result.psnr is not None and result.ssim is not None:
         lines.append(f"PSNR {decibels(result.psnr)}, SSIM {result.ssim:.4f}")
-    elif result.recipe == "reference":
+    elif result.recipe == REFERENCE:
         lines.append("what the others are compared with")
     return lines
 
 
-def _column(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    result: Result,
-    lines: list[str],
-    at: tuple[int, int],
-    size: tuple[int, int],
-) -> None:
+def _column(sheet: Image.Image, result: Result, at: tuple[int, int], size: tuple[int, int]) -> None:
+    pen = ImageDraw.Draw(sheet)
     if result.image:
         with Image.open(result.image) as picture:
             sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.NEAREST), at)
     else:
         pen.rectangle((*at, at[0] + size[0] - 1, at[1] + size[1] - 1), outline=ALARM)
         pen.text((at[0] + 12, at[1] + 12), "no picture", ALARM, _font(15))
-    for index, line in enumerate(lines):
+    for index, line in enumerate(result_lines(result)):
         colour = ALARM if result.error and index else INK if index == 0 else QUIET
         pen.text((at[0], at[1] + size[1] + 10 + LINE * index), line, colour, _font(15 if index == 0 else 13))
 
@@ -99,10 +91,8 @@ def _header(comparison: Comparison, characters: int) -> list[str]:
 
 def _footer(comparison: Comparison) -> str:
     versions = next((result.versions for result in comparison.results if result.versions), {})
-    shown = ", ".join(
-        f"{name} {version}" for name, version in versions.items() if name in ("ideogram_app", "torch", "diffusers")
-    )
-    return f"{comparison.hardware.name}   {shown}"
+    shown = [f"{name} {versions[name]}" for name in versions if name in ("ideogram_app", "torch", "diffusers")]
+    return f"{comparison.hardware.name}   {', '.join(shown)}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

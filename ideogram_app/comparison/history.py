@@ -1,8 +1,7 @@
-"""Comparisons on disk: one folder each, with its pictures, `comparison.json` and a contact sheet.
+"""History of comparisons on disk: one folder each, with its pictures, `comparison.json` and a contact sheet.
 
-The folder's name is the time and four random digits, so names sort by age and two programs never meet in one. The
-JSON is written beside its final name and renamed, and names pictures relative to the folder: a folder can be moved,
-sent to somebody else, or deleted by hand.
+The folder's name is the time and four random digits, so names sort by age and two programs never share one. The JSON
+names pictures relative to the folder: a folder can be moved, sent to somebody else, or deleted by hand.
 
 Left out: an index, tags, search. The folders are the database, as in Fooocus, without its one log file a day.
 """
@@ -14,6 +13,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from ideogram_app.errors import RequestError
@@ -30,6 +30,16 @@ _NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """Results of a request, in the order in which recipes were asked for, failed ones included."""
+
+    request: Request
+    hardware: Hardware
+    plan: Plan
+    results: tuple[Result, ...] = ()
+
+
+@dataclass(frozen=True)
 class Entry:
     """A saved comparison. Images are paths into its folder."""
 
@@ -39,18 +49,8 @@ class Entry:
     folder: Path
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Results stand in the order in which recipes were asked for, failed ones included."""
-
-    request: Request
-    hardware: Hardware
-    plan: Plan
-    results: tuple[Result, ...] = ()
-
-
 def new_name() -> str:
-    """A name for a new folder."""
+    """Of a folder: the time and four random digits."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
@@ -67,7 +67,7 @@ def find_entry(output: Path, name: str) -> Entry:
 
 
 def write_entry(folder: Path, comparison: Comparison) -> None:
-    """Save a comparison beside its pictures; names instead of paths, so that the folder can be moved."""
+    """Save a comparison beside its pictures."""
     named = tuple(replace(r, image=Path(r.image).name if r.image else None) for r in comparison.results)
     write_text(folder / COMPARISON_FILE, to_json(replace(comparison, results=named)))
 
@@ -80,26 +80,20 @@ def read_entry(folder: Path) -> Entry | None:
         created = file.stat().st_mtime
     except (OSError, UnicodeDecodeError, RequestError):
         return None
-    return Entry(folder.name, created, replace(comparison, results=_located(folder, comparison.results)), folder)
+    results = tuple(_located(folder, result) for result in comparison.results)
+    return Entry(folder.name, created, replace(comparison, results=results), folder)
 
 
 def read_history(output: Path) -> Iterator[Entry]:
     """The newest comparisons, newest first."""
-    if not output.is_dir():
-        return
-    names = sorted((path.name for path in output.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
-    found = (read_entry(output / name) for name in names)
-    for _, entry in zip(range(SHOWN), filter(None, found), strict=False):
-        yield entry
+    if output.is_dir():
+        names = sorted((path.name for path in output.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+        yield from islice(filter(None, (read_entry(output / name) for name in names)), SHOWN)
 
 
-def _located(folder: Path, results: tuple[Result, ...]) -> tuple[Result, ...]:
-    """The same results with the paths of their pictures; one that is gone says so."""
-    found = []
-    for result in results:
-        path = folder / Path(result.image).name if result.image else None
-        if path and not path.is_file():
-            found.append(replace(result, image=None, error=f"The picture {path.name} is no longer in its folder."))
-        else:
-            found.append(replace(result, image=str(path) if path else None))
-    return tuple(found)
+def _located(folder: Path, result: Result) -> Result:
+    """With the path of its picture; one that is gone becomes an error."""
+    path = folder / Path(result.image).name if result.image else None
+    if path and not path.is_file():
+        return replace(result, image=None, error=f"The picture {path.name} is no longer in its folder.")
+    return replace(result, image=str(path) if path else None)

@@ -1,4 +1,4 @@
-"""How far one picture is from another: PSNR and SSIM.
+"""Image distance to the reference: PSNR and SSIM.
 
 Both compare 8-bit RGB pictures of the same size; scikit-image does the arithmetic, and is imported, with SciPy in more
 than a second, when there are two pictures to compare. They measure difference, not quality: over many steps the
@@ -12,7 +12,7 @@ import numpy
 from numpy.typing import NDArray
 from PIL import Image
 
-from ideogram_app.records import IDENTICAL_PSNR
+from ideogram_app.text import IDENTICAL_PSNR
 
 
 def psnr(picture: Image.Image, reference: Image.Image) -> float:

@@ -1,4 +1,4 @@
-"""Ideogram 4's JSON caption: its model, its checks, and how plain text becomes one.
+"""Ideogram 4's JSON caption: its schema, its checks, and wrapping plain text as a caption.
 
 The network was trained on JSON captions only, so every prompt reaches it as one. Rules follow the reference
 repository's `CaptionVerifier` (ideogram-oss/ideogram4): known keys, required keys, key order inside
@@ -47,11 +47,9 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_order(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            known = [key for key in value if key in cls.model_fields]
-            wanted = [key for key in cls.model_fields if key in value]
-            if known != wanted:
-                raise ValueError(f"keys must come in this order: {', '.join(wanted)}")
+        wanted = [key for key in cls.model_fields if isinstance(value, dict) and key in value]
+        if wanted and wanted != [key for key in value if key in cls.model_fields]:
+            raise ValueError(f"keys must come in this order: {', '.join(wanted)}")
         return value
 
 
@@ -127,7 +125,7 @@ class Caption(_Strict):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the encoder gets, and whether the user typed it or a plain sentence."""
+    """The caption for the text encoder, and whether the user typed plain text."""
 
     caption: str
     was_plain: bool
@@ -139,7 +137,7 @@ def serialise(caption: dict[str, Any]) -> str:
 
 
 def wrap_plain(text: str) -> str:
-    """The smallest valid caption around plain text: no background, one element that says it all."""
+    """The smallest valid caption around plain text: no background, one element with all of the text."""
     element = {"type": "obj", "bbox": PLAIN_BOX, "desc": text}
     return serialise({"compositional_deconstruction": {"background": "", "elements": [element]}})
 
@@ -182,9 +180,8 @@ def parse_prompt(typed: str) -> Prompt:
         )
     text = typed.strip()
     if not text:
-        raise CaptionError(
-            "The prompt is empty", do="Say what to draw, for example: a red circle on a yellow background"
-        )
+        example = "Say what to draw, for example: a red circle on a yellow background"
+        raise CaptionError("The prompt is empty", do=example)
     if text.startswith("{"):
         return Prompt(check_caption(text), was_plain=False)
     return Prompt(wrap_plain(text), was_plain=True)
@@ -201,7 +198,7 @@ def _explain(problem: ValidationError) -> str:
 
 
 def _rule(error: ErrorDetails) -> str:
-    """The rule in plain words; what pydantic says of numbers, lengths and patterns is plain already."""
+    """The rule in plain words; pydantic's messages on numbers, lengths and patterns are plain already."""
     details = error.get("ctx", {})
     plain = {
         "missing": "it is missing, and required",

@@ -1,4 +1,4 @@
-"""One picture as an iterator of events: load, sample, decode, save.
+"""Drawing one picture as an iterator of events: load, sample, decode, save as PNG.
 
     for event in draw(request, recipe, load, shared, output):
         ...                                              the last event carries the Result
@@ -37,41 +37,28 @@ PREVIEW_SECONDS = 0.5  # at most one preview in this time, and none of it counts
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """What every recipe of one request starts from, and what it ends in.
+    """What all recipes of a request share."""
 
-    Attributes:
-        features: (1, n, taps x hidden), on the host; noise: (1, tokens, 128), on the device that draws.
-        seconds: that encoding took; next to nothing where the features were kept.
-        vae: a decoder of latents; shift: of the noise levels, the scheduler's.
-        tile: side in pixels of the tiles in which all of them are decoded, so that pictures can be compared; 0: whole.
-        given_up: what was done with less for want of memory while encoding.
-        peaks: of memory, while encoding.
-    """
-
-    features: Tensor
-    noise: Tensor
-    seconds: float
+    features: Tensor  # (1, n, taps x hidden), on the host
+    noise: Tensor  # (1, tokens, 128), on the device that draws
+    seconds: float  # of encoding; next to nothing where the features were cached
     vae: Any
-    shift: float
-    tile: int = 0
-    given_up: tuple[str, ...] = ()
-    peaks: MeasuredPeaks = field(default_factory=MeasuredPeaks)
+    shift: float  # of the noise levels, the scheduler's
+    tile: int = 0  # side in pixels of the tiles in which all are decoded, so that they can be compared; 0: whole
+    given_up: tuple[str, ...] = ()  # while encoding, as in `Result`
+    peaks: MeasuredPeaks = field(default_factory=MeasuredPeaks)  # while encoding
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a picture came about: copied into the `Result`'s fields of the same names.
-
-    Attributes:
-        warm_bytes: host memory of transformers that were loaded before; None where they are loaded for this picture.
-    """
+    """What led to a picture: copied into the `Result`'s fields of the same names."""
 
     predicted_device_bytes: int | None = None
     predicted_host_bytes: int | None = None
     residency: str = ""
     planned_residency: str = ""
     given_up: tuple[str, ...] = ()
-    warm_bytes: int | None = None
+    warm_bytes: int | None = None  # host memory of transformers that were loaded already; None where none were
 
 
 def draw(
@@ -85,8 +72,7 @@ def draw(
     """Draw one picture with one recipe and save it as a PNG in `output`.
 
     Args:
-        load: gives both transformers in their places; called once, inside the measurement.
-        provenance: what the result says of how it came about.
+        load: gives both transformers; called once, inside the measurement.
 
     Yields:
         Events of the phases load, denoise and decode; the last is `result`.
@@ -98,7 +84,7 @@ def draw(
             loaded = load()
         latents = yield from sample(request, recipe, loaded, shared, meter)
         yield Event("decode", recipe)
-        with meter.phase("let go"):
+        with meter.phase("release"):
             loaded.release_scratch()
             if device.type != "cpu":
                 empty_cache(device)
@@ -113,9 +99,9 @@ def sample(
 ) -> Generator[Event, None, Tensor]:
     """Denoise, from the shared noise to latents (1, tokens, 128) on the host.
 
-    It owns what only the steps need on a device, prepared text and latents, and all of it dies with this generator:
-    the decoder wants the room. Latents come to the host because a small part of an allocator's large segment would
-    keep all of that from being given back.
+    What only the steps need on a device, prepared text and latents, is freed when this generator ends: the decoder
+    needs the memory. Latents come to the host because a small part of an allocator's large segment would keep all of
+    that from being given back.
 
     Yields:
         Events of the phase denoise, the first before any step.
@@ -134,7 +120,7 @@ def sample(
         if time.monotonic() - last_preview > PREVIEW_SECONDS and index + 1 < preset.steps:
             picture, last_preview = preview(shared.vae, step.clean, rows, columns), time.monotonic()
         yield _progress(recipe, _step_seconds(meter, index + 1), preset.steps, picture)
-    with meter.phase("let go"):
+    with meter.phase("release"):
         return step.latents.cpu()
 
 
@@ -146,10 +132,14 @@ def save(image: Image.Image, result: Result, output: Path) -> Result:
 
 
 def _progress(recipe: str, step_seconds: list[float], steps: int, picture: str | None) -> Event:
-    """Time left is told from the steps after the first, which pays for allocations and caches."""
-    typical = statistics.median(step_seconds[1:] or step_seconds)
+    typical = _typical(step_seconds)
     left = typical * (steps - len(step_seconds))
     return Event("denoise", recipe, len(step_seconds), steps, 1 / typical, left, preview=picture)
+
+
+def _typical(step_seconds: list[float]) -> float:
+    """Median over the steps after the first, which pays for allocations and caches."""
+    return statistics.median(step_seconds[1:] or step_seconds)
 
 
 def _grid(request: Request) -> tuple[int, int]:
@@ -158,7 +148,6 @@ def _grid(request: Request) -> tuple[int, int]:
 
 
 def _guidance(request: Request) -> tuple[float, ...]:
-    """One value a step."""
     return guidance_for(find_preset(request.preset), find_model(request.model), request.guidance)
 
 
@@ -169,11 +158,12 @@ def _step_seconds(meter: PhaseMeter, steps: int) -> list[float]:
 def _result(
     request: Request, recipe: str, loaded: Loaded, shared: SharedInputs, meter: PhaseMeter, provenance: Provenance
 ) -> Result:
-    guidance, peaks = _guidance(request), meter.peaks.with_those_of(shared.peaks)
+    guidance = _guidance(request)
+    peaks = meter.peaks.with_those_of(shared.peaks)
     step_seconds = _step_seconds(meter, len(guidance))
     load, steps = meter.seconds["load"], sum(step_seconds)
     encode = shared.seconds + meter.seconds["prepare"]  # a recipe's own projection is part of reading text
-    finish = meter.seconds["let go"] + meter.seconds["decode"]
+    finish = meter.seconds["release"] + meter.seconds["decode"]
     return Result(
         recipe=recipe,
         engaged=loaded.engaged,
@@ -192,7 +182,7 @@ def _result(
             decode=finish,
             total=load + encode + steps + finish,
         ),
-        seconds_per_step=statistics.median(step_seconds[1:] or step_seconds),
+        seconds_per_step=_typical(step_seconds),
         peak_memory_bytes=peaks.memory,
         peak_device_bytes=peaks.device,
         peak_device_reserved_bytes=peaks.reserved,

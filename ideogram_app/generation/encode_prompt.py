@@ -1,9 +1,9 @@
-"""Encoding the caption before anything is drawn: text features and noise, or what ran out of memory on the way.
+"""Encoding the caption: text features and noise that all recipes share, or what ran out of memory.
 
-The text encoder is on the device the way the plan says. Where transformers are loaded already it passes through layer
-by layer instead, so that they can stay. If it finds no room, everything loaded goes and it tries again as planned, and
-then, for those who said `adapt`, layer by layer: features are the same, so only the way is told. Captions that were
-encoded before need no encoder at all.
+The text encoder is on the device as the plan says: resident, staged or streamed. Where transformers are loaded already
+it is streamed layer by layer instead, so that they can stay. If memory runs out, everything is unloaded and it is tried
+again as planned, and then, where the request says `adapt`, streamed: the features are the same. Captions that are
+cached need no encoder at all.
 
 Left out: prompt enhancement, and encoding on the processor while the device draws.
 """
@@ -30,71 +30,72 @@ from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan
 
-LIGHTEST = "streamed"
+STREAMED = "streamed"  # the encoder mode that takes the least memory
 
 
-def caption_tokens(parts: ComponentsFolder, caption: str) -> tuple[int, ...]:
-    """Token ids of a caption, which say how much memory and time it takes.
+def caption_tokens(components: ComponentsFolder, caption: str) -> tuple[int, ...]:
+    """Token ids of a caption, whose number decides memory and time.
 
     Raises:
         CaptionError: it is too long. CheckpointError: the tokenizer is missing or damaged.
     """
-    return tuple(text.tokenize(parts.tokenizer(), caption)[0].tolist())
+    return tuple(text.tokenize(components.tokenizer(), caption)[0].tolist())
 
 
 def encode_prompt(planned: PlannedRequest, session: Session) -> SharedInputs | OutOfMemory:
-    """What every recipe of a request starts from; or the shortage, with everything loaded given back.
+    """What every recipe of a request starts from; or what ran out, with everything unloaded.
 
     Raises:
-        AppError: the model's parts cannot be used.
+        AppError: the model's components cannot be used.
     """
     request, chosen = planned.request, planned.encoding
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
-    parts = find_components(request.model, store=session.store)
-    vae, shift = parts.vae("cpu", dtype), parts.shift()
-    key = text.FeatureKey(request.model, parts.identity, dtype, request.caption)
+    components = find_components(request.model, store=session.store)
+    vae, shift = components.vae("cpu", dtype), components.shift()
+    key = text.FeatureKey(request.model, components.identity, dtype, request.caption)
     ids = torch.tensor([planned.tokens])  # (1, n)
-    shortage: OutOfMemory | None = None
-    for way in _ways(request.adapt, chosen, session.kept):
+    oom: OutOfMemory | None = None
+    for mode in _modes(request.adapt, chosen, session.cache):
         try:
             with PhaseMeter(device) as meter, meter.phase("encode"):
                 features = session.features.get(key)
                 if features is None:
-                    features = session.features.put(key, _encode(parts, way, device, dtype, ids, session.kept))
+                    features = session.features.put(key, _encode(components, mode, device, dtype, ids, session.cache))
         except Exception as problem:
-            shortage = classify(problem, "encode", memory_now(planned.inputs.hardware))
-            if shortage is None:
+            oom = classify(problem, "encode", memory_now(planned.inputs.hardware))
+            if oom is None:
                 raise
             clear_frames(problem.__traceback__)  # which hold what was loaded
-            session.kept.unload()
+            session.cache.unload()
             release(device)
             continue
         given_up: tuple[str, ...] = ()
-        if shortage and way != chosen.encoder:
-            given_up = (shortage.account("the text encoder passed through layer by layer"),)
+        if oom and mode != chosen.encoder:
+            given_up = (oom.account("the text encoder passed through layer by layer"),)
         noise = make_noise(request.seed, request.width, request.height).to(device)
-        seconds = meter.seconds["encode"]
-        return SharedInputs(features, noise, seconds, vae, shift, given_up=given_up, peaks=meter.peaks)
-    assert shortage
-    return shortage
+        return SharedInputs(
+            features, noise, meter.seconds["encode"], vae=vae, shift=shift, given_up=given_up, peaks=meter.peaks
+        )
+    assert oom
+    return oom
 
 
-def _ways(adapt: bool, chosen: Plan, kept: ModelCache) -> list[str]:
+def _modes(adapt: bool, chosen: Plan, cache: ModelCache) -> list[str]:
     """How the encoder may be on the device, the first choice first."""
-    ways = [chosen.encoder]
-    if kept.key is not None:  # what is loaded stays if it can, whatever it is: if not, once more as planned
-        ways.insert(0, LIGHTEST if chosen.encoder != "resident" else "resident")
-    if adapt and chosen.device != "cpu" and chosen.encoder != LIGHTEST:
-        ways.append(LIGHTEST)
-    return ways
+    modes = [chosen.encoder]
+    if cache.key is not None:  # what is loaded stays if it can, whatever it is: if not, once more as planned
+        modes.insert(0, STREAMED if chosen.encoder != "resident" else "resident")
+    if adapt and chosen.device != "cpu" and chosen.encoder != STREAMED:
+        modes.append(STREAMED)
+    return modes
 
 
 def _encode(
-    parts: ComponentsFolder, way: str, device: torch.device, dtype: torch.dtype, ids: Tensor, kept: ModelCache
+    components: ComponentsFolder, mode: str, device: torch.device, dtype: torch.dtype, ids: Tensor, cache: ModelCache
 ) -> Tensor:
     """Token ids (1, n) -> features (1, n, taps x hidden), on the host."""
-    if way == "resident":
-        encoder = kept.encoder((parts.identity, dtype, device), partial(parts.text_encoder, device, dtype))
+    if mode == "resident":
+        load = partial(components.text_encoder, device, dtype)
+        return text.features(cache.encoder((components.identity, dtype, device), load), ids)
+    with encoder_on_device(components, mode, device, dtype) as encoder:
         return text.features(encoder, ids)
-    with encoder_on_device(parts, way, device, dtype) as visiting:
-        return text.features(visiting, ids)

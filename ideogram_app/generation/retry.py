@@ -1,19 +1,19 @@
-"""One recipe's picture: a retry loop that goes on with less where memory runs out, or offers to.
+"""Retry loop of one recipe's picture: where memory runs out it takes a fallback, or offers the fallbacks.
 
     for event in attempts(planned, recipe, shared, session):
         ...                      the last event carries a result, of a picture or of the reason why there is none
 
-Whatever was loaded is given back before anything else is decided, so that the next attempt starts from the memory that
-there is. Who said `adapt` gets the first fallback (planning/fallbacks.py) that needs no preparation, and a result that
-says what was asked for, what ran and why; everybody else gets the fallbacks as offers. Any other failure becomes a
-failed result of this recipe alone.
+Models are unloaded before anything else is decided, so that the next attempt starts from the memory that there is. A
+request that says `adapt` gets the first fallback (planning/fallbacks.py) that needs no preparation, and a result with
+what was asked for, what ran and why; any other gets the fallbacks as offers. Other failures become a failed result of
+this recipe alone.
 
-Left out: the fallbacks themselves, and what the text encoder does when it finds no room (generation/encode_prompt.py).
+Left out: the fallbacks themselves, and out of memory in the text encoder (generation/encode_prompt.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from traceback import clear_frames
@@ -24,7 +24,6 @@ from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.generation.draw import Provenance, SharedInputs, draw
 from ideogram_app.generation.sampler import make_noise
 from ideogram_app.generation.session import Session, with_free_memory
-from ideogram_app.generation.validate import failed_result
 from ideogram_app.machine.memory import memory_now
 from ideogram_app.machine.meter import release
 from ideogram_app.model.cache import LoadedKey
@@ -42,29 +41,20 @@ from ideogram_app.records import Event, Fallback, Request, Result
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at one recipe's picture.
+    """One try at one recipe's picture."""
 
-    Attributes:
-        asked: the request as it was made; recipe: of it, under which the result stands.
-        request: with the size and the limits of this try.
-        inputs: what its plan was computed from; `plan`: by which it is drawn.
-        shared: text features, and noise of its size.
-        planned_residency: where the first try wanted the transformers.
-        given_up: what is done with less than was asked for, a sentence each.
-    """
-
-    asked: Request
-    recipe: str
-    request: Request
-    inputs: PlanInputs
+    asked: Request  # as it was made
+    recipe: str  # of it, under which the result stands
+    request: Request  # with the size and the limits of this try
+    inputs: PlanInputs  # of `plan`
     plan: Plan
-    shared: SharedInputs
-    planned_residency: str
-    given_up: tuple[str, ...]
+    shared: SharedInputs  # with noise of this try's size
+    planned_residency: str  # of the first try
+    given_up: tuple[str, ...]  # as in `Result`
 
     @classmethod
     def first(cls, planned: PlannedRequest, recipe: str, shared: SharedInputs) -> Attempt:
-        """As it was planned."""
+        """The attempt as it was planned."""
         chosen = planned.plans[recipe]
         return cls(
             asked=planned.request,
@@ -98,64 +88,64 @@ def attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session
         attempt = replace(attempt, inputs=with_free_memory(attempt.inputs))
         ready = session.ready(attempt.request.model)
         offers = session.fallbacks(attempt.inputs, attempt.plan, outcome, ready, attempt.request.recipes)
-        at_once = next((rung for rung in offers if rung.recipe in ready), None)
-        if at_once is None or not planned.request.adapt:
-            failed = failed_result(planned.request, recipe, outcome.sentence())
+        fallback = next((offer for offer in offers if offer.recipe in ready), None)
+        if fallback is None or not planned.request.adapt:
+            failed = Result.failed(planned.request, recipe, outcome.sentence())
             yield Event("result", recipe, result=replace(failed, offers=offers, given_up=attempt.given_up))
             return
-        attempt = next_attempt(attempt, outcome, at_once)
+        attempt = next_attempt(attempt, outcome, fallback)
         yield Event("load", recipe, message=attempt.given_up[-1])
 
 
 def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | OutOfMemory]:
-    """One try: its events, and at the end a result, of a picture or of an error, or the shortage of memory.
+    """One try: its events, and at the end a result, of a picture or of an error, or what ran out of memory.
 
-    Whatever was loaded for a try that failed has been given back when it ends.
+    After a failure everything has been unloaded.
 
     Raises:
         Exception: a bug.
     """
-    phase, error = "load", ""
+    phase = "load"
     try:
         for event in _draw(attempt, session):
             if event.result:
-                _note(event.result, attempt, session.observe)
+                _observe(event.result, attempt, session)
                 return event.result
             phase = event.phase
             yield event
     except Exception as problem:
-        shortage = classify(problem, phase, memory_now(attempt.inputs.hardware))
-        if shortage is None and not isinstance(problem, AppError):
+        oom = classify(problem, phase, memory_now(attempt.inputs.hardware))
+        if oom is None and not isinstance(problem, AppError):
             raise
-        error = str(problem)
+        outcome = oom or Result.failed(attempt.asked, attempt.recipe, str(problem))
         clear_frames(problem.__traceback__)  # which hold what was loaded for as long as somebody holds the problem
-    session.kept.unload()
-    for device in dict.fromkeys(attempt.plan.branch_devices):  # of what was not loaded whole, too
+    session.cache.unload()
+    for device in dict.fromkeys(attempt.plan.branch_devices):  # of what was loaded in part, too
         release(torch.device(device))
-    return shortage or failed_result(attempt.asked, attempt.recipe, error)
+    return outcome
 
 
-def next_attempt(attempt: Attempt, shortage: OutOfMemory, rung: Fallback) -> Attempt:
-    """The try after one that ran out of memory: a fallback taken, with a plan and noise of its own."""
-    request = apply_fallback(attempt.request, attempt.engaged, rung)
+def next_attempt(attempt: Attempt, oom: OutOfMemory, fallback: Fallback) -> Attempt:
+    """The attempt after one that ran out of memory, with a plan and noise of its own."""
+    request = apply_fallback(attempt.request, attempt.engaged, fallback)
     inputs = replace(
         attempt.inputs,
-        recipe=rung.recipe,
-        ready=(rung.recipe,),
-        size=(rung.width, rung.height),
-        limit_bytes=rung.device_limit_bytes,
-        host_limit_bytes=rung.host_limit_bytes,
+        recipe=fallback.recipe,
+        ready=(fallback.recipe,),
+        size=(fallback.width, fallback.height),
+        limit_bytes=fallback.device_limit_bytes,
+        host_limit_bytes=fallback.host_limit_bytes,
     )
     shared = attempt.shared
     if inputs.size != attempt.inputs.size:
         shared = replace(shared, noise=make_noise(request.seed, *inputs.size).to(shared.noise.device))
-    given_up = (*attempt.given_up, shortage.account(rung.title))
+    given_up = (*attempt.given_up, oom.account(fallback.title))
     return replace(attempt, request=request, inputs=inputs, plan=plan(inputs), shared=shared, given_up=given_up)
 
 
 def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
-    """Load or keep the transformers where the plan wants them, and draw."""
-    request, chosen, shared = attempt.request, attempt.plan, attempt.shared
+    """Draw with the transformers where the plan wants them, from the cache or loaded."""
+    request, chosen, cache = attempt.request, attempt.plan, session.cache
     if not chosen.fits:
         raise DeviceError(f"{attempt.engaged} does not fit this machine: {chosen.why}", do=chosen.suggestion.text)
     homes, dtype = homes_of(chosen), COMPUTE_DTYPES[chosen.compute_dtype]
@@ -170,9 +160,9 @@ def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
         compiled=request.compiled,
     )
     if chosen.encoder != "resident":
-        session.kept.drop_encoder()
-    warm_bytes = session.kept.transformers_host_bytes if session.kept.key == key else None
-    load_anew = partial(
+        cache.drop_encoder()
+    warm_bytes = cache.transformers_host_bytes if cache.key == key else None
+    load = partial(
         session.load,
         session.store,
         request.model,
@@ -183,10 +173,19 @@ def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
         compiled=request.compiled,
     )
     device = torch.device(chosen.device)  # where the plan counts latents and decoder, once the text encoder has left
+    shared = replace(attempt.shared, noise=attempt.shared.noise.to(device))
     shared.vae.to(device).enable_tiling(smaller_tile(shared.tile, chosen.decode_tile))
-    shared = replace(shared, noise=shared.noise.to(device))
-    load = partial(session.kept.transformers, key, load_anew)
-    yield from draw(request, attempt.recipe, load, shared, session.output, _provenance(attempt, warm_bytes))
+    expected = chosen.predicted
+    provenance = Provenance(
+        predicted_device_bytes=expected.device.allocated if expected.device else None,
+        predicted_host_bytes=expected.peak_host_bytes,
+        residency=chosen.residency or "",
+        planned_residency=attempt.planned_residency,
+        given_up=attempt.given_up,
+        warm_bytes=warm_bytes,
+    )
+    transformers = partial(cache.transformers, key, load)
+    yield from draw(request, attempt.recipe, transformers, shared, session.output, provenance)
 
 
 def homes_of(chosen: Plan) -> Homes:
@@ -196,28 +195,16 @@ def homes_of(chosen: Plan) -> Homes:
 
 
 def smaller_tile(*sides: int) -> int:
-    """The smallest of some tiles, 0 for a whole picture where none is needed."""
+    """The smallest side of tiles; 0 stands for a whole picture."""
     return min((side for side in sides if side), default=0)
 
 
-def _provenance(attempt: Attempt, warm_bytes: int | None) -> Provenance:
-    expected = attempt.plan.predicted
-    return Provenance(
-        predicted_device_bytes=expected.device.allocated if expected.device else None,
-        predicted_host_bytes=expected.peak_host_bytes,
-        residency=attempt.plan.residency or "",
-        planned_residency=attempt.planned_residency,
-        given_up=attempt.given_up,
-        warm_bytes=warm_bytes,
-    )
-
-
-def _note(result: Result, attempt: Attempt, observe: Callable[[Observation], None] | None) -> None:
-    """Tell how long a step took, where nothing was left out of it."""
-    if observe is None or result.seconds_per_step is None or attempt.request.savings:
+def _observe(result: Result, attempt: Attempt, session: Session) -> None:
+    """Report the seconds of a step, where nothing was left out of it."""
+    if session.observe is None or result.seconds_per_step is None or attempt.request.savings:
         return
     chosen = attempt.plan
-    observe(
+    session.observe(
         Observation(
             model=attempt.request.model,
             arithmetic=chosen.arithmetic,

@@ -1,4 +1,4 @@
-"""The sampler in plain tensors: noise, schedule, Euler steps, decoding and previews.
+"""The sampler in plain tensors: noise, schedule, Euler steps, VAE decoding and previews.
 
     sigmas = schedule(preset, width, height, shift)
     for step in denoise(velocity, make_noise(seed, width, height), sigmas, guidance):
@@ -15,9 +15,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -62,20 +62,20 @@ def schedule(preset: Preset, width: int, height: int, shift: float) -> Tensor:
     return torch.cat((sigmas, torch.zeros(1)))
 
 
-class Guided(Protocol):
-    """A guided velocity."""
-
-    def __call__(self, latents: Tensor, step: int, guidance: float, /) -> Tensor:
-        """latents: (1, tokens, 128) float32 -> the same shape and type."""
-
-
 def times(sigmas: Tensor) -> Tensor:
     """Noise levels (steps + 1,) -> times (steps,), 0 is noise and 1 is data, rounded as diffusers rounds them."""
     return 1.0 - sigmas[:-1] * TIMESTEPS / TIMESTEPS
 
 
-def denoise(velocity: Guided, noise: Tensor, sigmas: Tensor, guidance: tuple[float, ...]) -> Iterator[Step]:
-    """Euler steps from noise to data, one at a time. sigmas: (steps + 1,); guidance: one value a step."""
+def denoise(
+    velocity: Callable[[Tensor, int, float], Tensor], noise: Tensor, sigmas: Tensor, guidance: tuple[float, ...]
+) -> Iterator[Step]:
+    """Euler steps from noise to data, one at a time.
+
+    Args:
+        velocity: of latents (1, tokens, 128) float32, a step's number and its guidance; of the same shape and type.
+        sigmas: (steps + 1,); guidance: one value a step.
+    """
     latents = noise.float()
     for index, weight in enumerate(guidance):
         sigma, following = sigmas[index], sigmas[index + 1]

@@ -1,4 +1,4 @@
-"""A session of drawing: store, output folder, caches and hooks shared by all recipes of a request.
+"""A session of drawing: store, output folder and caches shared by all recipes of a request.
 
 Left out: the machine and the limits to plan with, which are in a request's plan inputs (planning/inputs.py).
 """
@@ -23,36 +23,27 @@ from ideogram_app.records import Fallback
 
 @dataclass(frozen=True)
 class Session:
-    """What drawing goes by beside the request and its plans.
-
-    Attributes:
-        output: where PNGs go.
-        kept: the model cache: transformers and text encoder that are loaded.
-        features: of captions that were encoded before; a caption that is there needs no text encoder.
-        stays: whether what is loaded stays so after the last picture.
-        observe: is told of every picture that was drawn whole.
-        load: reads both transformers (`load_transformers`).
-        fallbacks: what can still be drawn when memory ran out (`ladder.rungs`).
-    """
+    """Store, output folder, caches and the functions that drawing calls."""
 
     store: Store
-    output: Path
-    kept: ModelCache = field(default_factory=ModelCache)
-    features: FeatureCache = field(default_factory=FeatureCache)
-    stays: bool = False
-    observe: Callable[[Observation], None] | None = None
+    output: Path  # of PNGs
+    cache: ModelCache = field(default_factory=ModelCache)
+    features: FeatureCache = field(default_factory=FeatureCache)  # captions in it need no text encoder
+    stays: bool = False  # whether models stay loaded after the last picture
+    observe: Callable[[Observation], None] | None = None  # of step times, where nothing was left out
     load: Callable[..., Loaded] = load_transformers
     fallbacks: Callable[..., tuple[Fallback, ...]] = fallbacks
 
     def ready(self, model: str) -> frozenset[str]:
-        """Recipes whose files are complete."""
+        """Recipes that can be loaded."""
         return frozenset(recipe for recipe in RECIPES if self.store.status(model, recipe).usable)
 
 
 def with_free_memory(inputs: PlanInputs) -> PlanInputs:
-    """The inputs with the memory that is free now; what torch caches on a device can be given out again."""
-    machine = inputs.hardware
-    now = memory_now(machine)
-    device = machine.device_free_bytes if now.device_free is None else now.device_free + (now.device_ours or 0)
+    """The inputs with the memory that is free now."""
+    machine, now = inputs.hardware, memory_now(inputs.hardware)
+    device = machine.device_free_bytes  # what torch caches on the device can be given out again
+    if now.device_free is not None:
+        device = now.device_free + (now.device_ours or 0)
     host = machine.host_free_bytes if now.host_free is None else now.host_free
     return replace(inputs, hardware=replace(machine, device_free_bytes=device, host_free_bytes=host))

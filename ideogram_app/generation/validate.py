@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded, and what a refused picture looks like in the results."""
+"""Validation of a request before anything is loaded: sizes, preset, guidance, recipes, speed-ups, seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ideogram_app.catalog.presets import find_preset, guidance_for
 from ideogram_app.catalog.recipes import RECIPES, find_recipe
 from ideogram_app.catalog.speedups import check_speedups
 from ideogram_app.errors import RequestError
-from ideogram_app.records import Request, Result
+from ideogram_app.records import Request
 
 SEED_LIMIT = 2**63  # torch generators take what fits a signed 64-bit number
 
@@ -32,19 +32,3 @@ def check_recipes(recipes: tuple[str, ...]) -> None:
         find_recipe(recipe)
     if not recipes or len(set(recipes)) < len(recipes):
         raise RequestError("Choose at least one precision, each once", expected=" or ".join(RECIPES))
-
-
-def failed_result(request: Request, recipe: str, error: str) -> Result:
-    """The result of a recipe that could not be drawn, with the reason."""
-    return Result(
-        recipe=recipe,
-        engaged="",
-        image=None,
-        width=request.width,
-        height=request.height,
-        seed=request.seed,
-        preset=request.preset,
-        steps=find_preset(request.preset).steps,
-        caption=request.caption,
-        error=error,
-    )

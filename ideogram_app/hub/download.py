@@ -29,7 +29,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from ideogram_app.catalog.sources import Source
 from ideogram_app.checkpoints.prepared.manifest import FileRow
 from ideogram_app.errors import AccessError, Cancelled, CheckpointError, DiskError
-from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, locked, pieces, size_of, sync, write_text
+from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_reported, locked, pieces, size_of, sync, write_text
 from ideogram_app.hub.access import CLIENT_ERRORS, NETWORK_ERROR, Remote, RemoteFile, address, explain, look, retryable
 from ideogram_app.hub.record import RECORD, DownloadRecord, fetched, read_record
 from ideogram_app.hub.resume import WAITS, Chunk, download_file, pause
@@ -100,7 +100,7 @@ class _Download:
     def run(self) -> None:
         filled_up = f"The disk filled up while {self.source.repository} was being fetched"
         try:
-            with full_disk_told(filled_up, self.folder, "Make room and continue: what has been fetched is kept"):
+            with full_disk_reported(filled_up, self.folder, "Make room and continue: what has been fetched is kept"):
                 self._run()
         except OSError as problem:  # the network's have become `AccessError`s by now
             raise DiskError(f"{self.folder} cannot be written", got=problem.strerror or str(problem)) from problem

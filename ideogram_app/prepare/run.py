@@ -26,7 +26,7 @@ from ideogram_app.checkpoints.prepared.manifest import MANIFEST_FORMAT, FileRow,
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile
 from ideogram_app.checkpoints.prepared.store import PreparedFolder
 from ideogram_app.errors import CheckpointError, DiskError
-from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_told, hash_file, write_json
+from ideogram_app.files import DISK_MARGIN, disk_free, full_disk_reported, hash_file, write_json
 from ideogram_app.prepare.calibration.tuning import UNTUNED, Tuning
 from ideogram_app.prepare.notices import write_notices
 from ideogram_app.prepare.packing import Packing
@@ -90,7 +90,7 @@ class PrepareRun:
         filled_up = f"The disk filled up while {self.recipe.name} was being prepared"
         again = "Make room and prepare it again: what is done is kept"
         try:
-            with full_disk_told(filled_up, self.prepared.final, again):
+            with full_disk_reported(filled_up, self.prepared.final, again):
                 return (yield from self.run())
         except MismatchError:
             shutil.rmtree(self.prepared.staging, ignore_errors=True)

@@ -1,10 +1,7 @@
-"""The backend that does the work on this machine: `LocalBackend`.
+"""`LocalBackend`: the services of studio/worker.py's `Backend`, done on this machine in one data folder.
 
 What it calls is imported when it is first called, so that the page is up before torch is loaded. A preparation of
-published weights is a download and then the writing, one after the other in one iterator: whoever drives it sees one
-job with two stages.
-
-Left out: the queue (studio/studio.py), and what to do with an event (studio/worker.py).
+published weights is one iterator: first the download, then the packing.
 """
 
 from __future__ import annotations
@@ -30,9 +27,9 @@ from ideogram_app.machine.memory import MemoryNow, memory_now
 from ideogram_app.planning.footprint import encoder_weights
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.profile import MachineProfile, ProfileStore
-from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.records import Event
-from ideogram_app.studio.backend import SourceState
+from ideogram_app.studio.setup_status import made_bytes
+from ideogram_app.studio.state import SourceState
 
 CAPTIONS_TOKENIZED = 64  # the last ones are not tokenized again: reading the tokenizer takes longer than using it
 
@@ -41,13 +38,10 @@ class LocalBackend:
     """A `Backend` with everything in one data folder.
 
     Args:
-        data: where weights rest.
         given: model -> a folder that already holds its weights; others ship with the program or are fetched.
         offline: never touch the network.
-        calibration: what preparations use, in place of the model's own; recipes are then made again where they were
-            made without it.
-        encoder: how the text encoder is kept beside packed transformers; one kept otherwise is made again. None keeps
-            what is there.
+        calibration: a file used in place of the model's own; recipes made without it are made again.
+        encoder: recipe of the text encoder beside packed transformers; one in another is made again. None keeps it.
         device: where preparations pack.
     """
 
@@ -64,8 +58,8 @@ class LocalBackend:
         quiet_library_logging()
         self._data, self._given, self._offline = data, given or {}, offline
         self._calibration, self._encoder, self._device = calibration, encoder, device
-        self._learning = ProfileStore(data)
-        self._caches: tuple[Any, Any] | None = None  # model cache and features; no torch before the first picture
+        self._profiles = ProfileStore(data)
+        self._caches: tuple[Any, Any] | None = None  # ModelCache, FeatureCache; no torch before the first picture
         self._tokenized = lru_cache(CAPTIONS_TOKENIZED)(self._tokenize)
 
     @cached_property
@@ -74,51 +68,40 @@ class LocalBackend:
 
         return Store(self._data)
 
-    # The machine.
-
     def detect(self) -> Hardware:
-        """The machine as it is now. RAM of what is loaded counts as free: it can be given back."""
         hardware = detect(self._data)
         if self._caches is None or hardware.host_free_bytes is None:
             return hardware
         return replace(hardware, host_free_bytes=hardware.host_free_bytes + self._caches[0].host_bytes)
 
     def known(self, hardware: Hardware) -> MachineProfile | None:
-        """What the machine has shown of itself."""
-        return self._learning.known(hardware)
+        return self._profiles.known(hardware)
 
     def memory(self, hardware: Hardware | None) -> MemoryNow:
-        """What of its memory is in use now."""
         return memory_now(hardware)
 
-    # The published weights: given, fetched or still to be fetched.
-
     def source_state(self, model: str) -> SourceState:
-        """What of a model's published weights is on disk."""
         from ideogram_app.hub.record import fetched
 
-        source, beside = find_source(model), self._store.components_status(model)
-        kept, begun = beside.bytes if beside.usable else 0, beside.bytes if beside.state == "partial" else 0
-        if model in self._given:
-            return SourceState("given", 0, self._given[model], "", kept, begun)
-        if source.included:
+        source, components = find_source(model), self._store.components_status(model)
+        if source.included and model not in self._given:
             return SourceState("included", folder=source.included)
+        source_state = partial(
+            SourceState,
+            components_bytes=components.bytes if components.usable else 0,
+            components_begun=components.bytes if components.state == "partial" else 0,
+        )
+        if model in self._given:
+            return source_state("given", folder=self._given[model])
         folder = self._fetched_folder(model)
-        complete, taken = fetched(source, folder), bytes_taken(folder)
-        if complete:
-            return SourceState("complete", taken, folder, complete.commit, kept, begun)
-        return SourceState("partial" if taken else "missing", taken, folder, "", kept, begun)
+        record, taken = fetched(source, folder), bytes_taken(folder)
+        state = "complete" if record else "partial" if taken else "missing"
+        return source_state(state, taken, folder, record.commit if record else "")
 
     def access(self, model: str) -> Access:
-        """Whether this user may fetch them, in plain words."""
         return access(find_source(model), offline=self._offline)
 
     def delete_source(self, model: str) -> int:
-        """Remove the download; says how many bytes that freed.
-
-        Raises:
-            RequestError: something that is needed to draw is nowhere else.
-        """
         from ideogram_app.hub.record import delete_fetched
 
         if not self._store.components_status(model).usable:
@@ -138,10 +121,7 @@ class LocalBackend:
         state = self.source_state(model)
         return state.folder if state.state in ("given", "complete") else None
 
-    # Recipes on disk.
-
     def status(self, model: str, recipe: str) -> Any:
-        """What of a recipe is on disk."""
         return self._store.status(model, recipe)
 
     def prepare(self, model: str, recipe: str) -> Iterator[Event]:
@@ -150,12 +130,12 @@ class LocalBackend:
         from ideogram_app.prepare.transformers import prepare
 
         store = self._store
-        usable, kept = store.status(model, recipe).usable, store.components_status(model)
-        is_other = kept.state != "included" and self._encoder not in (None, kept.recipe)
+        usable, components = store.status(model, recipe).usable, store.components_status(model)
+        is_other = components.state != "included" and self._encoder not in (None, components.recipe)
         if not usable or is_other:
             yield from self._fetch(model, recipe)
-        if is_other or not (usable or kept.usable):
-            yield from self._companions(model)
+        if is_other or not (usable or components.usable):
+            yield from self._components(model)
         folder = self._given.get(model) if usable else self._source_folder(model)
         tuning = UNTUNED
         if self._calibration or not usable:
@@ -163,19 +143,17 @@ class LocalBackend:
         yield from prepare(store, model, recipe, folder, tuning=tuning, device=self._device)
 
     def _fetch(self, model: str, recipe: str) -> Iterator[Event]:
-        """Bring the weights here, with room left for what is made from them; nothing where they are at hand."""
+        """Download the weights, with disk left for what is made from them; nothing where they are at hand."""
         from ideogram_app.hub.download import fetch
 
         state = self.source_state(model)
         if state.at_hand:
             return
-        row, shape = find_recipe(recipe).protecting(), find_model(model)
-        made = sum(weight_bytes(branch, row) for branch in shape.branches)
-        beside = 0 if state.companions_bytes else encoder_weights(shape, 2)  # kept already where a recipe was made
-        reserve = round((made + beside) * DISK_MARGIN)
+        encoder = 0 if state.components_bytes else encoder_weights(find_model(model), 2)
+        reserve = round((made_bytes(model, recipe) + encoder) * DISK_MARGIN)
         yield from fetch(find_source(model), self._fetched_folder(model), offline=self._offline, reserve_bytes=reserve)
 
-    def _companions(self, model: str) -> Iterator[Event]:
+    def _components(self, model: str) -> Iterator[Event]:
         """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""
         from ideogram_app.checkpoints.prepared.storage import ENCODER
         from ideogram_app.prepare.components import prepare_components
@@ -184,14 +162,7 @@ class LocalBackend:
         if folder and (folder / ENCODER).is_dir():
             yield from prepare_components(self._store, model, folder, self._encoder or DEFAULT, self._device)
 
-    # Pictures.
-
     def tokens(self, model: str, caption: str) -> tuple[int, ...]:
-        """Token ids of a caption.
-
-        Raises:
-            CaptionError: it is too long. AppError: the model's tokenizer cannot be used.
-        """
         return self._tokenized(model, caption)
 
     def _tokenize(self, model: str, caption: str) -> tuple[int, ...]:
@@ -201,7 +172,6 @@ class LocalBackend:
         return caption_tokens(find_components(model, store=self._store), caption)
 
     def compare(self, planned: PlannedRequest, output: Path) -> Iterator[Event]:
-        """Draw a request; what was loaded for it stays until `unload`."""
         from ideogram_app.comparison.compare import compare
         from ideogram_app.generation.session import Session
         from ideogram_app.model.cache import ModelCache
@@ -209,32 +179,30 @@ class LocalBackend:
 
         if self._caches is None:
             self._caches = ModelCache(), FeatureCache()
-        kept, features = self._caches
-        observe = partial(self._learning.note, planned.inputs.hardware)
-        yield from compare(planned, Session(self._store, output, kept, features, stays=True, observe=observe))
+        cache, features = self._caches
+        observe = partial(self._profiles.note, planned.inputs.hardware)
+        session = Session(self._store, output, cache=cache, features=features, stays=True, observe=observe)
+        yield from compare(planned, session)
 
     def write_sheet(self, comparison: Comparison, path: Path) -> None:
-        """The contact sheet."""
         from ideogram_app.comparison.contact_sheet import write_sheet
 
         write_sheet(comparison, path)
 
     def loaded(self) -> str:
-        """What stays in memory between pictures, in words."""
         key = self._caches[0].key if self._caches else None
         return f"{find_recipe(key.recipe).title} of {find_model(key.model).title}" if key else ""
 
     def unload(self) -> None:
-        """Let it go; features of captions stay, they are small."""
         if self._caches:
             self._caches[0].unload()
 
 
 def quiet_library_logging() -> None:
-    """Keep libraries from reporting on the terminal what a user can neither use nor change.
+    """Silence what a user can neither use nor change; errors still come through.
 
     torchao lists CUDA extensions that a CPU build lacks, torch a deprecation inside torchao, diffusers an optional
-    class, transformers its loading bars. Errors still come through.
+    class, transformers its loading bars.
     """
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

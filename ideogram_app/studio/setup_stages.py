@@ -1,18 +1,17 @@
 """The first run as seven stages: machine, plan, licence, fetch, quantize, smoke test, first picture.
 
-    guide(state, model) -> tuple[Stage, ...]
+    setup_stages(state, model) -> tuple[Stage, ...]
 
-Nothing is remembered here: every stage follows from what the studio knows now, that is from the machine, the disk, the
-Hub's answer and the running job. So the answer is right in a second tab, after a reload, after a cut line, a full disk
-or a killed process, and the page and `python -m ideogram_app prepare` say the same.
+A pure function of the studio's state: the machine, the disk, the Hub's answer and the running job. So the stages are
+right in a second tab, after a reload, a lost connection, a full disk or a killed process, and the page and `python -m
+ideogram_app prepare` show the same.
 
 At most one stage is the one to act on (`now` or `blocked`), and it has at most one action. Everything that costs time
-or disk is said before the first byte. Left out: choosing a folder, or another source than the first of the model.
+or disk is shown before the first byte. Left out: choosing a folder, or another source than the first of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ideogram_app.catalog.sources import find_source
@@ -21,7 +20,7 @@ from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus, disk_shor
 from ideogram_app.studio.state import Job, State
 from ideogram_app.text import gb, listed
 
-# State of the gate -> tone, heading, and what its page is for; states that are not here stand in nobody's way.
+# State of access to gated weights -> tone, heading, and what its page is for.
 GATES: dict[str, tuple[str, str, str]] = {
     "ready": ("ok", "Your account may fetch it.", ""),
     "no_token": ("warn", "Log in to Hugging Face first.", "Make a token"),
@@ -31,41 +30,35 @@ GATES: dict[str, tuple[str, str, str]] = {
     "offline": ("warn", "Working offline.", ""),
     "unreachable": ("bad", "Hugging Face does not answer.", "See whether it is down"),
 }
-CLOSED = ("no_token", "not_accepted", "wrong_scope", "not_found", "offline")  # asking for a file would be in vain
+CLOSED = ("no_token", "not_accepted", "wrong_scope", "not_found", "offline")  # no file can be fetched
 PROGRESS_IS_KEPT = "What is done is kept."
 
 
 @dataclass(frozen=True)
 class Action:
-    """What can be done: prepare, continue, check (ask the Hub again), stop or draw; and to what.
+    """A button: what it does, to what, and its label."""
 
-    Attributes:
-        argument: recipes with commas, the id of a job, or a model.
-        label: for a button.
-    """
-
-    deed: str
-    argument: str
+    name: str  # prepare, continue, check (ask the Hub again), stop or draw
+    argument: str  # recipes with commas, the id of a job, or a model
     label: str
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the first run.
+    """One stage of the first run, of `STAGE_NAMES`.
 
     Attributes:
-        name: one of `STAGE_NAMES`.
-        standing: done, now (it runs, or waits for its action), next, or blocked (something stands in the way).
-        sentence: how it stands; of what is blocked, what happened and what to do.
+        status: done, now (it runs, or waits for its action), next, or blocked (something stands in the way).
+        sentence: for people; of what is blocked, what happened and what to do.
         facts: pairs of a name and a value.
         link: what a page is for, and its address.
         event: the latest of the job, where it is at this stage.
-        is_open: whether its facts are to be read now.
+        is_open: whether its facts are unfolded.
     """
 
     name: str
     title: str
-    standing: str
+    status: str
     sentence: str = ""
     facts: tuple[tuple[str, str], ...] = ()
     action: Action | None = None
@@ -84,33 +77,20 @@ def setup_stages(state: State, model: str, recipes: tuple[str, ...] = ()) -> tup
         RequestError: no such model or recipe.
     """
     view = SetupStatus(state, model, recipes)
-    makers: tuple[Callable[[SetupStatus], Stage], ...] = (
-        _machine,
-        _plan,
-        _licence,
-        _fetch,
-        _quantize,
-        _smoke,
-        _picture,
-    )
     stages: list[Stage] = []
-    reached = True
-    for make in makers:
+    for make in (_machine, _plan, _licence, _fetch, _quantize, _smoke, _picture):
         stage = make(view)
-        if not reached:
+        if stages and stages[-1].status != "done":
             stage = Stage(stage.name, stage.title, "next", _later(view, stage.name))
-        elif stage.standing != "done":
-            reached = False
-            stage = replace(stage, is_open=True)
-        elif stage.name == "plan" and not view.is_begun:
-            stage = replace(stage, is_open=True)  # before the first byte everything is said
+        elif stage.status != "done" or (stage.name == "plan" and not view.is_begun):
+            stage = replace(stage, is_open=True)  # the plan: before the first byte everything is shown
         stages.append(stage)
     return tuple(stages)
 
 
-def current(stages: tuple[Stage, ...]) -> Stage:
+def current_stage(stages: tuple[Stage, ...]) -> Stage:
     """The stage to act on, or the last where all are done."""
-    return next((stage for stage in stages if stage.standing in ("now", "blocked")), stages[-1])
+    return next((stage for stage in stages if stage.status in ("now", "blocked")), stages[-1])
 
 
 def is_first_run(state: State, model: str) -> bool:
@@ -121,7 +101,7 @@ def is_first_run(state: State, model: str) -> bool:
 
 
 def _later(view: SetupStatus, name: str) -> str:
-    """What a stage will be about, before its turn has come."""
+    """What a stage will do, before its turn has come."""
     from_where = "your own copy" if view.source.state == "given" else "the published weights"
     return {
         "plan": "What is fetched, made and kept, how long it takes and how much disk.",
@@ -139,20 +119,24 @@ def _machine(view: SetupStatus) -> Stage:
         problem = view.state.machine_error
         return Stage("machine", title, "blocked" if problem else "now", problem or "Looking at the machine …")
     hardware = machine.hardware
-    facts = (
-        ("Device memory", _of(hardware.device_free_bytes, hardware.device_memory_bytes)),
-        ("RAM", _of(hardware.host_free_bytes, hardware.host_memory_bytes)),
-        ("Disk", _of(hardware.disk_free_bytes, None)),
+    facts = _known(
+        ("Device memory", _free_of(hardware.device_free_bytes, hardware.device_memory_bytes)),
+        ("RAM", _free_of(hardware.host_free_bytes, hardware.host_memory_bytes)),
+        ("Disk", _free_of(hardware.disk_free_bytes, None)),
     )
-    known = tuple((name, value) for name, value in facts if value)
-    first = "".join(f", {value} {name if name == 'RAM' else name.lower()}" for name, value in known[:1])
-    return Stage("machine", title, "done", f"{hardware.name}{first}.", known)
+    first = "".join(f", {value} {name if name == 'RAM' else name.lower()}" for name, value in facts[:1])
+    return Stage("machine", title, "done", f"{hardware.name}{first}.", facts)
 
 
-def _of(free: int | None, total: int | None) -> str:
+def _free_of(free: int | None, total: int | None) -> str:
     if free is None:
         return gb(total) if total else ""
     return f"{gb(free)} free" + (f" of {gb(total)}" if total else "")
+
+
+def _known(*facts: tuple[str, str]) -> tuple[tuple[str, str], ...]:
+    """Those that have a value."""
+    return tuple((name, value) for name, value in facts if value)
 
 
 def _plan(view: SetupStatus) -> Stage:
@@ -163,107 +147,67 @@ def _plan(view: SetupStatus) -> Stage:
     named = bool(view.asked or view.job or view.is_ready)
     if not planned.fits and not named:
         advice = f" {planned.suggestion}" if planned.suggestion else ""
-        return replace(stage, standing="blocked", sentence=f"{planned.reasons[0]}{advice}")
+        return replace(stage, status="blocked", sentence=f"{planned.reasons[0]}{advice}")
     if view.lacking and not view.is_begun and not named:
         again = Action("prepare", ",".join(view.recipes), "I made room: try again")
-        return replace(stage, standing="blocked", sentence=view.failure or disk_short(view), action=again)
-    costs = [f"{gb(view.to_fetch)} to fetch" if view.to_fetch else "", f"{gb(view.to_make)} to make"]
-    sentence = f"{view.titles}: {listed([cost for cost in costs if cost])}." if view.missing else f"{view.titles}."
+        return replace(stage, status="blocked", sentence=view.failure or disk_short(view), action=again)
+    fetched = [f"{gb(view.to_fetch)} to fetch"] if view.to_fetch else []
+    costs = f": {listed([*fetched, f'{gb(view.to_make)} to make'])}" if view.missing else ""
+    sentence = f"{view.titles}{costs}."
     if not planned.fits:
         sentence += " This machine cannot draw with it; it can be made here and used on another."
     return replace(stage, sentence=sentence)
 
 
 def plan_facts(view: SetupStatus) -> tuple[tuple[str, str], ...]:
-    """What is fetched, made and kept, how long it takes, and whether the disk has room."""
+    """What is fetched, made and stays on disk, how long it takes, and whether the disk has room."""
     rows: list[tuple[str, str]] = []
     if view.missing:
-        if not view.row.included and view.source.state != "given":
-            rows.append(("Fetched, once", gb(view.row.size)))
-        beside = "" if view.source.companions_bytes or view.row.included else ", the text encoder included"
-        rows.append(("Made from it", f"{gb(view.to_make)}{beside}"))
-        if not view.row.included and view.source.state != "given":
-            rows.append(("Kept", f"{gb(view.row.size + view.to_make)}, or {gb(view.to_make)} without the download"))
-        rows += [("Time to fetch", fetch_time(view)), ("Time to make", make_time(view))]
-    if view.free is not None:
-        rows.append(("Free on this disk", gb(view.free)))
-    if view.lacking:
-        rows.append(("Lacking", gb(view.lacking)))
-    return tuple((name, value) for name, value in rows if value)
-
-
-@dataclass(frozen=True)
-class _Access:
-    """One way in which access to the weights can stand.
-
-    Attributes:
-        holds: whether it is so.
-        status: of the stage then; sentence: what the stage says.
-        offer: the label of its button, "" for none.
-    """
-
-    holds: Callable[[SetupStatus], bool]
-    status: str
-    sentence: Callable[[SetupStatus], str]
-    offer: str = ""
-
-
-def _is_closed(view: SetupStatus) -> bool:
-    """Whether the Hub refuses, or did not answer before anything was fetched."""
-    state = view.access.state if view.access else "ready"
-    return state in CLOSED or (state != "ready" and view.source.state != "partial")
-
-
-def _refusal(view: SetupStatus) -> str:
-    return f"{GATES[view.access.state][1]} {view.access.sentence}" if view.access else ""
-
-
-# The first that holds is how it stands: what is here already comes before what the Hub says.
-ACCESS = (
-    _Access(lambda view: bool(view.row.included), "done", lambda view: "The weights ship with the program."),
-    _Access(
-        lambda view: view.source.state == "given",
-        "done",
-        lambda view: "Read from your own copy; nothing is asked of Hugging Face.",
-    ),
-    _Access(
-        lambda view: view.source.state == "complete" or view.is_ready or view.at > STAGE_NAMES.index("licence"),
-        "done",
-        lambda view: f"Fetched under the {view.row.licence}.",
-    ),
-    _Access(
-        lambda view: view.model in view.state.checking and view.source.state != "partial" and not view.job,
-        "now",
-        lambda view: "Asking Hugging Face whether you may fetch it …",
-    ),
-    _Access(_is_closed, "blocked", _refusal, "Check again"),
-    _Access(
-        lambda view: view.source.state == "partial", "done", lambda view: "It was granted when the download began."
-    ),
-    _Access(lambda view: view.job is not None, "done", lambda view: "Asked as it begins."),
-    _Access(lambda view: view.access is not None, "done", lambda view: GATES["ready"][1]),
-    _Access(lambda view: True, "now", lambda view: "Nobody has asked yet whether you may fetch it.", "Check access"),
-)
+        is_fetched = not view.row.included and view.source.state != "given"
+        made, both = gb(view.to_make), gb(view.row.size + view.to_make)
+        rows += [
+            ("Fetched, once", gb(view.row.size) if is_fetched else ""),
+            ("Made from it", f"{made}, the text encoder included" if view.lacks_encoder else made),
+            ("Kept", f"{both}, or {made} without the download" if is_fetched else ""),
+            ("Time to fetch", fetch_time(view)),
+            ("Time to make", make_time(view)),
+        ]
+    free = "" if view.free is None else gb(view.free)
+    return _known(*rows, ("Free on this disk", free), ("Lacking", gb(view.lacking) if view.lacking else ""))
 
 
 def _licence(view: SetupStatus) -> Stage:
-    case = next(case for case in ACCESS if case.holds(view))
-    facts = tuple((name, value) for name, value in (("Licence", view.row.licence), ("From", view.row.url)) if value)
-    stage = Stage("licence", "Licence and token", case.status, case.sentence(view), () if view.row.included else facts)
-    if case.offer:
-        stage = replace(stage, action=Action("check", view.model, case.offer))
-    purpose = GATES[view.access.state][2] if view.access and case.status == "blocked" else ""
-    if purpose and view.access and view.access.url:
-        stage = replace(stage, link=(purpose, view.access.url))
-    return stage
+    source, answer, licence = view.source.state, view.access, view.row.licence
+    is_here = source == "complete" or view.is_ready or view.at > STAGE_NAMES.index("licence")
+    is_asked = view.model in view.state.checking and source != "partial" and not view.job
+    refused = answer and (answer.state in CLOSED or (answer.state != "ready" and source != "partial"))
+    refusal = f"{GATES[answer.state][1]} {answer.sentence}" if answer else ""
+    # (whether it is so, status, sentence, label of the button); the first that is so: files on disk come before the Hub
+    cases = (
+        (view.row.included, "done", "The weights ship with the program.", ""),
+        (source == "given", "done", "Read from your own copy; nothing is asked of Hugging Face.", ""),
+        (is_here, "done", f"Fetched under the {licence}.", ""),
+        (is_asked, "now", "Asking Hugging Face whether you may fetch it …", ""),
+        (refused, "blocked", refusal, "Check again"),
+        (source == "partial", "done", "It was granted when the download began.", ""),
+        (view.job, "done", "Asked as it begins.", ""),
+        (answer, "done", GATES["ready"][1], ""),
+        (True, "now", "Nobody has asked yet whether you may fetch it.", "Check access"),
+    )
+    status, sentence, label = next(case[1:] for case in cases if case[0])
+    facts = () if view.row.included else _known(("Licence", licence), ("From", view.row.url))
+    stage = Stage("licence", "Licence and token", status, sentence, facts)
+    if label:
+        stage = replace(stage, action=Action("check", view.model, label))
+    purpose = GATES[answer.state][2] if answer and status == "blocked" else ""
+    return replace(stage, link=(purpose, answer.url)) if purpose and answer and answer.url else stage
 
 
 def _fetch(view: SetupStatus) -> Stage:
     stage, source = Stage("fetch", "Fetch", "done"), view.source
     if view.row.included:
         return replace(stage, sentence="Nothing to fetch.")
-    if view.at == STAGE_NAMES.index("fetch"):
-        assert view.job
+    if view.job and view.at == STAGE_NAMES.index("fetch"):
         return _running(stage, view.job, f"{gb(view.row.size)} come and are checked, file by file. {PROGRESS_IS_KEPT}")
     if source.state == "complete":
         version = f" Version {source.commit[:7]}." if source.commit else ""
@@ -272,91 +216,84 @@ def _fetch(view: SetupStatus) -> Stage:
         return replace(stage, sentence=f"Read from {source.folder}.")
     if view.is_ready:
         return replace(stage, sentence="Not needed any more: what was made is enough to draw.")
-    begun = source.state == "partial"
-    facts = [("On this disk", gb(source.bytes)), ("To go", gb(view.to_fetch)), ("Time to fetch", fetch_time(view))]
-    label = f"Continue: {gb(view.to_fetch)} to go" if begun else f"Fetch it and make {view.titles}"
-    resumes = "A dropped line or a closed laptop loses nothing: it goes on where it stopped."
-    stage = replace(stage, sentence=resumes, facts=tuple(facts) if begun else ())  # else the plan says it
-    return _offered(view, stage, Action("continue" if begun else "prepare", ",".join(view.recipes), label))
+    stage = replace(stage, sentence="A dropped line or a closed laptop loses nothing: it goes on where it stopped.")
+    if source.state != "partial":
+        return _offered(view, stage, "prepare", f"Fetch it and make {view.titles}")
+    facts = ("On this disk", gb(source.bytes)), ("To go", gb(view.to_fetch)), ("Time to fetch", fetch_time(view))
+    return _offered(view, replace(stage, facts=facts), "continue", f"Continue: {gb(view.to_fetch)} to go")
 
 
 def _quantize(view: SetupStatus) -> Stage:
     stage = Stage("quantize", "Quantize", "done", facts=(("Made", gb(view.to_make)), ("Time", make_time(view))))
-    if view.at == STAGE_NAMES.index("quantize"):
-        assert view.job
+    if view.job and view.at == STAGE_NAMES.index("quantize"):
         event = view.job.stage
-        on = f"{view.titles} is packed, row by row, and compared as it is written. {PROGRESS_IS_KEPT}"
+        working = f"{view.titles} is packed, row by row, and compared as it is written."
         if event and event.recipe not in view.job.recipes and event.phase != "fetch":
-            on = f"The text encoder, tokenizer and decoder are kept beside {view.titles}. {PROGRESS_IS_KEPT}"
-        return _running(stage, view.job, on)
-    if view.is_ready or view.at > STAGE_NAMES.index("quantize"):
+            working = f"The text encoder, tokenizer and decoder are kept beside {view.titles}."
+        return _running(stage, view.job, f"{working} {PROGRESS_IS_KEPT}")
+    if view.is_ready:
         taken = sum(row.bytes for row in map(view.status, view.recipes) if row is not None)
-        made = f"{view.titles} is packed."
-        if view.is_ready:
-            made = f"{view.titles} is ready" + (f": {gb(taken)} on this disk." if taken else ".")
-        return replace(stage, sentence=made, facts=())
-    begun = view.source.state == "complete" or any(
-        row is not None and row.state == "partial" for row in map(view.status, view.missing)
-    )
-    label = f"{'Continue: make' if begun else 'Make'} {view.titles}"
+        on_disk = f": {gb(taken)} on this disk" if taken else ""
+        return replace(stage, sentence=f"{view.titles} is ready{on_disk}.", facts=())
+    if view.at > STAGE_NAMES.index("quantize"):
+        return replace(stage, sentence=f"{view.titles} is packed.", facts=())
     stage = replace(stage, sentence=f"{view.titles} is made from the published weights, {make_time(view)}.")
-    return _offered(view, stage, Action("continue" if begun else "prepare", ",".join(view.recipes), label))
+    if view.source.state == "complete" or view.is_partial:
+        return _offered(view, stage, "continue", f"Continue: make {view.titles}")
+    return _offered(view, stage, "prepare", f"Make {view.titles}")
 
 
 def _smoke(view: SetupStatus) -> Stage:
     stage = Stage("smoke", "Smoke test", "done")
-    if view.at == STAGE_NAMES.index("smoke"):
-        assert view.job
-        on = "Blocks filled from the file must compute what blocks filled from the source compute; then all is hashed."
-        return _running(stage, view.job, on)
+    if view.job and view.at == STAGE_NAMES.index("smoke"):
+        test = (
+            "Blocks filled from the file must compute what blocks filled from the source compute; then all is hashed."
+        )
+        return _running(stage, view.job, test)
     row = view.status(view.recipes[0])
     if view.is_ready and row is not None and row.smoke:
         name, worst = max(row.smoke.items(), key=lambda pair: pair[1])
-        parts = f"Passed: {len(row.smoke)} parts compute what the source computes"
-        return replace(stage, sentence=f"{parts}; furthest off is {name}, by {worst:.1%}.")
+        passed = f"Passed: {len(row.smoke)} parts compute what the source computes"
+        return replace(stage, sentence=f"{passed}; furthest off is {name}, by {worst:.1%}.")
     if view.is_ready or view.at > STAGE_NAMES.index("smoke"):
         included = row is not None and row.state == "included"
         return replace(stage, sentence="Nothing was packed." if included else "Passed before the files got their name.")
-    return replace(stage, standing="now", sentence="What was written is tried before it gets its name.")
+    return replace(stage, status="now", sentence="What was written is tried before it gets its name.")
 
 
 def _picture(view: SetupStatus) -> Stage:
     stage = Stage("picture", "First picture", "done")
-    if view.at == STAGE_NAMES.index("picture"):
-        assert view.job
+    if view.job and view.at == STAGE_NAMES.index("picture"):
         return _running(stage, view.job, "It is being drawn.")
     if view.is_drawn:
         return replace(stage, sentence="Drawn.")
     if not view.is_ready:
-        return replace(stage, standing="now", sentence="One click, once all of this is done.")
+        return replace(stage, status="now", sentence="One click, once all of this is done.")
     draw = Action("draw", view.recipes[0], "Draw the first picture")
     if view.failure and view.last and view.last.kind == "compare":
-        return replace(stage, standing="blocked", sentence=view.failure, action=replace(draw, label="Try again"))
-    if view.plan_ignoring_disk and not view.plan_ignoring_disk.fits:
-        return replace(
-            stage,
-            standing="blocked",
-            sentence=f"{view.plan_ignoring_disk.reasons[0]} {view.plan_ignoring_disk.suggestion}".strip(),
-        )
-    return replace(stage, standing="now", sentence="Everything is here. Draws your prompt, or an example.", action=draw)
+        return replace(stage, status="blocked", sentence=view.failure, action=replace(draw, label="Try again"))
+    planned = view.plan_ignoring_disk
+    if planned and not planned.fits:
+        return replace(stage, status="blocked", sentence=f"{planned.reasons[0]} {planned.suggestion}".strip())
+    return replace(stage, status="now", sentence="Everything is here. Draws your prompt, or an example.", action=draw)
 
 
 def _running(stage: Stage, job: Job, sentence: str) -> Stage:
     """A stage that a job works at, or waits to."""
-    stop = Action("stop", job.id, "Stop")
     words = sentence if job.state != "waiting" else "It waits for its turn."
-    return replace(stage, standing="now", sentence=words, facts=(), action=stop, event=job.stage)
+    stop = Action("stop", job.id, "Stop")
+    return replace(stage, status="now", sentence=words, facts=(), action=stop, event=job.stage)
 
 
-def _offered(view: SetupStatus, stage: Stage, action: Action) -> Stage:
+def _offered(view: SetupStatus, stage: Stage, name: str, label: str) -> Stage:
     """A stage that can be begun or continued, with what went wrong last and what the disk lacks."""
-    short = disk_short(view)
+    short, sentence = disk_short(view), stage.sentence
     if short:
+        label = "I made room: continue" if view.is_begun else "Try again"
         facts = (*stage.facts, ("Free on this disk", gb(view.free or 0)), ("Lacking", gb(view.lacking)))
-        stage = replace(stage, standing="blocked", sentence=view.failure or short, facts=facts)
-        return replace(stage, action=replace(action, label="I made room: continue" if view.is_begun else "Try again"))
-    if view.failure:
-        return replace(stage, standing="blocked", sentence=view.failure, action=action)
-    if view.last and view.last.state == "stopped":
-        return replace(stage, standing="now", sentence=f"Stopped. {PROGRESS_IS_KEPT}", action=action)
-    return replace(stage, standing="now", action=action)
+        stage = replace(stage, facts=facts)
+    elif view.last and view.last.state == "stopped":
+        sentence = f"Stopped. {PROGRESS_IS_KEPT}"
+    action = Action(name, ",".join(view.recipes), label)
+    problem = view.failure or short
+    return replace(stage, status="blocked" if problem else "now", sentence=problem or sentence, action=action)

@@ -1,10 +1,8 @@
-"""One model's first run as numbers: what is there, what is at work, what is still to come, how long and how large.
+"""`SetupStatus`: one model's first run in numbers: bytes on disk, to fetch, to make and lacking; estimated times.
 
-`SetupStatus(state, model)` reads the studio's state and remembers nothing, so that studio/setup_stages.py only has to
-put it into stages and sentences. Times are estimates that say from what: an example rate until bytes come, and packing
-as it was measured.
-
-Left out: measuring this machine's packing ahead of time; once it packs, its own rate is shown.
+Read from the studio's state alone; studio/setup_stages.py puts it into stages and sentences. Times are estimates: from
+an example rate until bytes come, and of packing as it was measured. Left out: measuring this machine's packing ahead of
+time; once it packs, its own rate is shown.
 """
 
 from __future__ import annotations
@@ -24,14 +22,13 @@ from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.policy import PREFERRED_RECIPES
 from ideogram_app.planning.weight_bytes import weight_bytes
-from ideogram_app.studio.backend import SourceState
-from ideogram_app.studio.state import Job, State
+from ideogram_app.studio.state import Job, SourceState, State
 from ideogram_app.text import gb, lasting, listed
 
-EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, said as an example as long as no byte has come
+EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, shown as an example until bytes come
 # Weights a second, trying and hashing included, on two cores without a GPU (benchmarks/results/quantize-full-cpu.json:
 # `weights_per_second_overall` of gguf-q4_k and int8-w8a8). Formats with minima and scales to search stand behind the
-# first; the text encoder, which rests as Q8_0, and everything else behind the second.
+# first; the text encoder, which is stored as Q8_0, and everything else behind the second.
 SEARCHED, ROUNDED = 33.2e6, 64.6e6
 SEARCHED_TYPES = ("Q4_K", "Q5_K", "Q6_K")
 STAGE_NAMES = ("machine", "plan", "licence", "fetch", "quantize", "smoke", "picture")
@@ -39,7 +36,7 @@ DRAWING_STAGES = ("load", "encode", "denoise", "decode", "result", "done")  # ph
 
 
 def made_bytes(model: str, recipe: str) -> int:
-    """What the files of a recipe take, both transformers."""
+    """Bytes of the files of a recipe, both transformers."""
     return _made(find_model(model), find_recipe(recipe).protecting())
 
 
@@ -48,18 +45,18 @@ def _made(shape: Model, recipe: Recipe) -> int:
     return sum(weight_bytes(branch, recipe) for branch in shape.branches)
 
 
-@cache
+@cache  # 8 ms, several times whenever the page is shown
 def _weights(shape: Model) -> int:
     return sum(branch.parameters() for branch in shape.branches)
 
 
 @dataclass(frozen=True)
 class SetupStatus:
-    """A state as one model's first run sees it."""
+    """One model's first run, as the state has it."""
 
     state: State
     model: str
-    asked: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()  # recipes by name, where some were asked for
 
     @cached_property
     def shape(self) -> Model:
@@ -79,7 +76,7 @@ class SetupStatus:
 
     @cached_property
     def job(self) -> Job | None:
-        """The job that works on this model, or waits for its turn to."""
+        """The job that works on this model, or waits to."""
         return next(iter(self.state.at_work(self.model, "prepare", "compare")), None)
 
     @property
@@ -90,7 +87,7 @@ class SetupStatus:
 
     @cached_property
     def plan_ignoring_disk(self) -> Plan | None:
-        """What the plan would be if the disk were large enough; how much it lacks is this module's to say."""
+        """The plan for a disk that is large enough; `lacking` says how much this one lacks."""
         machine = self.state.machine
         if machine is None or machine.plans[self.model].fits:
             return machine.plans[self.model] if machine else None
@@ -99,22 +96,21 @@ class SetupStatus:
 
     @cached_property
     def recipes(self) -> tuple[str, ...]:
-        """What is made: asked for, at work, ready, begun, or planned; the first of these that there is."""
+        """To be made: asked for, at work, ready, begun, or planned; the first of these that there is."""
         if self.asked:
             return tuple(find_recipe(name).name for name in self.asked)
-        planned = self.plan_ignoring_disk.recipe if self.plan_ignoring_disk else None
         at_work = self.job or self.last
-        if at_work and at_work.recipes:
-            named = [planned] if at_work.kind == "compare" and planned in at_work.recipes else list(at_work.recipes)
-            return tuple(named[:1] if at_work.kind == "compare" else named)
-        for there in (self._known("ready"), self._known("partial")):
-            if there:
-                return (planned if planned in there else there[0],)
+        if at_work and at_work.recipes and at_work.kind == "prepare":
+            return at_work.recipes
+        planned = self.plan_ignoring_disk.recipe if self.plan_ignoring_disk else None
+        for names in (at_work.recipes if at_work else (), self._in_state("ready"), self._in_state("partial")):
+            if names:
+                return (planned if planned in names else names[0],)
         return (planned or PREFERRED_RECIPES[0],)
 
-    def _known(self, state: str) -> list[str]:
-        """Recipes that were made, or begun."""
-        return [name for name, row in self.state.statuses.get(self.model, {}).items() if row.state == state]
+    def _in_state(self, state: str) -> tuple[str, ...]:
+        """Recipes that are ready, or partial."""
+        return tuple(name for name, row in self.state.statuses.get(self.model, {}).items() if row.state == state)
 
     def status(self, recipe: str) -> Any:
         return self.state.statuses.get(self.model, {}).get(recipe)
@@ -132,19 +128,17 @@ class SetupStatus:
     @cached_property
     def is_drawn(self) -> bool:
         """Whether there is a picture of this model."""
-        results = [result for entry in self.state.history for result in self._results(entry.comparison)]
+        saved = [entry.comparison for entry in self.state.history if entry.comparison.request.model == self.model]
+        results = [result for comparison in saved for result in comparison.results]
         shown = self.state.comparison
         results += shown.results if shown and shown.model == self.model else ()
         return any(result.image for result in results)
 
-    def _results(self, comparison: Any) -> tuple[Any, ...]:
-        return tuple(comparison.results) if comparison.request.model == self.model else ()
-
     @property
     def is_begun(self) -> bool:
         """Whether anything of it is on disk, or somebody works on it."""
-        beside = self.source.companions_bytes + self.source.companions_begun
-        on_disk = self.source.state in ("partial", "complete") or beside or self._known("partial")
+        components = self.source.components_bytes + self.source.components_begun
+        on_disk = self.source.state in ("partial", "complete") or components or self._in_state("partial")
         return bool(on_disk or self.is_ready or self.job)
 
     @property
@@ -153,7 +147,7 @@ class SetupStatus:
 
     @cached_property
     def at(self) -> int:
-        """Where the job is, as an index into `STAGE_NAMES`; -1 where none works."""
+        """The job's stage, as an index into `STAGE_NAMES`; -1 where none works."""
         if self.job is None:
             return -1
         event = self.job.stage
@@ -166,15 +160,25 @@ class SetupStatus:
         return STAGE_NAMES.index("fetch" if fetching else "quantize")
 
     @property
+    def is_partial(self) -> bool:
+        """Whether a missing recipe is begun."""
+        return any(row is not None and row.state == "partial" for row in map(self.status, self.missing))
+
+    @property
     def to_fetch(self) -> int:
         """Bytes that still have to come."""
         return 0 if self.source.at_hand or self.is_ready else max(0, self.row.size - self.source.bytes)
 
     @cached_property
     def to_make(self) -> int:
-        """Bytes of the files to be made, finished or not: recipes, and the text encoder unless it is kept already."""
-        beside = 0 if self.source.companions_bytes or self.row.included else encoder_weights(self.shape, 2)
-        return sum(made_bytes(self.model, name) for name in self.missing) + (beside if self.missing else 0)
+        """Bytes of the files to be made, finished or not: recipes, and the text encoder unless it is there."""
+        encoder = encoder_weights(self.shape, 2) if self.lacks_encoder else 0
+        return sum(made_bytes(self.model, name) for name in self.missing) + encoder
+
+    @property
+    def lacks_encoder(self) -> bool:
+        """Whether the text encoder is made, too."""
+        return bool(self.missing and not self.source.components_bytes and not self.row.included)
 
     @property
     def free(self) -> int | None:
@@ -182,9 +186,9 @@ class SetupStatus:
 
     @property
     def needed(self) -> int:
-        """Free disk that fetching and making still take, the margin included."""
+        """Free disk that fetching and making still take, with `DISK_MARGIN`."""
         begun = [row.bytes for row in map(self.status, self.missing) if row is not None and row.state == "partial"]
-        written = min(self.to_make, sum(begun) + self.source.companions_begun)
+        written = min(self.to_make, sum(begun) + self.source.components_begun)
         return round((self.to_fetch + self.to_make - written) * DISK_MARGIN)
 
     @property
@@ -208,16 +212,14 @@ class SetupStatus:
 
     @property
     def make_seconds(self) -> float:
-        """Packing, trying and hashing, by what was measured."""
+        """Packing, trying and hashing, by the measured rates."""
         rates = [SEARCHED if find_recipe(name).gguf_type in SEARCHED_TYPES else ROUNDED for name in self.missing]
-        seconds = sum(_weights(self.shape) / rate for rate in rates)
-        if self.missing and not self.source.companions_bytes and not self.row.included:
-            seconds += ENCODERS[self.shape.text_encoder].parameters() / ROUNDED
-        return seconds
+        encoder = ENCODERS[self.shape.text_encoder].parameters() if self.lacks_encoder else 0
+        return sum(_weights(self.shape) / rate for rate in rates) + encoder / ROUNDED
 
 
 def fetch_time(view: SetupStatus) -> str:
-    """How long what is missing takes to come: by the rate seen, or by an example that says it is one."""
+    """How long fetching still takes: by the rate seen, or by the example rate."""
     if not view.to_fetch:
         return ""
     if view.fetch_rate:
@@ -226,7 +228,7 @@ def fetch_time(view: SetupStatus) -> str:
 
 
 def make_time(view: SetupStatus) -> str:
-    """How long making takes; the machine it was measured on is named, because this one may be faster."""
+    """How long making takes, with the machine it was measured on, because this one may be faster."""
     return f"{lasting(view.make_seconds)} on two cores" if view.missing else ""
 
 

@@ -1,14 +1,15 @@
-"""The studio's state: jobs, the machine, what is on disk, and everything a watcher may show; and the lock around it.
+"""The studio's immutable `State`: jobs, the machine, what is on disk; and `SharedState`, the lock around it.
 
-A `State` is immutable: whoever works publishes a newer one on the `Board`, and whoever watches keeps the one it has for
-as long as it likes. Left out: doing anything, which is studio/worker.py, and deciding when, which is studio/studio.py.
+The worker publishes a newer state, and a watcher can show the one it has for as long as it likes. Left out: doing jobs
+(studio/worker.py), and deciding when (studio/studio.py).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ideogram_app.comparison.history import Entry
@@ -19,14 +20,39 @@ from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.records import Event, Request, Result
-from ideogram_app.studio.backend import SourceState
 
 JOBS_KEPT = 50  # finished jobs that can still be asked for
 
 
 @dataclass(frozen=True)
+class SourceState:
+    """What of a model's published weights is on this disk.
+
+    Attributes:
+        state: included (they ship with the program), given (in a folder that the user named), missing, partial (a
+            download was begun) or complete.
+        bytes: taken on disk; of an included or given source nothing is counted.
+        folder: where they lie, or would.
+        commit: the version that was fetched; "" where none was.
+        components_bytes: taken by text encoder and VAE of prepared recipes; `components_begun` by unfinished ones.
+    """
+
+    state: str
+    bytes: int = 0
+    folder: Path | None = None
+    commit: str = ""
+    components_bytes: int = 0
+    components_begun: int = 0
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether recipes can be made without a download."""
+        return self.state in ("included", "given", "complete")
+
+
+@dataclass(frozen=True)
 class Job:
-    """One thing asked for and how far it is.
+    """A queued task and how far it is.
 
     Attributes:
         kind: prepare (fetching what it needs), compare, or delete (of the download).
@@ -57,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Machine:
-    """The hardware, what is planned for each model at its default size, and what the machine has shown of itself."""
+    """The hardware, a plan for each model at its default size, and the measured profile."""
 
     hardware: Hardware
     plans: Mapping[str, Plan]
@@ -73,8 +99,8 @@ class State:
         sources: model -> what of its published weights is on disk.
         access: model -> whether they may be fetched, as last asked; `checking` are being asked about now.
         job: runs, or ran last; `comparison` is the last such job that compares.
-        loaded: what is kept in memory for the next picture, in words; "" where nothing is.
-        unloads_at: when that is let go unless it is used before, in seconds since 1970; None where never.
+        loaded: title of the model that stays loaded for the next picture; "" where none does.
+        unloads_at: when that is unloaded unless it is used before, in seconds since 1970; None where never.
     """
 
     version: int = 0
@@ -110,16 +136,15 @@ class State:
         """Recipes of a model that are ready, and bytes on disk of them and of the download."""
         rows, source = self.statuses.get(model, {}), self.sources.get(model)
         stored = sum(row.bytes for row in rows.values() if row.usable or row.state == "partial")
-        stored += source.bytes + source.companions_bytes + source.companions_begun if source else 0
+        stored += source.bytes + source.components_bytes + source.components_begun if source else 0
         return tuple(name for name, row in rows.items() if row.usable), stored
 
 
-class Board:
-    """One lock around one state and its jobs. Every method may be called from any thread.
+class SharedState:
+    """One lock around the newest state and its jobs. Every method may be called from any thread.
 
     Attributes:
-        state: the newest.
-        changed: held while state or jobs change, and told when they have.
+        changed: condition, held while state or jobs change, and notified when they have.
         queue: ids of the jobs that wait, in order.
     """
 
@@ -130,14 +155,14 @@ class Board:
         self._jobs: dict[str, Job] = {}
 
     def find(self, job_id: str) -> Job:
-        """Raises: RequestError: there is no such job."""
+        """Raises RequestError where there is no such job."""
         with self.changed:
             if job_id not in self._jobs:
                 raise RequestError("There is no such job", got=repr(job_id)[:60])
             return self._jobs[job_id]
 
     def put(self, job: Job) -> None:
-        """Keep this version of a job and tell everybody."""
+        """Publish this version of a job."""
         with self.changed:
             self._jobs[job.id] = job
             over = [known.id for known in self._jobs.values() if known.is_over]
@@ -145,7 +170,7 @@ class Board:
                 del self._jobs[old]
             shown = self.state.job
             current = job if job.started and (not shown or shown.is_over or shown.id == job.id) else shown
-            waiting = self._named(self.queue)
+            waiting = tuple(self._jobs[name] for name in self.queue)
             comparison = current if current and current.kind == "compare" else self.state.comparison
             self.publish(job=current, comparison=comparison, waiting=waiting)
 
@@ -160,6 +185,3 @@ class Board:
         with self.changed:
             self.changed.wait_for(is_time, timeout)
             return self.state
-
-    def _named(self, names: Sequence[str]) -> tuple[Job, ...]:
-        return tuple(self._jobs[name] for name in names)

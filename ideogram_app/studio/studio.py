@@ -1,10 +1,9 @@
-"""The one worker: a queue of jobs, what is known of them, and what stays loaded between them.
+"""The studio: a queue of jobs, the one thread that does them, and models that stay loaded between them.
 
-Work never runs inside a page's event. Jobs wait in one queue and one thread does them, so two tabs never fight for a
+Work never runs inside a page's event. Jobs wait in one queue and one thread does them, so two tabs never compete for a
 device, a reload loses nothing, and stopping means that the worker does not ask for the next event. Watchers get an
-immutable `State` and wait for a newer one. While nothing waits, the worker watches the clock: what was loaded for the
-last picture goes when it has not been used for a while, or when somebody asks for its memory. What does the work comes
-in as a `Backend`, so that tests can force it.
+immutable `State` and wait for a newer one. While the queue is empty, models that were not used for a while are
+unloaded. The work itself is a `Backend`'s, so that tests can replace it.
 
 Left out: jobs that survive a restart of the program (their finished comparisons do), several workers, priorities.
 ComfyUI and Fooocus keep a server of their own for this; here it is one thread, one lock and one folder a comparison.
@@ -28,9 +27,8 @@ from ideogram_app.hub.access import Access
 from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.records import Request
-from ideogram_app.studio.backend import Backend
-from ideogram_app.studio.state import Board, Job, State
-from ideogram_app.studio.worker import Worker, bug, check_fits
+from ideogram_app.studio.state import Job, SharedState, State
+from ideogram_app.studio.worker import Backend, Worker, bug, check_fits
 
 log = logging.getLogger(__name__)
 
@@ -45,138 +43,119 @@ class Studio:
     ) -> None:
         """
         Args:
-            reserve_bytes: device memory that is left alone, for other programs.
-            unload_after: seconds after which what is kept loaded goes: 0 at once, negative never.
+            reserve_bytes: device memory left to other programs.
+            unload_after: seconds without use after which models are unloaded: 0 at once, negative never.
         """
         self.output, self.reserve_bytes = output.absolute(), reserve_bytes
         self._backend, self._unload_after = backend, unload_after
-        self._board = Board(State(history=tuple(read_history(self.output))))
-        self._work = Worker(self._board, backend, self.output, reserve_bytes)
+        self._shared = SharedState(State(history=tuple(read_history(self.output))))
+        self._work = Worker(self._shared, backend, self.output, reserve_bytes)
         self._awake = threading.Event()
         self._closing, self._unloading, self._grace = False, False, 0.0
         self._thread = threading.Thread(target=self._live, name="studio", daemon=True)
 
     def start(self, grace: float = 0.0) -> None:
-        """Let the worker begin: first it looks at the machine, then it takes jobs.
+        """Start the worker: first it looks at the machine, then it takes jobs.
 
         Args:
-            grace: seconds that it holds back, at most until somebody waits for it (`wake`). Its first look loads torch,
-                which takes the processor from a page that is just being shown.
+            grace: seconds of delay, ended by `wake`. The first look loads torch, which takes the processor from a page
+                that is just being shown.
         """
         self._grace = grace
         self._thread.start()
 
     def wake(self) -> None:
-        """Let a worker that holds back begin now."""
+        """End the delay that `start` was given."""
         self._awake.set()
 
     def close(self, timeout: float = 10.0) -> None:
         """Stop the running job, drop the waiting ones and wait for the worker to end."""
-        with self._board.changed:
+        with self._shared.changed:
             self._closing = True
             self.wake()
-            self._board.queue.clear()
+            self._shared.queue.clear()
             self._work.stop.set()
-            self._board.changed.notify_all()
+            self._shared.changed.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
     @property
     def state(self) -> State:
-        return self._board.state
+        return self._shared.state
 
     def watch(self, version: int, timeout: float) -> State:
         """The first state newer than `version`, or the present one when the time is up."""
         self.wake()
-        return self._board.wait(lambda: self._board.state.version > version, timeout)
+        return self._shared.wait(lambda: self._shared.state.version > version, timeout)
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """The job once it is over, or as it is when the time is up."""
-        self._board.wait(lambda: self._board.find(job_id).is_over or self._closing, timeout)
-        return self._board.find(job_id)
+        self._shared.wait(lambda: self._shared.find(job_id).is_over or self._closing, timeout)
+        return self._shared.find(job_id)
 
     def submit_prepare(self, model: str, recipes: tuple[str, ...]) -> str:
         """Queue the preparation of recipes, and the download that they need; gives the job's id.
 
-        Raises:
-            RequestError: an unknown model or recipe, or none at all.
+        Raises RequestError for an unknown model or recipe, or none at all.
         """
         find_model(model)
         check_recipes(recipes)
-        return self._submit(Job(_new_id(), "prepare", model, recipes, created=time.time()))
+        return self._submit("prepare", model, recipes)
 
     def submit_compare(self, request: Request) -> str:
-        """Queue a comparison; gives the job's id.
-
-        Raises:
-            RequestError: something asked for does not exist or is outside what can be drawn.
-            DeviceError: this machine cannot run the model.
-        """
+        """Queue a comparison; gives the job's id. Raises as `check_request` and `check_fits`."""
         check_request(request)
         machine = self.state.machine
         if machine and not machine.plans[request.model].fits:  # as the page shows; else the worker says, once it looks
             settled = {"reserve_bytes": self.reserve_bytes, "known": machine.known}
             check_fits(self.state.planned(PlanInputs.of_request(request, machine.hardware, **settled)))
-        job = Job(_new_id(), "compare", request.model, request.recipes, request, created=time.time())
-        return self._submit(job)
+        return self._submit("compare", request.model, request.recipes, request)
 
     def submit_delete(self, model: str) -> str:
-        """Queue the deletion of a model's download; what was made from it stays. Gives the job's id.
-
-        Raises:
-            RequestError: an unknown model, or one of which nothing was fetched.
-        """
+        """Queue the deletion of a model's download; gives the job's id. Raises RequestError where there is none."""
         source = self.state.sources.get(find_model(model).name)
         if source is None or not source.bytes:
             raise RequestError(f"Nothing of {find_model(model).title} was downloaded, so there is nothing to delete")
-        return self._submit(Job(_new_id(), "delete", model, created=time.time()))
+        return self._submit("delete", model)
 
     def check_access(self, model: str) -> None:
-        """Ask whether this user may fetch a model's weights; the answer comes as a new state.
-
-        Asked beside the queue and not in it: a long job need not end first.
-        """
-        with self._board.changed:
+        """Ask whether this user may fetch a model's weights, beside the queue; the answer comes as a new state."""
+        with self._shared.changed:
             if find_model(model).name in self.state.checking:
                 return
-            self._board.publish(checking=self.state.checking | {model})
+            self._shared.publish(checking=self.state.checking | {model})
         threading.Thread(target=self._ask, args=(model,), name="access", daemon=True).start()
 
     def stop(self, job_id: str | None = None) -> None:
         """Stop the running job within one step, or take a waiting one out of the queue."""
-        with self._board.changed:
+        with self._shared.changed:
             running = self.state.job
-            if job_id in self._board.queue:
-                self._board.queue.remove(job_id)
-                self._board.put(replace(self._board.find(job_id), state="stopped", finished=time.time()))
+            if job_id in self._shared.queue:
+                self._shared.queue.remove(job_id)
+                self._shared.put(replace(self._shared.find(job_id), state="stopped", finished=time.time()))
             elif running and not running.is_over and job_id in (None, running.id):
                 self._work.stop.set()
 
     def memory(self) -> MemoryNow:
-        """What is in use now, of the device and of RAM."""
+        """Memory in use now, of the device and of RAM."""
         machine = self.state.machine
         return self._backend.memory(machine.hardware if machine else None)
 
     def unload(self) -> None:
-        """Let go of what is kept loaded, once no job runs; nothing happens where nothing is kept."""
-        with self._board.changed:
+        """Unload models, once no job runs."""
+        with self._shared.changed:
             self._unloading = True
-            self._board.changed.notify_all()
+            self._shared.changed.notify_all()
 
     def entry(self, entry_id: str) -> Entry:
-        """One comparison of the history.
-
-        Raises:
-            RequestError: there is none of that name.
-        """
+        """One comparison of the history. Raises RequestError where there is none of that name."""
         return find_entry(self.output, entry_id)
 
-    # The rest runs in the worker, or under the lock.
-
-    def _submit(self, job: Job) -> str:
-        with self._board.changed:
-            self._board.queue.append(job.id)
-            self._board.put(job)
+    def _submit(self, kind: str, model: str, recipes: tuple[str, ...] = (), request: Request | None = None) -> str:
+        job = Job(secrets.token_hex(6), kind, model, recipes, request, created=time.time())
+        with self._shared.changed:
+            self._shared.queue.append(job.id)
+            self._shared.put(job)
         self.wake()
         return job.id
 
@@ -191,32 +170,32 @@ class Studio:
             self._note_loaded()
 
     def _next(self) -> Job | None:
-        """The next job, waited for; None at the end. What is loaded goes when its time has come."""
+        """Wait for the next job; None at the end. Models are unloaded when their time has come."""
         while True:
-            with self._board.changed:
+            with self._shared.changed:
                 due = self.state.unloads_at
                 left = None if due is None else max(0.0, due - time.time())
-                self._board.wait(lambda: bool(self._board.queue or self._closing or self._unloading), left)
+                self._shared.wait(lambda: bool(self._shared.queue or self._closing or self._unloading), left)
                 if self._closing:
                     return None
-                if self._board.queue:
-                    job = self._board.find(self._board.queue.pop(0))
+                if self._shared.queue:
+                    job = self._shared.find(self._shared.queue.pop(0))
                     self._work.stop.clear()
                     started = replace(job, state="running", started=time.time())
-                    self._board.put(started)
+                    self._shared.put(started)
                     return started
                 self._unloading = False
             try:
                 self._backend.unload()
             except Exception:  # the worker lives on
-                log.exception("letting go of what was loaded failed")
-            self._board.publish(loaded="", unloads_at=None)
+                log.exception("unloading models failed")
+            self._shared.publish(loaded="", unloads_at=None)
 
     def _note_loaded(self) -> None:
-        """Tell what a job left loaded, and when that goes."""
-        loaded, never = self._backend.loaded(), self._unload_after < 0
-        due = None if never or not loaded else time.time() + self._unload_after
-        self._board.publish(loaded=loaded, unloads_at=due)
+        """Publish what a job left loaded, and when that is unloaded."""
+        loaded = self._backend.loaded()
+        due = time.time() + self._unload_after if loaded and self._unload_after >= 0 else None
+        self._shared.publish(loaded=loaded, unloads_at=due)
 
     def _ask(self, model: str) -> None:
         try:
@@ -224,10 +203,6 @@ class Studio:
         except Exception as problem:
             log.exception("asking about access failed")
             answer = Access("unreachable", bug(problem))
-        with self._board.changed:
+        with self._shared.changed:
             known = MappingProxyType({**self.state.access, model: answer})
-            self._board.publish(access=known, checking=self.state.checking - {model})
-
-
-def _new_id() -> str:
-    return secrets.token_hex(6)
+            self._shared.publish(access=known, checking=self.state.checking - {model})

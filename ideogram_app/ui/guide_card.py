@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from ideogram_app.records import Request
-from ideogram_app.studio.setup_stages import Action, Stage, current, is_first_run, setup_stages
+from ideogram_app.studio.setup_stages import Action, Stage, current_stage, is_first_run, setup_stages
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.form import first_example, request_of
@@ -36,7 +36,7 @@ def guide_card(state: State, model: str) -> str:
     if not is_first_run(state, model):
         return ""
     stages = setup_stages(state, model)
-    number = 1 + stages.index(current(stages))
+    number = 1 + stages.index(current_stage(stages))
     return (
         '<section class="card guide" aria-label="First run"><header><h2>First run</h2>'
         f'<p class="quiet">Stage {number} of {len(stages)}. You can leave at any time: it goes on where it stopped.</p>'
@@ -50,16 +50,16 @@ def stage_list(stages: tuple[Stage, ...]) -> str:
 
 
 def _stage(stage: Stage) -> str:
-    here = stage.standing in ("now", "blocked")
-    look = {"next": "waits"}.get(stage.standing, stage.standing)
-    mark = f'<span class="hidden">{MARKS[stage.standing]}</span>' if MARKS[stage.standing] else ""
+    here = stage.status in ("now", "blocked")
+    look = {"next": "waits"}.get(stage.status, stage.status)
+    mark = f'<span class="hidden">{MARKS[stage.status]}</span>' if MARKS[stage.status] else ""
     head = f"{mark}<strong>{esc(stage.title)}</strong>"
     current_step = ' aria-current="step"' if here else ""
     attributes = f'class="{look}" data-stage="{stage.name}"{current_step}'
     if here:
         return f"<li {attributes}>{head}{_body(stage)}</li>"
     line = f'{head} <span class="quiet">{linked(stage.sentence)}</span>'
-    if stage.standing == "next" or not stage.facts:
+    if stage.status == "next" or not stage.facts:
         return f"<li {attributes}>{line}</li>"
     opened = " open" if stage.is_open else ""
     return f"<li {attributes}><details{opened}><summary>{line}</summary>{_facts(stage)}</details></li>"
@@ -67,8 +67,8 @@ def _stage(stage: Stage) -> str:
 
 def _body(stage: Stage) -> str:
     """The open stage: how it stands, its numbers, how far it is, and what can be done."""
-    role = "alert" if stage.standing == "blocked" else "status"
-    tone = "note warn" if stage.standing == "blocked" else "quiet"
+    role = "alert" if stage.status == "blocked" else "status"
+    tone = "note warn" if stage.status == "blocked" else "quiet"
     said = f'<p class="{tone}" role="{role}">{linked(stage.sentence)}</p>'
     buttons = f"{link(stage.link[1], stage.link[0], 'button primary') if stage.link else ''}{_button(stage)}"
     return f"{said}{_facts(stage)}{_progress(stage)}{f'<p class=links>{buttons}</p>' if buttons else ''}"
@@ -82,7 +82,7 @@ def _facts(stage: Stage) -> str:
 def _progress(stage: Stage) -> str:
     event = stage.event
     if event is None:
-        return bar(stage.title, None) if stage.action and stage.action.deed == "stop" else ""
+        return bar(stage.title, None) if stage.action and stage.action.name == "stop" else ""
     file = "" if event.phase in QUIET_FILES else event.message
     words = progress_words(replace(event, message="") if event.phase == "smoke" else event)
     if event.phase == "smoke" and event.total:
@@ -95,8 +95,8 @@ def _button(stage: Stage) -> str:
     action: Action | None = stage.action
     if action is None:
         return ""
-    leading = action.deed not in ("stop", "check")
-    return act(action.deed, action.argument, action.label, action.label, primary=leading)
+    leading = action.name not in ("stop", "check")
+    return act(action.name, action.argument, action.label, action.label, primary=leading)
 
 
 def wire_guide(

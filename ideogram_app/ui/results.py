@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.comparison.history import COMPARISON_FILE, SHEET_FILE, Entry
-from ideogram_app.records import REFERENCE, Event, Request, Result, decibels
+from ideogram_app.records import REFERENCE, Event, Request, Result
 from ideogram_app.studio.state import Job
-from ideogram_app.text import duration, size
+from ideogram_app.text import decibels, duration, size
 from ideogram_app.ui.offers import gave_up, offers, tried
 from ideogram_app.ui.words import bar, esc, file_url, gist, progress_words, recipe_title, settings
 

@@ -11,10 +11,9 @@ from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.sources import Source, find_source
 from ideogram_app.hub.access import Access
 from ideogram_app.planning.policy import PREFERRED_RECIPES
-from ideogram_app.studio.backend import SourceState
 from ideogram_app.studio.setup_stages import CLOSED, GATES, setup_stages
 from ideogram_app.studio.setup_status import SetupStatus, disk_short
-from ideogram_app.studio.state import Job, State
+from ideogram_app.studio.state import Job, SourceState, State
 from ideogram_app.text import listed, size
 from ideogram_app.ui.guide_card import stage_list
 from ideogram_app.ui.words import act, esc, link, linked, recipe_title
@@ -82,7 +81,7 @@ def _facts(row: Source, source: SourceState, job: Job | None, state: State, mode
         rows = [("Fetched, once", size(row.size))]
         if recipes:
             titles = [recipe_title(name) for name in recipes]
-            named = listed(titles if source.companions_bytes else [*titles, "the text encoder"])
+            named = listed(titles if source.components_bytes else [*titles, "the text encoder"])
             rows.append(("Made from it", f"{size(made)}, {esc(named)}"))
             rows.append(("Kept", f"{size(row.size + made)}, or {size(made)} without the download"))
         rows += [("Free on this disk", size(free)), ("Licence", licence)]

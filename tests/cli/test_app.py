@@ -21,15 +21,16 @@ from gradio_client import Client
 
 import app
 from ideogram_app.cli.output import describe_result
-from ideogram_app.comparison.contact_sheet import facts
+from ideogram_app.comparison.contact_sheet import result_lines
 from ideogram_app.comparison.metrics import psnr
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.records import Request, decibels
+from ideogram_app.records import Request
 from ideogram_app.studio import local_backend
 from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
+from ideogram_app.text import decibels
 from ideogram_app.ui.page import build
 from ideogram_app.ui.results import Shown, results_grid
 from ideogram_app.ui.style import launch_options
@@ -148,7 +149,7 @@ def test_equal_pictures_are_called_identical(tmp_path: Path) -> None:
     same = replace(result_of(request, "fp8", tmp_path / "fp8.png"), psnr=psnr(picture, picture), ssim=1.0)
     card = results_grid(Shown(request, (same,), {}))
     assert "identical" in card and "150.0" not in card and "150 dB" not in card
-    assert "PSNR identical, SSIM 1.0000" in facts(same)
+    assert "PSNR identical, SSIM 1.0000" in result_lines(same)
     assert "identical" in describe_result(same) and "150" not in describe_result(same)
     assert (decibels(52.04), decibels(None)) == ("52.0 dB", "–")
 

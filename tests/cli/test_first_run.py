@@ -27,10 +27,10 @@ from ideogram_app.model.text_encoder.encoder import PackedEmbedding
 from ideogram_app.model.text_encoder.features import encode
 from ideogram_app.prepare.components import prepare_components
 from ideogram_app.records import Event, Request
-from ideogram_app.studio.backend import Backend
 from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio
+from ideogram_app.studio.worker import Backend
 from tests.conftest import MINIATURE
 from tests.replica import serving
 from tools.hub import Faults, Hub
@@ -104,7 +104,7 @@ def test_a_first_run_over_a_bad_line_ends_in_a_picture_that_needs_no_download(hu
 
     assert backend.delete_source(NAME) > 10_000_000
     left = backend.source_state(NAME)
-    assert (left.state, left.bytes) == ("missing", 0) and left.companions_bytes > 1_000_000
+    assert (left.state, left.bytes) == ("missing", 0) and left.components_bytes > 1_000_000
     assert not list((data / "sources").rglob("*.safetensors"))
     parts = load_components(NAME, CPU, torch.float32, store=store)
     assert isinstance(parts.text_encoder.get_submodule("language_model.embed_tokens"), PackedEmbedding)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ideogram_app.comparison.metrics import psnr, ssim
-from ideogram_app.records import IDENTICAL_PSNR
+from ideogram_app.text import IDENTICAL_PSNR
 
 
 def picture(seed: int, side: int = 64) -> Image.Image:

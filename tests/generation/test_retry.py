@@ -182,7 +182,7 @@ def test_everything_is_given_back_before_anything_is_decided(monkeypatch: pytest
     monkeypatch.setattr(GuidedModel, "__call__", run_out)
     session = replace(session, stays=True, fallbacks=nothing_left)
     drawn = results(replace(REQUEST, recipes=("reference",)), session)
-    assert drawn["reference"].error and session.kept.key is None
+    assert drawn["reference"].error and session.cache.key is None
 
 
 def test_what_is_no_shortage_of_memory_is_no_conversation(failing: Callable[..., list[int]], session: Session) -> None:
@@ -259,4 +259,4 @@ def test_the_encoder_tries_beside_what_is_loaded_and_then_without_it(
 ) -> None:
     chosen = replace(plan(HOST, "miniature"), encoder=home, device="cuda:0")
     monkeypatch.setattr(ModelCache, "key", property(lambda _: "something" if loaded else None))
-    assert reading._ways(adapt, chosen, ModelCache()) == ways
+    assert reading._modes(adapt, chosen, ModelCache()) == ways

@@ -157,4 +157,4 @@ def test_reading_obeys_the_plan_of_what_is_drawn(home: str, stays: bool, tmp_pat
     plans = {"reference": replace(request.plans["reference"], encoder=home)}
     shared = encode_prompt(replace(request, plans=plans), session)
     assert isinstance(shared, SharedInputs) and shared.features.shape[1] == len(request.tokens)
-    assert (session.kept.host_bytes > 0) is stays
+    assert (session.cache.host_bytes > 0) is stays

@@ -18,10 +18,9 @@ from ideogram_app.hub.access import TOKENS_PAGE, Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.records import Event
-from ideogram_app.studio.backend import SourceState
-from ideogram_app.studio.setup_stages import CLOSED, Stage, current, is_first_run, setup_stages
+from ideogram_app.studio.setup_stages import CLOSED, Stage, current_stage, is_first_run, setup_stages
 from ideogram_app.studio.setup_status import STAGE_NAMES, SetupStatus
-from ideogram_app.studio.state import Job, Machine, State
+from ideogram_app.studio.state import Job, Machine, SourceState, State
 from ideogram_app.text import lasting
 from ideogram_app.ui.guide_card import guide_card
 from tests.plan_by_name import plan
@@ -95,8 +94,8 @@ class Case:
 
     state: State
     stage: str
-    standing: str
-    deed: str | None
+    status: str
+    action: str | None
     words: str
 
 
@@ -168,9 +167,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
     case = CASES[name]
-    stage = current(setup_stages(case.state, MODEL))
-    assert (stage.name, stage.standing) == (case.stage, case.standing)
-    assert (stage.action.deed if stage.action else None) == case.deed
+    stage = current_stage(setup_stages(case.state, MODEL))
+    assert (stage.name, stage.status) == (case.stage, case.status)
+    assert (stage.action.name if stage.action else None) == case.action
     assert case.words in stage.sentence
 
 
@@ -178,9 +177,9 @@ def test_the_stage_to_act_on_follows_from_what_is_known(name: str) -> None:
 def test_what_is_before_it_is_done_and_what_is_behind_it_waits_without_a_button(name: str) -> None:
     stages = setup_stages(CASES[name].state, MODEL)
     assert tuple(stage.name for stage in stages) == STAGE_NAMES
-    place = stages.index(current(stages))
-    assert {stage.standing for stage in stages[:place]} <= {"done"}
-    assert {stage.standing for stage in stages[place + 1 :]} <= {"next"}
+    place = stages.index(current_stage(stages))
+    assert {stage.status for stage in stages[:place]} <= {"done"}
+    assert {stage.status for stage in stages[place + 1 :]} <= {"next"}
     assert all(stage.action is None and stage.event is None for stage in stages if stage is not stages[place])
     assert all(stage.title and stage.sentence for stage in stages)
 
@@ -193,14 +192,14 @@ def test_the_card_shows_one_current_step_and_every_button_names_itself(name: str
     if card:
         assert card.count('aria-current="step"') == 1 and card.count("<li ") == 7
         assert card.count("<button") == card.count("aria-label=") - 1 - card.count('role="progressbar"')
-        stage = current(setup_stages(state, MODEL))
-        assert (f'data-act="{stage.action.deed}"' in card) if stage.action else "<button" not in card
+        stage = current_stage(setup_stages(state, MODEL))
+        assert (f'data-act="{stage.action.name}"' in card) if stage.action else "<button" not in card
 
 
 def test_a_model_that_ships_with_the_program_has_no_card() -> None:
     assert guide_card(known(), "miniature") == "" and not is_first_run(known(), "miniature")
     stages = {stage.name: stage for stage in setup_stages(known(), "miniature")}
-    assert stages["licence"].standing == stages["fetch"].standing == "done" and stages["quantize"].standing == "now"
+    assert stages["licence"].status == stages["fetch"].status == "done" and stages["quantize"].status == "now"
 
 
 def facts(state: State, name: str, recipes: tuple[str, ...] = ()) -> dict[str, str]:
@@ -232,38 +231,39 @@ def test_the_slower_search_of_q4_k_is_told_as_it_was_measured() -> None:
 def test_once_bytes_came_the_time_is_that_of_the_line() -> None:
     stopped = known(BEGUN, job=job("fetch", state="stopped"))
     assert facts(stopped, "fetch")["Time to fetch"] == f"{lasting((27.5e9 - 12e9) / RATE)} at 41.0 MB/s"
-    assert current(setup_stages(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
+    assert current_stage(setup_stages(stopped, MODEL)).action.label == "Continue: 15.5 GB to go"
 
 
 def test_what_the_disk_lacks_is_what_would_make_it_enough() -> None:
     view = SetupStatus(known(hardware=DISK_OF_30), MODEL)
     assert (
-        view.lacking and f"{view.lacking / 1e9:.1f} GB are lacking" in current(setup_stages(view.state, MODEL)).sentence
+        view.lacking
+        and f"{view.lacking / 1e9:.1f} GB are lacking" in current_stage(setup_stages(view.state, MODEL)).sentence
     )
     roomier = replace(CARD, disk_free_bytes=30_000_000_000 + view.lacking)
     assert SetupStatus(known(hardware=roomier), MODEL).lacking == 0
-    assert current(setup_stages(known(hardware=roomier), MODEL)).name == "fetch"
+    assert current_stage(setup_stages(known(hardware=roomier), MODEL)).name == "fetch"
 
 
 def test_what_is_on_the_disk_already_is_not_asked_for_again() -> None:
     whole, begun = SetupStatus(known(), MODEL).needed, SetupStatus(known(BEGUN), MODEL).needed
     assert whole - begun == round(12e9 * 1.1)
-    encoder = replace(FETCHED, companions_begun=3_000_000_000)
+    encoder = replace(FETCHED, components_begun=3_000_000_000)
     packed = known(encoder, statuses={RECIPE: "partial"})
     assert SetupStatus(known(FETCHED), MODEL).needed - SetupStatus(packed, MODEL).needed == round((9e9 + 3e9) * 1.1)
-    assert SetupStatus(known(replace(FETCHED, companions_bytes=8_041_000_000)), MODEL).to_make < 20e9
+    assert SetupStatus(known(replace(FETCHED, components_bytes=8_041_000_000)), MODEL).to_make < 20e9
 
 
 def test_after_a_restart_what_is_begun_is_continued_and_not_what_the_plan_would_choose_now() -> None:
     state = known(FETCHED, statuses={OTHER: "partial"})
     assert state.machine and state.machine.plans[MODEL].recipe == RECIPE
-    assert current(setup_stages(state, MODEL)).action.argument == OTHER
-    assert current(setup_stages(known(statuses={OTHER: "ready"}), MODEL)).action.argument == OTHER
+    assert current_stage(setup_stages(state, MODEL)).action.argument == OTHER
+    assert current_stage(setup_stages(known(statuses={OTHER: "ready"}), MODEL)).action.argument == OTHER
 
 
 def test_what_is_asked_for_by_name_is_made_also_where_it_cannot_be_drawn_with() -> None:
     stages = setup_stages(known(hardware=PROCESSOR), MODEL, (OTHER,))
-    assert current(stages).name == "fetch" and "cannot draw with it" in stages[1].sentence
+    assert current_stage(stages).name == "fetch" and "cannot draw with it" in stages[1].sentence
     with pytest.raises(RequestError, match="int4"):
         setup_stages(known(), MODEL, ("int4",))
 
@@ -282,7 +282,7 @@ def test_what_came_of_the_smoke_test_is_told_afterwards() -> None:
     older = known(statuses={RECIPE: "ready"})
     forgotten = {RECIPE: replace(older.statuses[MODEL][RECIPE], smoke={})}
     smoke: Stage = setup_stages(replace(older, statuses={MODEL: forgotten}), MODEL)[5]
-    assert smoke.standing == "done" and "Passed" in smoke.sentence
+    assert smoke.status == "done" and "Passed" in smoke.sentence
 
 
 @pytest.mark.parametrize("state", CLOSED)

@@ -401,7 +401,7 @@ def test_a_worker_outlives_what_it_cannot_let_go_of(tmp_path: Path, caplog: pyte
     until(studio, lambda state: state.machine)
     staying.stuck = True
     studio.unload()
-    until(studio, lambda _: "letting go of what was loaded failed" in caplog.text)
+    until(studio, lambda _: "unloading models failed" in caplog.text)
     staying.stuck = False
     assert finish(studio).state == "done"
     studio.close()

@@ -44,7 +44,7 @@ from ideogram_app.files import (
     bytes_taken,
     data_folder,
     delete_folder,
-    full_disk_told,
+    full_disk_reported,
     identity,
     locked,
     sync,
@@ -83,7 +83,7 @@ class PreparedFolder:
         """
         parent = self.final.parent
         with ExitStack() as held:
-            with full_disk_told(f"There is no room left in {parent}", parent, "Make room and try again"):
+            with full_disk_reported(f"There is no room left in {parent}", parent, "Make room and try again"):
                 held.enter_context(locked(self.final, f"{self.title} is being prepared"))
             yield
 
