@@ -8,14 +8,16 @@ generation/, comparison/. Importing this package imports neither torch nor gradi
 Its modules (this list is made by tools/docs.py):
 
     __main__.py    `python -m ideogram_app`: what the page does, without the page.
-    errors.py      The one family of errors a user may see.
+    errors.py      Errors that a user may see: `AppError` and its seven kinds, because callers tell exactly these seven
+                   apart.
     files.py       Files and folders: atomic writes, hashes, locks, free and taken bytes of a disk, and the default
                    folders.
-    recipe_api.py  The documented import path of interop/quant_config.py.
-    records.py     What flows from one room to the next, as frozen dataclasses without tensors.
-    text.py        Sizes, durations, moments and lists as text for people.
-    wire.py        Frozen dataclasses to JSON and back, without loss.
-    benchmark/     How fast a step is: our recipes beside what stock diffusers does, on this device, in one run.
+    recipe_api.py  The documented import path of interop/quant_config.py: recipes for people's own diffusers scripts.
+    records.py     Records: `Request`, `Event`, `Result` and `Fallback`, frozen dataclasses without tensors that turn
+                   into JSON.
+    text.py        Sizes, durations, moments, PSNR and lists formatted as text for people.
+    wire.py        JSON of frozen dataclasses, to and from, without loss.
+    benchmark/     Benchmark: seconds a step of our recipes beside stock diffusers, on this device, in one session.
     catalog/       What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder.
     checkpoints/   Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead.
     cli/           The command line: flags, progress and results on a terminal, and serving the page.
@@ -25,16 +27,14 @@ Its modules (this list is made by tools/docs.py):
     hub/           Fetch: files from the Hugging Face Hub, resumed where they stopped; the only package that touches the
                    network.
     interop/       Prepared weights in stock diffusers, and quantization configurations for other people's scripts.
-    kernels/       Fast twins of what runs between and inside matrix products: Triton, processors, attention, and which
-                   are chosen.
+    kernels/       Fast twins of what runs between and inside matrix products: Triton, CPU, attention, kernel selection.
     machine/       Detect: what this machine is, what it can do, how fast it is and what is free; hardware is asked and
                    timed here.
     model/         Load: files to modules on a device, whole or offloaded, and the cache of what stays loaded.
     planning/      Plan: which recipe, where its weights live, what that takes of memory and time, and what to try with
                    less.
-    prepare/       Quantize, the process: source weights to a prepared folder that survives being killed at any moment.
-    quantization/  Number formats in plain torch, the truth that kernels are judged by: INT8, FP8, NF4, K-quants,
-                   rotation.
+    prepare/       Quantization process: source weights to a prepared folder, resumable after a kill at any moment.
+    quantization/  Number formats in plain torch, the reference for kernels: INT8, FP8, NF4, K-quants, rotation.
     studio/        The one worker: its queue, its state, the services it calls, and the stages of a first run.
     ui/            The page: it formats what the studio knows and hands on what the user asks, and knows no tensors.
 """

@@ -6,21 +6,19 @@ encoder and VAE, which `compare` measures on real pictures.
 Its modules (this list is made by tools/docs.py):
 
     command.py    `python -m ideogram_app benchmark`: the flags, the table, one JSON line at the end.
-    families.py   Names of operators and kernels to families: where does a step's time go?
-    limits.py     What fits: rows into memory together, work into the seconds that are left.
-    ours.py       Our recipes as the program runs them: the same assembly, kernels and denoising loop, on random
+    limits.py     Limits of a benchmark: which rows fit into memory together, how many steps into the time budget; an
+                  alarm.
+    ours.py       Our rows of a benchmark: recipes run with the program's own kernels and denoising loop, on random
                   weights.
-    profiling.py  One step under torch's profiler: the share of its time in each family.
-    report.py     What a benchmark found: frozen rows, a table for people, one JSON object.
-    rows.py       What may be timed: a row for each of our recipes, and one for each way in which stock diffusers is
-                  run.
-    run.py        One benchmark: the ceiling first, then rows built, warmed up, timed in turn and profiled, within a
+    profiling.py  Profile of one step by torch's profiler: the share of its time in gemm, attention and other kernels.
+    report.py     Report of a benchmark: measured rows as frozen dataclasses, a text table, the JSON object, its file
+                  name.
+    rows.py       Rows of a benchmark: our recipes, and each way to run stock diffusers; packages they need, memory they
+                  take.
+    session.py    Benchmark session: ceiling first, then rows built, warmed up, timed in turn, profiled, within a
                   budget.
-    shapes.py     What a benchmark builds: the shape of a model by its name, and the type it computes in.
-    stock.py      Stock diffusers: its own transformers, driven exactly as `Ideogram4Pipeline.__call__` drives them, on
-                  random weights.
-    weights.py    Random weights in every storage, made on the device: as fast as memory is written, valid as if
+    shapes.py     Workload of a benchmark: the model's shape by its name, picture size, tokens, computing dtype.
+    stock.py      Stock rows of a benchmark: diffusers' own transformers and denoising loop, on random weights.
+    weights.py    Random weights in every storage format, made on the device at the speed of memory, valid as if
                   encoded.
-    memory/       Device memory counted without a device: fake tensors, a ledger of storages, a model of CUDA's
-                  allocator.
 """

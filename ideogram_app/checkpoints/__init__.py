@@ -2,12 +2,13 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    gguf.py         GGUF files: the header of one to be written, and tensors read where they lie.
-    prefetch.py     Prefetch: tensors read from files by threads, ahead of their use, to where they stay.
-    safetensors.py  Safetensors files: headers read and checked, tensors read where they lie, headers written before the
-                    data exist.
-    span.py         Where a tensor lies: a file, a place in it, and what its bytes mean. Every read of weights goes
-                    through here.
-    prepared/       What this program wrote: packed files, their journal and manifest, and the store that holds them.
-    published/      Any published layout of Ideogram 4's weights, read as tensors by one set of names.
+    gguf.py          GGUF files: tensors read from them, mapped or by rows, and the header of a file to be written.
+    prefetch.py      Prefetch: tensors read from files by threads ahead of their use, to the device or to host memory.
+    safetensors.py   Safetensors files: headers read and checked, single tensors or rows read, headers written before
+                     the data exist.
+    span.py          Span: the bytes of a tensor, or of some of its rows, in a file, and how readers make tensors of
+                     them.
+    weight_files.py  Weight files of a folder: found by index or pattern, opened by their first bytes; config.json read.
+    prepared/        What this program wrote: packed files, their journal and manifest, and the store that holds them.
+    published/       Any published layout of Ideogram 4's weights, read as tensors by one set of names.
 """

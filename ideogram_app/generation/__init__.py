@@ -2,14 +2,15 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    captions.py       Ideogram 4's JSON caption: its model, its checks, and how plain text becomes one.
-    draw.py           One picture as an iterator of events: load, sample, decode, save.
-    encode_prompt.py  Encoding the caption before anything is drawn: text features and noise, or what ran out of memory
-                      on the way.
-    guidance.py       The guided velocity of a picture at every step: both transformers, where they live, and what may
-                      be left out.
-    retry.py          One recipe's picture: a retry loop that goes on with less where memory runs out, or offers to.
-    sampler.py        The sampler in plain tensors: noise, schedule, Euler steps, decoding and previews.
-    session.py        A session of drawing: store, output folder, caches and hooks shared by all recipes of a request.
-    validate.py       What is refused before anything is loaded, and what a refused picture looks like in the results.
+    captions.py       Ideogram 4's JSON caption: its schema, its checks, and wrapping plain text as a caption.
+    draw.py           Drawing one picture as an iterator of events: load, sample, decode, save as PNG.
+    encode_prompt.py  Encoding the caption: text features and noise that all recipes share, or what ran out of memory.
+    guidance.py       Classifier-free guidance (CFG): `GuidedModel` combines both transformers at every step, with
+                      speed-ups.
+    retry.py          Retry loop of one recipe's picture: where memory runs out it takes a fallback, or offers the
+                      fallbacks.
+    sampler.py        The sampler in plain tensors: noise, schedule, Euler steps, VAE decoding and previews.
+    session.py        A session of drawing: store, output folder and caches shared by all recipes of a request.
+    validate.py       Validation of a request before anything is loaded: sizes, preset, guidance, recipes, speed-ups,
+                      seed.
 """

@@ -2,10 +2,11 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    access.py    What a repository holds at the Hub, and whether this user may have it, in words.
-    download.py  A source's files from the Hub to a folder: sizes first, then bytes, every file verified, nothing
-                 fetched twice.
-    record.py    What has been fetched: the record that stands beside the files, read without the network.
-    resume.py    One file from the Hub, continued where it stopped, however often the line breaks and whoever ended the
-                 program.
+    access.py    Access to a repository at the Hub: its files, and whether token and licence let this user have them, in
+                 words.
+    download.py  Download of a source's files from the Hub into a folder: disk space checked, hashes verified, resumed
+                 after a stop.
+    record.py    Download record: what a folder of fetched files holds, with commit, sizes and hashes, read without the
+                 network.
+    resume.py    Resumable download of one file from the Hub, with retries: continued after cuts, restarts and kills.
 """

@@ -2,10 +2,10 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    pipeline.py      Prepared weights in stock diffusers: its own classes, its own loaders, none of this program's
-                     kernels.
-    quant_config.py  Recipes for people who write their own diffusers script: which layers to keep, and the
-                     configuration that does it.
+    pipeline.py      Prepared weights in stock diffusers: a loader for `Ideogram4Pipeline`, and GGUF for
+                     `from_single_file`.
+    quant_config.py  Recipe API for diffusers scripts: which layers to protect, and the `PipelineQuantizationConfig`
+                     that does it.
 """
 
 from __future__ import annotations

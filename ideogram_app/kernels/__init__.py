@@ -2,15 +2,10 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    attention.py  Softmax attention over one picture's tokens, every token seeing every other, by the best exact backend
-                  there is.
-    choice.py     Which kernels run: the one place that picks, with its reason.
-    compiled.py   The plain kernels between two matrices, each compiled by `torch.compile`, on request.
-    contract.py   What a set of kernels is: one signature for each, whoever implements it.
-    plain.py      Every kernel in plain torch: the truth that the others are judged by, and what runs where nothing else
-                  does.
-    processor.py  The kernels for processors: INT8 products by oneDNN on weights in its own order, the rest in runs that
-                  fit a cache.
-    fused/        The kernels of `kernels.contract` in Triton: each one launch, each judged by its twin in
-                  `kernels.plain`.
+    attention.py  Attention of one picture: which exact scaled-dot-product backend runs on which GPU generation.
+    choice.py     Kernel selection: which set of kernels (Triton, int_mm, processor, plain) runs on a device, and why.
+    contract.py   The kernels' interface: one signature for each operation of a block, whoever implements it.
+    plain.py      Reference kernels in plain torch: what the fast ones are judged by, and what runs elsewhere.
+    processor.py  CPU kernels: INT8 products by oneDNN on prepacked weights, the rest in runs of rows that fit a cache.
+    fused/        Fused Triton kernels: those of `kernels.contract`, each one launch, judged by `kernels.plain`.
 """

@@ -8,10 +8,9 @@ Its modules (this list is made by tools/docs.py):
                      between the two.
     gpu_specs.py     Peaks of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by the name that
                      a driver gives.
-    hardware.py      What this machine is: `detect(disk) -> Hardware`, the only file that asks.
-    memory.py        What memory is in use at this moment: of the first device and of RAM, by this process and by all
-                     others.
-    meter.py         Seconds and peak bytes of each phase: the only file that synchronizes a device.
+    hardware.py      Hardware detection: `detect(disk) -> Hardware`, the only file that asks the machine.
+    memory.py        Memory in use now: of the first device and of RAM, by this process and by all others.
+    meter.py         Meter of seconds and peak bytes of each phase: the only file that synchronizes a device.
     microbench.py    Microbenchmarks: what a device does at best in matrix products, copies from RAM and reads from
                      disk.
     staging.py       Sizes of the pinned buffers and of the prefetch through which weights reach a device; no torch.

@@ -2,16 +2,13 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    cache.py            What stays loaded from one picture to the next: both transformers, and the text encoder where
-                        there is room for it.
-    components.py       What stands around the transformers: tokenizer, text encoder, decoder of pictures, the
-                        scheduler's shift.
-    fill.py             Fill a module that was built on the meta device: a tensor by its name, and no hole left at the
-                        end.
-    loader.py           From files to modules: both transformers in a recipe's storage.
-    reference_model.py  diffusers' own transformer, filled from our files: the truth behind the backbone, and what is
-                        calibrated.
-    vae.py              The decoder of FLUX.2's autoencoder, written for inference: latents to pixels.
+    cache.py            Model cache: transformers, and text encoder where it fits, stay loaded between pictures.
+    components.py       Components beside the transformers: tokenizer, text encoder, VAE decoder, scheduler's shift.
+    fill.py             UnitWriter a module built on the meta device: a tensor by its name, an error where one is
+                        missing.
+    loader.py           Loading both transformers of a recipe from prepared files to modules, resident or offloaded.
+    reference_model.py  Reference model: diffusers' own transformers, filled from our files, to test and to calibrate.
+    vae.py              VAE decoder (FLUX.2's autoencoder), written for inference: latents to pixels, also in tiles.
     offload/            Offload: blocks that live in RAM or on disk and are copied to the device ahead of their use.
     text_encoder/       Captions to text features: tokenizer, Qwen3-VL's text side, and where it runs.
     transformer/        Both transformers, written for drawing one picture at a time, and how a checkpoint fills them.

@@ -2,30 +2,32 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    activations.py      Bytes beside the weights while a picture is drawn, moment by moment, from shapes alone.
-    fallbacks.py        What can still be drawn when memory ran out: `rungs(...) -> (Fallback, ...)`, the first that
-                        helps first, and pure.
+    activations.py      Activations in bytes: what is on a device beside the weights at each moment of a picture, from
+                        shapes alone.
+    fallbacks.py        Fallbacks when memory ran out: `fallbacks(...) -> (Fallback, ...)`, the first that helps first,
+                        and pure.
     footprint.py        How many bytes a model takes: on the device, in RAM and on disk, counted before anything is
                         loaded.
     inputs.py           Plan inputs: a machine, a model, a picture, and the memory that may be used for it, as one
                         frozen `PlanInputs`.
-    notes.py            What a plan says beside its decision: one table of rules, each a reason or nothing, in the order
-                        of reading.
-    oom.py              Out of memory, told apart: the device, RAM, RAM that can be locked, or what Windows is willing
-                        to promise.
-    option.py           One recipe placed on one machine, and what that takes of memory and time.
-    peaks.py            What surrounds the steps of a picture on the device: the text encoder before them, the decoder
-                        after them.
-    placement.py        Where the weights of one recipe can live on one machine: on the device, on two of them, in RAM,
-                        or on disk.
-    planned_request.py  A request planned once: one plan for each of its recipes, made in the worker and carried down to
-                        the picture.
-    planner.py          Which recipe, where its weights live, and why: `plan(inputs) -> Plan`, a pure function without
-                        torch.
-    policy.py           Which of several placed recipes to take: quality first, unless it costs too much time.
-    profile.py          The machine's profile: rates that were measured, and how near real pictures came to them.
-    step_time.py        How long a step should take on a card with all weights at hand: counted flops over the card's
-                        dense peak.
+    notes.py            Notes of a plan: what it says beside the decision, one table of rules, each a reason or nothing,
+                        in reading order.
+    oom.py              Out-of-memory errors, classified: the device, RAM, pinned memory (page-locked), or Windows'
+                        commit limit.
+    peaks.py            Predicted peaks of memory: the worst phase of a plan, and where the text encoder and the decoder
+                        find room.
+    placement.py        Placement of one recipe on one machine: resident on a device, on two, streamed from RAM, or
+                        streamed from disk.
+    planned_request.py  A planned request: one plan for each of its recipes, made in the worker and carried down to the
+                        picture.
+    planner.py          The plan: which recipe, where its weights live, and why; `plan(inputs) -> Plan`, a pure function
+                        without torch.
+    policy.py           Selection policy among placed recipes: quality first, unless it costs too much time.
+    profile.py          Measured machine profile: peak rates of this machine, and how near real pictures came to them
+                        (efficiency).
+    step_time.py        Step time of a card with all weights resident: counted flops over the card's dense peak.
     streaming.py        Block streaming: how many blocks are offloaded, which, and the time of a step with their copies
                         overlapped.
+    weight_bytes.py     Bytes of weights under a recipe: of one Linear, of a transformer on disk, and of one as it is
+                        drawn with.
 """

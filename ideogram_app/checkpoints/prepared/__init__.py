@@ -2,11 +2,13 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    components.py  Reading a prepared text encoder: which file it is in, and what its config says.
-    file_plan.py   Where every tensor of a file will lie, decided before any of them is computed.
-    folder.py      One folder of prepared weights, wherever it is: being filled, published by rename, verified, deleted.
-    journal.py     Files filled in place, in any order, and a journal of what is done.
-    manifest.py    What a folder of weights says of itself: which files, how large, with which hashes.
-    storage.py     What a recipe's files hold: the half that writes and the half that reads, side by side.
-    store.py       Which prepared folder belongs to which model and recipe: status, verification, listing, deletion.
+    file_plan.py    File plan: header and offsets of every tensor of a safetensors or GGUF file, before any is computed.
+    journal.py      Journal of a resumable preparation: files filled in place, in any order, with a hash of every
+                    tensor.
+    manifest.py     The manifest of a folder of weights: its files, their sizes and hashes, and what they were made
+                    from.
+    packed_file.py  Packed files read: dense tensors and packed weights by official names, whole or by rows.
+    storage.py      Storage formats of prepared files by recipe: names, shapes, types of their tensors; packing of rows.
+    store.py        Store of prepared checkpoints: a folder per recipe, its status, lock, publishing, verification,
+                    deletion.
 """

@@ -2,15 +2,18 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    codecs.py        How a stored tensor becomes weights: one row for every packing that published files of this model
-                     use.
-    component.py     A transformer or text encoder in published files: every tensor accounted for, read whole or some
-                     rows at a time.
-    layouts.py       The layouts in which Ideogram 4's transformers are published, one frozen row each, and which of
-                     them files have.
-    local.py         The published sources of weights, one frozen row each.
-    tensor_names.py  What a stored tensor's name says: which transformer it belongs to, which weight, and which part of
-                     that weight.
-    text_encoder.py  The text encoder's weights from any published layout, tensor by tensor and row by row.
-    transformer.py   A transformer's weights from any published layout, by their official names.
+    codecs.py        Codecs of published tensors: dense, FP8, INT8, NF4, GGML; one table row each, with shape check and
+                     dequantizing.
+    component.py     Published checkpoint of one component, transformer or text encoder: tensors checked, then read by
+                     rows.
+    layouts.py       Published layouts of Ideogram 4's transformers, one table row each; component.py recognises them in
+                     files.
+    local.py         Local weights: the folder or file that a model is read from, given by the user or shipped with the
+                     program.
+    tensor_names.py  Names of tensors in published files, parsed and translated: prefixes, suffixes, Ideogram's and
+                     diffusers' names.
+    text_encoder.py  Text encoder from published weights of any layout: names translated, shape and config found,
+                     tensors by rows.
+    transformer.py   Transformers from published weights of any layout: the pair of files found, names and shapes
+                     checked, rows read.
 """

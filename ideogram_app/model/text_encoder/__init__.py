@@ -2,9 +2,9 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    encoder.py    The text encoder, text side alone: built without memory for its weights, then filled matrix by matrix.
-    features.py   Captions to text features: Qwen3-VL's decoder layers, tapped at 13 depths.
-    on_device.py  The text encoder on a device, for as long as it reads a caption.
-    qwen.py       Qwen3-VL's text side, written for inference: token ids to hidden states, layer by layer.
-    tokenizer.py  Captions to token ids, from the files of a tokenizer folder.
+    encoder.py    Loading the text encoder from published or prepared files, quantized matrix by matrix.
+    features.py   Text features of a caption from 13 decoder layers of Qwen3-VL, and the cache of the last ones.
+    on_device.py  Staged or streamed text encoder: on the device while it encodes a caption, freed afterwards.
+    qwen.py       Qwen3-VL's text model, written for inference: token ids to hidden states, layer by layer.
+    tokenizer.py  Tokenizer of captions: chat template and token ids, from the files of a tokenizer folder.
 """

@@ -2,9 +2,8 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    assemble.py     Tensors by their names -> a backbone: which layer is made of which, in the order in which they are
-                    used.
-    backbone.py     Ideogram 4's transformer, written for drawing one picture at a time.
-    conditioner.py  What a prompt and a schedule come down to, computed once for a whole picture.
-    layers.py       A Linear layer per storage, and the merging of layers that read one input.
+    assemble.py     Assembling a transformer from named tensors: which layer is made of which, in the order of use.
+    backbone.py     Ideogram 4's diffusion transformer (DiT): block, trunk and backbone, for one picture at a time.
+    conditioner.py  Conditioning: text projection, time embedding, adaLN modulation, rotary angles, once per picture.
+    layers.py       Quantized Linear layers, one class per storage (FP8, INT8, GGUF), and their merging.
 """

@@ -2,11 +2,13 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    calibration.py  What a calibration found, in one small file: smoothing, what is fragile, and which channels matter.
-    collect.py      One pass of the source-precision model over a few captions, watched: what a calibration is made of.
-    smoothing.py    SmoothQuant, folded away: outlier channels of an input are evened out between it and the weights
-                    that read it.
-    statistics.py   What the inputs of Linear layers look like while pictures are drawn, gathered as they pass.
-    tuning.py       Which calibration a recipe is made with: one named, one made on this machine, one that ships, or
-                    none.
+    calibration.py  Calibration file: statistics of every Linear's input, smoothing, fragility ranking, importance of
+                    channels.
+    collect.py      Calibration pass: the source-precision model draws captions, statistics of every Linear's input are
+                    recorded.
+    smoothing.py    SmoothQuant, folded into the weights: outlier channels are evened out between an input and what
+                    reads it.
+    statistics.py   Activation statistics of Linear layers, recorded by forward hooks while pictures are drawn.
+    tuning.py       Tuning of a recipe by a calibration: smoothing, importance, protected layers; which calibration file
+                    is used.
 """
