@@ -1,4 +1,4 @@
-"""Ideogram 4's three sampling presets, as rows.
+"""Sampling presets of Ideogram 4: steps, noise schedule and guidance, one row each.
 
 Source: the preset table of the reference repository (ideogram-oss/ideogram4 `docs`), which stores the guidance tuple
 last step first; here, as in diffusers, index 0 is the first and noisiest step. Left out: free step counts, because
@@ -39,11 +39,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        RequestError: no such preset; lists those that exist.
-    """
+    """The preset of that name; RequestError lists those that exist."""
     return choose(PRESETS, name, "preset")
 
 

@@ -1,4 +1,4 @@
-"""Reasons of a plan, and of what is offered when memory ran out: one table of all their sentences, code -> text.
+"""Reasons: one table of every sentence of a plan, and of what is offered when memory ran out; code -> text.
 
     reason("resident", title="GGUF Q4_K", weights=9_800_000_000, free=15_600_000_000)
     Reason("resident", "GGUF Q4_K keeps both transformers (9.8 GB) in the 15.6 GB that are free.", {"weights": ...})

@@ -1,8 +1,8 @@
-"""What may be left out of a picture on request, as rows: opt-in, named in the result, and each with its cost measured.
+"""Opt-in speed-ups ("savings"): what may be left out of a picture, as rows, each with its cost measured.
 
 A step runs both transformers, and near the end of a schedule, or between two steps that hardly differ, not all of that
-changes the picture. What each saves and what it costs is measured on the miniature (`benchmarks/choices.py`, README);
-what it costs on the published model has not been seen. The cheapest saving is none of these but fewer steps: a preset.
+changes the picture. What each saves and costs is measured on the miniature (`benchmarks/choices.py`, README); what it
+costs on the published model has not been seen. The cheapest saving is none of these but fewer steps: a preset.
 
 Left out: TaylorSeer and MagCache, which need tuning for a model, and distilled weights, which are another model.
 """
@@ -26,7 +26,6 @@ class Speedup:
     """One thing left out.
 
     Attributes:
-        name: what `--saving` takes.
         begins, ends: the part of the schedule in which it applies, as shares of the steps.
         every: of the steps in that part, one in so many still runs the unconditional transformer; 0 none, 1 all.
         keeps_guidance: whether the difference that guidance made is added again where that transformer did not run.
@@ -77,20 +76,12 @@ SPEEDUPS: dict[str, Speedup] = {
 
 
 def find_speedup(name: str) -> Speedup:
-    """The saving of that name.
-
-    Raises:
-        RequestError: no such saving; lists those that exist.
-    """
+    """The saving of that name; RequestError lists those that exist."""
     return choose(SPEEDUPS, name, "saving")
 
 
 def check_speedups(names: tuple[str, ...]) -> None:
-    """Refuse unknown savings, the same one twice, and two that decide about the same thing.
-
-    Raises:
-        RequestError: names them.
-    """
+    """RequestError for unknown savings, the same one twice, and two that decide about the same thing; names them."""
     rows = [find_speedup(name) for name in names]
     if len(set(names)) < len(names):
         raise RequestError("A saving was named twice", got=", ".join(names))
@@ -115,9 +106,9 @@ def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
 def cached_bytes(
     names: tuple[str, ...], model: Model, size: tuple[int, int], text_tokens: int, dense_bytes: int
 ) -> int:
-    """What savings keep on a device from one step to the next, and compare it with (generation/guidance.py); bytes.
+    """Device bytes that savings cache from one step to the next, and compare with (generation/guidance.py).
 
-    A first-block cache keeps two tensors of the residual's size (tokens, hidden) for each transformer; while the
+    A first-block cache holds two tensors of the residual's size (tokens, hidden) for each transformer; while the
     conditional one runs there is one more of its own.
     """
     if all(find_speedup(name).threshold is None for name in names):

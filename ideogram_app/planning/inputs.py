@@ -139,7 +139,9 @@ class PlanInputs:
             first = int((hardware.device_memory_bytes or 0) * ASSUMED_FREE)
         rest = hardware.devices_free_bytes[1:] or (first,) * (hardware.device_count - 1)
         free = (min((first, *hardware.devices_free_bytes[:1])), *rest)
-        return tuple(sorted(enumerate(map(self._usable, free)), key=lambda row: (-row[1], row[0])))
+        limit = float("inf") if self.limit_bytes is None else self.limit_bytes
+        usable = [int(min(max(0, each - self.reserve_bytes), limit)) for each in free]
+        return tuple(sorted(enumerate(usable), key=lambda row: (-row[1], row[0])))
 
     @property
     def device_free(self) -> int:
@@ -156,7 +158,8 @@ class PlanInputs:
         (device, free), *others = self.devices
         alike = [row for row in self.devices if self._name(row[0]) == self.hardware.name]
         alone = (DeviceAssignment(*alike[0], (0, 1)),)
-        if not others or not self._pair(self._name(device), self._name(others[0][0])):
+        one, other = self._name(device), self._name(others[0][0]) if others else ""
+        if not others or not (one == other or (find_rates(one) and find_rates(other))):
             return (alone,)
         return alone, (DeviceAssignment(device, free, (0,)), DeviceAssignment(*others[0], (1,)))
 
@@ -227,14 +230,7 @@ class PlanInputs:
         tokens = TYPICAL_TEXT_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
         return ideal_seconds(rates or UNIT_RATES, branch_flops(self.model, self.size, tokens)[branch], how) / share
 
-    def _usable(self, free: int) -> int:
-        usable = max(0, free - self.reserve_bytes)
-        return usable if self.limit_bytes is None else min(usable, self.limit_bytes)
-
     def _name(self, device: int) -> str:
         """What a device is; where it is not known, the same as the first."""
         names = self.hardware.device_names
         return names[device] if 0 < device < len(names) else self.hardware.name
-
-    def _pair(self, one: str, other: str) -> bool:
-        return one == other or bool(find_rates(one) and find_rates(other))
