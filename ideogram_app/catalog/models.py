@@ -115,11 +115,8 @@ class Branch:
         return self.parameters() - sum(linear.rows * linear.columns for linear in self.linears())
 
     def config(self) -> dict[str, Any]:
-        """diffusers' config.json of this transformer, for files that come without one.
-
-        Raises:
-            RequestError: no model with heads of this size is known, so neither is its position encoding.
-        """
+        """diffusers' config.json of this transformer, for files that come without one; RequestError for heads of a size
+        that no model has, since nothing then tells the position encoding."""
         if self.attention_head_dim not in ROTARY:
             raise RequestError(
                 "The position encoding of this transformer is not known",
@@ -197,13 +194,10 @@ def find_model(name: str) -> Model:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse sizes off the grid or absurd.
+    """RequestError for sizes off the grid or absurd; names the side, the grid and the nearest size that works.
 
     The published model takes multiples of 16 from 256 to 2048 a side and aspects to 6:1; the miniature goes down
     to 64. The lower bound is the miniature's, because a size that is merely small does no harm.
-
-    Raises:
-        RequestError: names the side, the grid and the nearest sizes that work.
     """
     for label, side in (("width", width), ("height", height)):
         if side % PIXELS_PER_TOKEN or not 64 <= side <= 2048:

@@ -45,10 +45,7 @@ def find_preset(name: str) -> Preset:
 
 def guidance_for(preset: Preset, model: Model, asked: float | None = None) -> tuple[float, ...]:
     """Guidance of every step: the one asked for, else the model's own where it has one, else the preset's.
-
-    Raises:
-        RequestError: the guidance asked for is no number between 0 and 20.
-    """
+    RequestError: what was asked for is no number from 0 to 20."""
     if asked is not None and not 0 <= asked <= 20:
         raise RequestError("The guidance cannot be used", expected="a number from 0 to 20", got=str(asked))
     constant = model.guidance if asked is None else asked

@@ -240,13 +240,10 @@ NOTHING = Reason("", "")  # nothing to say: no objection, no note, no advice
 
 
 def reason(code: str, /, **facts: Any) -> Reason:
-    """The sentence of a row.
+    """The sentence of a row; KeyError where there is no such row, or a field is missing.
 
     Args:
-        facts: what its fields name: numbers, words and other reasons. Numbers that no field names are kept as well.
-
-    Raises:
-        KeyError: there is no such row, or a field is missing.
+        facts: what its fields name: numbers, words and other reasons. Numbers that no field names are recorded as well.
     """
     parts = [fact for fact in facts.values() if isinstance(fact, Reason)]
     numbers = {name: fact for part in parts for name, fact in part.numbers.items()}

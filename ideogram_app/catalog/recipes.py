@@ -13,8 +13,8 @@ in `fragile` are kept, and they are not cheap: one `feed_forward.w2` of the publ
 of both branches take 7.70 GB in bf16 where INT8 takes 3.85, and 19.3 GB become 23.2. Seventeen of each branch, a
 calibration's budget if it names nothing else, make it 21.2 GB.
 
-Left out: mixed tables per layer and per step; a recipe is what a person can name. torchao and gguf name *formats*,
-a recipe is a format together with its protected list.
+Left out: mixed tables per layer and per step; a recipe is what a person can name. torchao and gguf name *formats*, a
+recipe is a format together with its protected list.
 """
 
 from __future__ import annotations

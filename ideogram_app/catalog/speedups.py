@@ -41,6 +41,10 @@ class Speedup:
     keeps_guidance: bool = False
     threshold: float | None = None
 
+    def applies(self, step: int, steps: int) -> bool:
+        """Whether a step (0-based) lies in its part of the schedule."""
+        return round(self.begins * steps) <= step < round(self.ends * steps)
+
 
 SPEEDUPS: dict[str, Speedup] = {
     saving.name: saving
@@ -95,10 +99,9 @@ def check_speedups(names: tuple[str, ...]) -> None:
 def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
     """What becomes of the unconditional transformer in a step (0-based): `RUN`, `REUSE` or `LEAVE`."""
     for row in map(find_speedup, names):
-        first = round(row.begins * steps)
-        if row.every == 1 or not first <= step < round(row.ends * steps):
+        if row.every == 1 or not row.applies(step, steps):
             continue
-        if row.every == 0 or (step - first) % row.every:
+        if row.every == 0 or (step - round(row.begins * steps)) % row.every:
             return REUSE if row.keeps_guidance else LEAVE
     return RUN
 
@@ -120,7 +123,5 @@ def cached_bytes(
 
 def threshold(names: tuple[str, ...], step: int, steps: int) -> float | None:
     """Below which relative change of the first block the others are reused in a step; None where they all run."""
-    for row in map(find_speedup, names):
-        if row.threshold is not None and round(row.begins * steps) <= step < round(row.ends * steps):
-            return row.threshold
-    return None
+    rows = map(find_speedup, names)
+    return next((row.threshold for row in rows if row.threshold is not None and row.applies(step, steps)), None)

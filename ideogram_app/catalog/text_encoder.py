@@ -140,7 +140,7 @@ ENCODER_RECIPES: dict[str, Recipe] = {
 
 
 DENSE = "encoder-dense"  # what a pipeline folder is read as
-DEFAULT = "encoder-q8_0"  # what is kept beside packed transformers; why stands in prepare/components.py
+DEFAULT = "encoder-q8_0"  # what is stored beside packed transformers; why stands in prepare/components.py
 
 
 def find_encoder_recipe(name: str) -> Recipe:

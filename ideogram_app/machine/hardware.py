@@ -166,11 +166,7 @@ def usable_cores() -> tuple[int, int | None]:
 
 
 def detect(disk: Path) -> Hardware:
-    """Ask this machine.
-
-    Args:
-        disk: a folder on the disk where weights will rest; it need not exist yet.
-    """
+    """Ask this machine; disk: a folder on the disk where weights will rest, which need not exist yet."""
     device = _device()
     cpu_name, cpu_features = _processor()
     total, free = host_memory()

@@ -127,11 +127,8 @@ class MeasuredPeaks:
 
 
 class PhaseMeter:
-    """Collects one run: seconds by phase and peaks over the whole of it.
-
-    Args:
-        held: host memory that belongs to the run and was taken before it began, in bytes; it counts in host peaks.
-    """
+    """Collects one run: seconds by phase and peaks over the whole of it. held: bytes of host memory that belong to the
+    run and were allocated before it began; they count in host peaks."""
 
     def __init__(self, device: torch.device, held: int = 0) -> None:
         self.device, self._held = device, held

@@ -139,8 +139,9 @@ class PlanInputs:
             first = int((hardware.device_memory_bytes or 0) * ASSUMED_FREE)
         rest = hardware.devices_free_bytes[1:] or (first,) * (hardware.device_count - 1)
         free = (min((first, *hardware.devices_free_bytes[:1])), *rest)
-        limit = float("inf") if self.limit_bytes is None else self.limit_bytes
-        usable = [int(min(max(0, each - self.reserve_bytes), limit)) for each in free]
+        usable = [max(0, each - self.reserve_bytes) for each in free]
+        if self.limit_bytes is not None:
+            usable = [min(each, self.limit_bytes) for each in usable]
         return tuple(sorted(enumerate(usable), key=lambda row: (-row[1], row[0])))
 
     @property
@@ -163,16 +164,13 @@ class PlanInputs:
             return (alone,)
         return alone, (DeviceAssignment(device, free, (0,)), DeviceAssignment(*others[0], (1,)))
 
-    def host_lacks(self, loose: int, locked: int = 0) -> int:
-        """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known.
-
-        Args:
-            locked: pinned memory, beside the rest: a device copies from it.
-        """
+    def host_lacks(self, pageable: int, pinned: int = 0) -> int:
+        """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known. pinned:
+        memory that a device copies from, in addition to the pageable rest."""
         free, total = self.hardware.host_free_bytes, self.hardware.host_memory_bytes
-        missing = 0 if free is None else max(0, loose + locked + HOST_PROCESS_BYTES - free)
+        missing = 0 if free is None else max(0, pageable + pinned + HOST_PROCESS_BYTES - free)
         if self.windows and total is not None:
-            missing = max(missing, locked - int(total * WINDOWS_LOCKED_SHARE))
+            missing = max(missing, pinned - int(total * WINDOWS_LOCKED_SHARE))
         return missing
 
     @property
