@@ -47,12 +47,8 @@ def release(device: torch.device) -> None:
 
 def empty_cache(device: torch.device) -> None:
     """The same without collecting garbage: what was freed, and no more."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    elif device.type == "xpu":
-        torch.xpu.empty_cache()
+    if device.type in ("cuda", "mps", "xpu"):
+        torch.get_device_module(device).empty_cache()
     trim()
 
 

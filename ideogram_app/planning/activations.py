@@ -97,7 +97,7 @@ class Drawing:
 
 
 def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
-    """`conditioner.Prepared`: projected text, the norms' vectors of all steps in float32, rotary angles in float32."""
+    """`conditioner.Conditioning`: projected text, and in float32 the norms' vectors of all steps and rotary angles."""
     text = drawing.text_tokens * branch.hidden_size * drawing.dense_bytes if sees_text else 0
     angles = 2 * drawing.tokens(sees_text) * branch.attention_head_dim // 2 * 4
     return text + _vectors(drawing, branch) + drawing.steps * branch.hidden_size * 4 + angles

@@ -108,9 +108,11 @@ class _Failed:
         limits = [peak - round((wanted + SPARE_BYTES) * share) for share in GIVEN_UP]
         if self.while_encoding:  # the peak is that of another phase, so that less of it need not help this one
             limits += [round(limits[0] * share) for share in SHARES]
+        lightest_failed = ENCODER_MODES.index(self.planned.encoder) if self.while_encoding else -1
         for limit in limits:
             found = self._within(recipe, size, limit)
-            if found.plan.fits and self.peak(found.plan) < peak and self._helps_encoding(found.plan):
+            lighter = ENCODER_MODES.index(found.plan.encoder) > lightest_failed
+            if found.plan.fits and self.peak(found.plan) < peak and lighter:
                 return found
         return None
 
@@ -118,9 +120,6 @@ class _Failed:
     def while_encoding(self) -> bool:
         """Whether the text encoder found no room, and could take less."""
         return self.of_device and self.oom.phase == "encode" and self.planned.encoder != ENCODER_MODES[-1]
-
-    def _helps_encoding(self, found: Plan) -> bool:
-        return not self.while_encoding or ENCODER_MODES.index(found.encoder) > ENCODER_MODES.index(self.planned.encoder)
 
     def _within(self, recipe: str, size: tuple[int, int], peak: int) -> _Found:
         """The plan for a peak of that many bytes at most."""

@@ -102,14 +102,15 @@ class ProfileStore:
         known = read(self._file, name)
         if known is not None and known.measured is not None:
             return known
-        if not _can_be_probed(hardware) or name in self._refused:
+        has_room = (hardware.device_free_bytes or 0) > ROOM_TO_PROBE
+        usable = hardware.kind in ("cuda", "rocm") and hardware.torch_supports_device is not False
+        if not (usable and has_room) or name in self._refused:
             return known
-        from ideogram_app.machine.microbench import probe
-
         try:
             import torch
 
             from ideogram_app.machine.meter import release
+            from ideogram_app.machine.microbench import probe
 
             device = torch.device("cuda:0")
             known = with_rates(known, probe(device, self._data))
@@ -169,7 +170,8 @@ def learn(known: MachineProfile | None, device: str, seen: Observation) -> Machi
     model."""
     known = known or MachineProfile()
     rates = known_rates(device, known) or UNIT_RATES
-    if not seen.seconds > 0 or copy_seconds(seen, rates) > MOST_COPYING * seen.seconds:
+    speed = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
+    if not seen.seconds > 0 or seen.streamed_bytes / speed > MOST_COPYING * seen.seconds:
         return known
     name = f"{seen.model}/{seen.arithmetic}"
     recent = (*known.shares.get(name, ()), efficiency(seen, rates))[-RECENT_PICTURES:]
@@ -186,12 +188,6 @@ def efficiency(seen: Observation, rates: Rates) -> float:
     )
     ideal = max(first, second) if seen.devices > 1 else first + second
     return ideal / seen.seconds
-
-
-def copy_seconds(seen: Observation, rates: Rates) -> float:
-    """Seconds that the copies of a step take, over the link or from disk."""
-    rate = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
-    return seen.streamed_bytes / rate
 
 
 def read(file: Path, name: str) -> MachineProfile | None:
@@ -215,8 +211,3 @@ def _rows(file: Path) -> Mapping[str, Any]:
         return {}
     rows = found.get("machines") if isinstance(found, dict) else None
     return rows if isinstance(rows, dict) else {}
-
-
-def _can_be_probed(hardware: Hardware) -> bool:
-    has_room = (hardware.device_free_bytes or 0) > ROOM_TO_PROBE
-    return hardware.kind in ("cuda", "rocm") and has_room and hardware.torch_supports_device is not False
