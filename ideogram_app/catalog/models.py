@@ -157,6 +157,7 @@ class Model:
         return self.conditional, self.unconditional
 
 
+# Layers, size of a head, heads, feed-forward, adaLN, text features; and the miniature below likewise.
 _PUBLISHED = Branch(34, 256, 18, 12288, 512, TAPS * 4096)
 
 MODELS: dict[str, Model] = {

@@ -93,6 +93,7 @@ class TextEncoder:
         return sum(linear.rows * linear.columns for linear in self.linears()) + self.norm_parameters()
 
 
+# Layers, hidden, feed-forward, heads, key and value heads, size of a head, vocabulary.
 PUBLISHED_ENCODER = TextEncoder(36, 4096, 12288, 32, 8, 128, 151936)
 # What `Model.text_encoder` names: Qwen3-VL-8B-Instruct's text side, and the miniature's, which ships with the program.
 ENCODERS = {"qwen3-vl-8b": PUBLISHED_ENCODER, "miniature": TextEncoder(36, 64, 160, 4, 2, 16, 397)}

@@ -52,10 +52,16 @@ class MemoryNow:
 
 def memory_now(hardware: Hardware | None = None) -> MemoryNow:
     """Read the counters; hardware: the machine as it was detected, None while only RAM can be reported."""
-    total, free = host_memory()
-    ours = int(psutil.Process().memory_info().rss)
-    device = _device(hardware, sys.modules.get("torch"), free) if hardware else (None, None, None)
-    return MemoryNow(*device, total, free, ours)
+    host_total, host_free = host_memory()
+    total, free, ours = _device(hardware, sys.modules.get("torch"), host_free) if hardware else (None, None, None)
+    return MemoryNow(
+        device_total=total,
+        device_free=free,
+        device_ours=ours,
+        host_total=host_total,
+        host_free=host_free,
+        host_ours=int(psutil.Process().memory_info().rss),
+    )
 
 
 def _device(hardware: Hardware, torch: Any, host_free: int) -> tuple[int | None, int | None, int | None]:

@@ -176,7 +176,14 @@ def device_share(weights: int, busy: int, standing: int = 0) -> Share:
     """Where memory goes when a phase needs `busy` bytes beside weights; `standing`: that part of it not at work."""
     allocated = weights + busy + LIBRARY_BYTES
     slack = round(allocated * ALLOCATOR_SHARE) - allocated
-    return Share(weights, standing, busy - standing, LIBRARY_BYTES, slack, DEVICE_CONTEXT_BYTES)
+    return Share(
+        weights=weights,
+        standing=standing,
+        activations=busy - standing,
+        libraries=LIBRARY_BYTES,
+        slack=slack,
+        context=DEVICE_CONTEXT_BYTES,
+    )
 
 
 def device_bytes(weights: int, busy: int) -> int:

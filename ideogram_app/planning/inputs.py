@@ -205,8 +205,9 @@ class PlanInputs:
 
     def decoding(self, size: Footprint, side: int = 0) -> int:
         """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""
-        drawn = self.model, *self.size, self.dense_bytes, side or None
-        return size.standing + decode_bytes(*drawn) + tile_gaps(*drawn)
+        (width, height), tile = self.size, side or None
+        gaps = tile_gaps(self.model, width, height, self.dense_bytes, tile)
+        return size.standing + decode_bytes(self.model, width, height, self.dense_bytes, tile) + gaps
 
     def rates(self, device: int = 0) -> Rates | None:
         """Peaks of a device, measured or published; None where there are neither."""
