@@ -207,7 +207,7 @@ def test_int8_weights_leave_inputs_unrounded() -> None:
 @pytest.mark.parametrize("name", PACKING)
 def test_reading_in_runs_of_rows_changes_nothing(source, name, monkeypatch) -> None:
     whole_rows = features(built(source, name), IDS)
-    monkeypatch.setattr(encoder_module, "RUN", 150 * 256)
+    monkeypatch.setattr(encoder_module, "PACKING_CHUNK", 150 * 256)
     assert torch.equal(features(built(source, name), IDS), whole_rows)
 
 
