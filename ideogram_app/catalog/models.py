@@ -1,14 +1,15 @@
-"""The shape of an Ideogram 4 model, in numbers, without torch.
+"""Models: shapes of the transformers of Ideogram 4 and of the miniature, one row a Linear, without torch.
 
-One row per Linear of a transformer, so that sizes are counted rather than remembered: the planner, the README and the
-tests sum the same table. The published model: 34 layers, hidden 4608, 9 279 288 448 parameters a branch (counted from
-diffusers' `Ideogram4Transformer2DModel`); the embedded miniature has the same layers, smaller and fewer.
+Sizes are counted rather than remembered: the planner, the README and the tests sum the same table. The published model:
+34 layers, hidden 4608, 9 279 288 448 parameters a branch (counted from diffusers' `Ideogram4Transformer2DModel`); the
+embedded miniature has the same layers, smaller and fewer.
 
 Left out: convolutions of the VAE (a constant is enough) and vision parts of the text encoder, which are never used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ TEXT_PROJECTION = "llm_cond_proj"  # which the branch without text never loads
 
 @dataclass(frozen=True)
 class Linear:
-    """One Linear layer: diffusers name, output and input features, whether it has a bias, whether it is in a block."""
+    """One Linear layer by its diffusers name: output features, input features, and whether it has a bias."""
 
     name: str
     rows: int
@@ -45,7 +46,7 @@ class Linear:
 
 
 class Component(Protocol):
-    """Anything made of named tensors, some of them Linear weights: a transformer, the text encoder."""
+    """Named tensors, some of them Linear weights: a transformer, the text encoder."""
 
     def linears(self) -> Iterator[Linear]:
         """Every Linear, in the order of the forward pass."""
@@ -106,18 +107,16 @@ class Branch:
                     shapes[f"{block}{norm}.weight"] = (self.hidden_size,)
         return shapes
 
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
     def other_parameters(self) -> int:
         """Parameters that are no Linear weight: biases, norms and the two-row indicator embedding."""
-        biases = sum(linear.rows for linear in self.linears() if linear.bias)
-        norms = self.llm_features_dim + self.num_layers * (4 * self.hidden_size + 2 * self.attention_head_dim)
-        return biases + norms + 2 * self.hidden_size
+        return self.parameters() - sum(linear.rows * linear.columns for linear in self.linears())
 
     def config(self) -> dict[str, Any]:
-        """diffusers' config.json of this transformer, for files that come without one.
-
-        Raises:
-            RequestError: no model with heads of this size is known, so neither is its position encoding.
-        """
+        """diffusers' config.json of this transformer, for files that come without one; RequestError for heads of a size
+        that no model has, since nothing then tells the position encoding."""
         if self.attention_head_dim not in ROTARY:
             raise RequestError(
                 "The position encoding of this transformer is not known",
@@ -129,17 +128,12 @@ class Branch:
         fixed = {"_class_name": "Ideogram4Transformer2DModel", "in_channels": LATENT_CHANNELS, "norm_eps": 1e-5}
         return {**fixed, **asdict(self), "rope_theta": theta, "mrope_section": list(section)}
 
-    def parameters(self) -> int:
-        return sum(linear.rows * linear.columns for linear in self.linears()) + self.other_parameters()
-
 
 @dataclass(frozen=True)
 class Model:
     """Everything a plan needs to know of a model.
 
     Attributes:
-        name: what `--model` takes.
-        conditional, unconditional: the two transformers.
         text_encoder: a key of `text_encoder.ENCODERS`.
         vae_parameters: of the decoder; the encoder is never loaded. vae_widths: its channels, the last stage's first.
         default_size: width and height drawn when none is asked for.
@@ -163,6 +157,7 @@ class Model:
         return self.conditional, self.unconditional
 
 
+# Layers, size of a head, heads, feed-forward, adaLN, text features; and the miniature below likewise.
 _PUBLISHED = Branch(34, 256, 18, 12288, 512, TAPS * 4096)
 
 MODELS: dict[str, Model] = {
@@ -195,22 +190,15 @@ MODELS: dict[str, Model] = {
 
 
 def find_model(name: str) -> Model:
-    """The model of that name.
-
-    Raises:
-        RequestError: no such model; lists those that exist.
-    """
+    """The model of that name; RequestError lists those that exist."""
     return choose(MODELS, name, "model")
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse sizes off the grid or absurd.
+    """RequestError for sizes off the grid or absurd; names the side, the grid and the nearest size that works.
 
     The published model takes multiples of 16 from 256 to 2048 a side and aspects to 6:1; the miniature goes down
     to 64. The lower bound is the miniature's, because a size that is merely small does no harm.
-
-    Raises:
-        RequestError: names the side, the grid and the nearest sizes that work.
     """
     for label, side in (("width", width), ("height", height)):
         if side % PIXELS_PER_TOKEN or not 64 <= side <= 2048:

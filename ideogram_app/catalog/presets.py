@@ -1,4 +1,4 @@
-"""Ideogram 4's three sampling presets, as rows.
+"""Sampling presets of Ideogram 4: steps, noise schedule and guidance, one row each.
 
 Source: the preset table of the reference repository (ideogram-oss/ideogram4 `docs`), which stores the guidance tuple
 last step first; here, as in diffusers, index 0 is the first and noisiest step. Left out: free step counts, because
@@ -39,20 +39,13 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        RequestError: no such preset; lists those that exist.
-    """
+    """The preset of that name; RequestError lists those that exist."""
     return choose(PRESETS, name, "preset")
 
 
 def guidance_for(preset: Preset, model: Model, asked: float | None = None) -> tuple[float, ...]:
     """Guidance of every step: the one asked for, else the model's own where it has one, else the preset's.
-
-    Raises:
-        RequestError: the guidance asked for is no number between 0 and 20.
-    """
+    RequestError: what was asked for is no number from 0 to 20."""
     if asked is not None and not 0 <= asked <= 20:
         raise RequestError("The guidance cannot be used", expected="a number from 0 to 20", got=str(asked))
     constant = model.guidance if asked is None else asked

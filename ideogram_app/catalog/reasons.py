@@ -1,4 +1,4 @@
-"""Reasons of a plan, and of what is offered when memory ran out: one table of all their sentences, code -> text.
+"""Reasons: one table of every sentence of a plan, and of what is offered when memory ran out; code -> text.
 
     reason("resident", title="GGUF Q4_K", weights=9_800_000_000, free=15_600_000_000)
     Reason("resident", "GGUF Q4_K keeps both transformers (9.8 GB) in the 15.6 GB that are free.", {"weights": ...})
@@ -240,13 +240,10 @@ NOTHING = Reason("", "")  # nothing to say: no objection, no note, no advice
 
 
 def reason(code: str, /, **facts: Any) -> Reason:
-    """The sentence of a row.
+    """The sentence of a row; KeyError where there is no such row, or a field is missing.
 
     Args:
-        facts: what its fields name: numbers, words and other reasons. Numbers that no field names are kept as well.
-
-    Raises:
-        KeyError: there is no such row, or a field is missing.
+        facts: what its fields name: numbers, words and other reasons. Numbers that no field names are recorded as well.
     """
     parts = [fact for fact in facts.values() if isinstance(fact, Reason)]
     numbers = {name: fact for part in parts for name, fact in part.numbers.items()}

@@ -1,9 +1,8 @@
-"""Every precision the program knows, one frozen row each.
+"""Recipes: every precision of the transformers' weights, one frozen row each.
 
 A recipe says how the weights of both transformers rest on disk (`storage`), which layers stay in the computing type
 (`protected`), and what arithmetic runs (`compute`). Choices on the page, `--recipes`, the README's table and the
-planner's sizes all derive from this table. Sizes of layers that a recipe packs are `bytes_per_weight`; the rest follow
-the computing type, so a plan adds the two (`architecture.weight_bytes`).
+planner's sizes all derive from this table.
 
 INT8 W8A8 is a family of five, so that what each idea is worth can be measured apart: nothing added (`naive`), outlier
 channels evened out between inputs and weights (`smooth`), the layers that break kept (`protected`), both of these, as
@@ -14,8 +13,8 @@ in `fragile` are kept, and they are not cheap: one `feed_forward.w2` of the publ
 of both branches take 7.70 GB in bf16 where INT8 takes 3.85, and 19.3 GB become 23.2. Seventeen of each branch, a
 calibration's budget if it names nothing else, make it 21.2 GB.
 
-Left out: mixed tables per layer and per step; a recipe is what a person can name. torchao and gguf name *formats*,
-a recipe is a format together with its protected list.
+Left out: mixed tables per layer and per step; a recipe is what a person can name. torchao and gguf name *formats*, a
+recipe is a format together with its protected list.
 """
 
 from __future__ import annotations
@@ -42,8 +41,6 @@ class Recipe:
     """How weights are stored and computed with.
 
     Attributes:
-        name: what `--recipe` takes and what files record.
-        title: what the page shows.
         storage: dense, fp8, int8, convrot (INT8 as ComfyUI stores it, rotated) or gguf.
         gguf_type: the GGML type of packed matrices, for storage gguf.
         bytes_per_weight: of a packed weight, scales of its block included (per-row scales are counted apart).
@@ -52,10 +49,9 @@ class Recipe:
         compute: the arithmetic of a packed layer.
         quantizes_activations: whether inputs are rounded too.
         rotated: whether weights, once, and inputs, at every use, are multiplied by `quantization.rotation`.
-        smoothed: whether a calibration's factors are folded into the weights (`quantization.smoothing`).
+        smoothed: whether a calibration's factors are folded into the weights (prepare/calibration/smoothing.py).
         fragile: name fragments protected in addition where no calibration names the fragile layers.
         everyday: whether it is offered first; the others are there to be measured.
-        summary: one line for people.
     """
 
     name: str
@@ -184,9 +180,5 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        RequestError: no such recipe; lists those that exist.
-    """
+    """The recipe of that name; RequestError lists those that exist."""
     return choose(RECIPES, name, "recipe")

@@ -145,12 +145,7 @@ SOURCES: tuple[Source, ...] = (
 
 
 def find_source(model: str) -> Source:
-    """The row a model comes from.
-
-    Raises:
-        RequestError: no such model.
-        CheckpointError: a model without a source.
-    """
+    """The row a model comes from. RequestError: no such model; CheckpointError: a model without a source."""
     find_model(model)
     found = next((source for source in SOURCES if source.model == model), None)
     if found is None:

@@ -1,8 +1,8 @@
-"""What may be left out of a picture on request, as rows: opt-in, named in the result, and each with its cost measured.
+"""Opt-in speed-ups ("savings"): what may be left out of a picture, as rows, each with its cost measured.
 
 A step runs both transformers, and near the end of a schedule, or between two steps that hardly differ, not all of that
-changes the picture. What each saves and what it costs is measured on the miniature (`benchmarks/choices.py`, README);
-what it costs on the published model has not been seen. The cheapest saving is none of these but fewer steps: a preset.
+changes the picture. What each saves and costs is measured on the miniature (`benchmarks/choices.py`, README); what it
+costs on the published model has not been seen. The cheapest saving is none of these but fewer steps: a preset.
 
 Left out: TaylorSeer and MagCache, which need tuning for a model, and distilled weights, which are another model.
 """
@@ -26,7 +26,6 @@ class Speedup:
     """One thing left out.
 
     Attributes:
-        name: what `--saving` takes.
         begins, ends: the part of the schedule in which it applies, as shares of the steps.
         every: of the steps in that part, one in so many still runs the unconditional transformer; 0 none, 1 all.
         keeps_guidance: whether the difference that guidance made is added again where that transformer did not run.
@@ -41,6 +40,10 @@ class Speedup:
     every: int = 1
     keeps_guidance: bool = False
     threshold: float | None = None
+
+    def applies(self, step: int, steps: int) -> bool:
+        """Whether a step (0-based) lies in its part of the schedule."""
+        return round(self.begins * steps) <= step < round(self.ends * steps)
 
 
 SPEEDUPS: dict[str, Speedup] = {
@@ -77,20 +80,12 @@ SPEEDUPS: dict[str, Speedup] = {
 
 
 def find_speedup(name: str) -> Speedup:
-    """The saving of that name.
-
-    Raises:
-        RequestError: no such saving; lists those that exist.
-    """
+    """The saving of that name; RequestError lists those that exist."""
     return choose(SPEEDUPS, name, "saving")
 
 
 def check_speedups(names: tuple[str, ...]) -> None:
-    """Refuse unknown savings, the same one twice, and two that decide about the same thing.
-
-    Raises:
-        RequestError: names them.
-    """
+    """RequestError for unknown savings, the same one twice, and two that decide about the same thing; names them."""
     rows = [find_speedup(name) for name in names]
     if len(set(names)) < len(names):
         raise RequestError("A saving was named twice", got=", ".join(names))
@@ -104,10 +99,9 @@ def check_speedups(names: tuple[str, ...]) -> None:
 def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
     """What becomes of the unconditional transformer in a step (0-based): `RUN`, `REUSE` or `LEAVE`."""
     for row in map(find_speedup, names):
-        first = round(row.begins * steps)
-        if row.every == 1 or not first <= step < round(row.ends * steps):
+        if row.every == 1 or not row.applies(step, steps):
             continue
-        if row.every == 0 or (step - first) % row.every:
+        if row.every == 0 or (step - round(row.begins * steps)) % row.every:
             return REUSE if row.keeps_guidance else LEAVE
     return RUN
 
@@ -115,9 +109,9 @@ def unconditional(names: tuple[str, ...], step: int, steps: int) -> str:
 def cached_bytes(
     names: tuple[str, ...], model: Model, size: tuple[int, int], text_tokens: int, dense_bytes: int
 ) -> int:
-    """What savings keep on a device from one step to the next, and compare it with (generation/guidance.py); bytes.
+    """Device bytes that savings cache from one step to the next, and compare with (generation/guidance.py).
 
-    A first-block cache keeps two tensors of the residual's size (tokens, hidden) for each transformer; while the
+    A first-block cache holds two tensors of the residual's size (tokens, hidden) for each transformer; while the
     conditional one runs there is one more of its own.
     """
     if all(find_speedup(name).threshold is None for name in names):
@@ -129,7 +123,5 @@ def cached_bytes(
 
 def threshold(names: tuple[str, ...], step: int, steps: int) -> float | None:
     """Below which relative change of the first block the others are reused in a step; None where they all run."""
-    for row in map(find_speedup, names):
-        if row.threshold is not None and round(row.begins * steps) <= step < round(row.ends * steps):
-            return row.threshold
-    return None
+    rows = map(find_speedup, names)
+    return next((row.threshold for row in rows if row.threshold is not None and row.applies(step, steps)), None)

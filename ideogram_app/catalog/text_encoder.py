@@ -1,4 +1,4 @@
-"""The text encoder in numbers, without torch: its shape, and the precisions in which it may rest.
+"""Text encoder: its shape and the recipes in which its weights may rest, without torch.
 
 What counts is the text side of Qwen3-VL, the part that turns a caption into features: an embedding table and 36
 layers, 7.57 billion parameters of the published 8.77. The vision tower, the final norm and the head never run, so they
@@ -46,11 +46,7 @@ class TextEncoder:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TextEncoder:
-        """Of a config.json of the whole model, or of its `text_config`.
-
-        Raises:
-            CheckpointError: a size is missing; names it.
-        """
+        """Of a config.json of the whole model, or its `text_config`; CheckpointError names a size that is missing."""
         text = config.get("text_config", config)
         missing = [field.name for field in fields(cls) if not isinstance(text.get(field.name), int)]
         if missing:
@@ -97,6 +93,7 @@ class TextEncoder:
         return sum(linear.rows * linear.columns for linear in self.linears()) + self.norm_parameters()
 
 
+# Layers, hidden, feed-forward, heads, key and value heads, size of a head, vocabulary.
 PUBLISHED_ENCODER = TextEncoder(36, 4096, 12288, 32, 8, 128, 151936)
 # What `Model.text_encoder` names: Qwen3-VL-8B-Instruct's text side, and the miniature's, which ships with the program.
 ENCODERS = {"qwen3-vl-8b": PUBLISHED_ENCODER, "miniature": TextEncoder(36, 64, 160, 4, 2, 16, 397)}
@@ -144,15 +141,11 @@ ENCODER_RECIPES: dict[str, Recipe] = {
 
 
 DENSE = "encoder-dense"  # what a pipeline folder is read as
-DEFAULT = "encoder-q8_0"  # what is kept beside packed transformers; why stands in prepare/components.py
+DEFAULT = "encoder-q8_0"  # what is stored beside packed transformers; why stands in prepare/components.py
 
 
 def find_encoder_recipe(name: str) -> Recipe:
-    """The encoder recipe of that name.
-
-    Raises:
-        RequestError: no such recipe; lists those that exist.
-    """
+    """The encoder recipe of that name; RequestError lists those that exist."""
     return choose(ENCODER_RECIPES, name, "encoder recipe")
 
 
@@ -164,11 +157,8 @@ def block_type(recipe: Recipe, layer: str, columns: int) -> str:
 
 
 def encoder_bytes(encoder: TextEncoder, recipe: Recipe, dense_bytes: int = 2) -> int:
-    """Bytes of an encoder's parameters under a recipe, as files and memory hold them.
-
-    Args:
-        dense_bytes: bytes of the computing type (2 for bf16, 4 for float32).
-    """
+    """Bytes of an encoder's parameters under a recipe, as files and memory hold them; `dense_bytes` of the computing
+    type: 2 for bf16, 4 for float32."""
     total = encoder.norm_parameters() * dense_bytes
     for linear in encoder.linears():
         count = linear.rows * linear.columns

@@ -1,8 +1,7 @@
-"""What a kind of device can and cannot do, each answer with its sentence: computing type, INT8 units, obstacles.
+"""Device capabilities: computing type, INT8 units, kernels, obstacles, each answer with its reason.
 
 Generations and names are judged here and nowhere else, so that planning/placement.py only counts bytes and
-planning/planner.py only chooses. Answers are reasons, or pairs with one; `NOTHING` means that nothing speaks against
-it.
+planning/planner.py only chooses. `NOTHING` means that nothing speaks against it.
 
 Left out: FP8 and FP4 units, which no recipe of this program uses.
 """

@@ -50,11 +50,7 @@ class CopyStream(Protocol):
         """uint8 (size,) in host memory, which copies start from."""
 
     def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
-        """Copy host memory to a part of a device buffer, once the device is past an event.
-
-        Returns:
-            The event behind the copy.
-        """
+        """Copy host memory to a part of a device buffer, once the device is past `after`; gives the event behind it."""
 
     def event(self) -> Event:
         """Behind everything that the device was given to compute so far."""
@@ -66,11 +62,8 @@ class CopyStream(Protocol):
         """Have the host wait until the device is past the event."""
 
     def close(self) -> None:
-        """Wait for the device and unpin all memory; the buffers made here must no longer be used.
-
-        Raises:
-            DeviceError: the driver refuses.
-        """
+        """Wait for the device and unpin all memory; the buffers made here must no longer be used. DeviceError: the
+        driver refuses."""
 
 
 class BlockingCopyStream:
@@ -138,7 +131,7 @@ class AsyncCopyStream:
             self._pinned.append((memory, pages))
             return memory
         with suppress(RuntimeError):  # CUDA reports the refusal once more, to whoever computes next
-            _compute_something(self.device)
+            torch.zeros(1, device=self.device).add_(1)
         if NOT_PINNED not in self.notes:
             self.notes.append(NOT_PINNED)
         return memory  # copies from it are correct, and slower
@@ -185,22 +178,18 @@ class _Buffer:
 
 
 class StagingBuffers:
-    """Pinned buffers between files and a device, each filled again only when its last copy is over. For one thread.
-
-    Args:
-        size: bytes of each.
-    """
+    """Pinned buffers of `size` bytes between files and a device, each filled again only when its last copy is over.
+    For one thread."""
 
     def __init__(self, copies: CopyStream, count: int, size: int) -> None:
         self._copies, self._turn = copies, 0
         self._buffers = [_Buffer(copies.pinned_buffer(size)) for _ in range(count)]
 
     def copy(self, fill: Callable[[Tensor], None], target: Tensor, after: Event) -> Event:
-        """Have a buffer filled and begin to copy it to the device; gives the event behind the copy.
+        """Have a buffer filled and begin to copy it to the device, behind `after`; gives the event behind the copy.
 
         Args:
             fill: writes as many bytes as the target has, uint8 in host memory.
-            after: the copy waits for it.
         """
         buffer = self._buffers[self._turn % len(self._buffers)]
         self._turn += 1
@@ -214,7 +203,3 @@ class StagingBuffers:
         """Wait until no buffer is read from any more."""
         for buffer in self._buffers:
             self._copies.synchronize(buffer.copied)
-
-
-def _compute_something(device: torch.device) -> None:
-    torch.zeros(1, device=device).add_(1)

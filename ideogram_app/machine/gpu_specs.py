@@ -1,7 +1,7 @@
-"""Peaks of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by the name that a driver gives.
+"""Peak rates of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by a driver's name.
 
-`CARDS` is the table, from NVIDIA's specifications; `MeasuredRates` is what this machine showed in their place
-(microbench.py measures it). How long a step of this model takes with them is planning/step_time.py's.
+`CARDS` is the table, from NVIDIA's specifications; `MeasuredRates` is what microbench.py measured on this machine in
+their place. How long a step of this model takes with them: planning/step_time.py.
 
 Left out: AMD, Intel and Apple devices, for which nobody published a time of this model; laptop parts of workstations
 and those named Max-Q. A card that is not in the table gets None.
@@ -9,6 +9,7 @@ and those named Max-Q. A card that is not in the table gets None.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -80,29 +81,21 @@ def find_rates(name: str) -> Rates | None:
     return CARDS[max(rows, key=len)] if rows else None
 
 
-def _geforce(float32_tflops: float, link_gb: float = 24) -> Rates:
-    """GeForce 30, 40 and 50: tensor units do 2 x (16-bit) and 8 x (INT8) the float32 rate (NVIDIA's white papers)."""
-    return Rates(2 * float32_tflops, 8 * float32_tflops, link_gb * 1e9)
+def _rates(dense: float, int8: float, float32_tflops: float, link_gb: float = 24) -> Rates:
+    """dense, int8: of tensor units in 16 bits and in INT8, times the float32 rate; link_gb: 24 is PCIe 4 x16."""
+    return Rates(dense * float32_tflops, int8 * float32_tflops, link_gb * 1e9)
+
+
+# Multiples by generation, from NVIDIA's white papers.
+_geforce = functools.partial(_rates, 2, 8)  # GeForce 30, 40 and 50
+_turing = functools.partial(_rates, 4, 16, link_gb=12)  # GeForce 20, PCIe 3
+_gtx_16 = functools.partial(_rates, 2, 2, link_gb=12)  # Turing without tensor cores: no INT8 units for matrix products
+_professional = functools.partial(_rates, 4, 8)  # RTX A and RTX Ada: sums in float32 run at the full tensor rate
 
 
 def _laptop(cores: int, lowest_boost_mhz: int) -> Rates:
     """A GeForce laptop part at the low end of its boost range, where small power limits hold it; PCIe 4 x8."""
     return _geforce(2 * cores * lowest_boost_mhz / 1e6, 12)
-
-
-def _turing(float32_tflops: float) -> Rates:
-    """GeForce 20: 4 x (float16) and 16 x (INT8) the float32 rate, PCIe 3."""
-    return Rates(4 * float32_tflops, 16 * float32_tflops)
-
-
-def _gtx_16(float32_tflops: float) -> Rates:
-    """Turing without tensor cores: float16 at twice the float32 rate, and no INT8 units that a matrix product uses."""
-    return Rates(2 * float32_tflops, 2 * float32_tflops)
-
-
-def _professional(float32_tflops: float, link_gb: float = 24) -> Rates:
-    """RTX A and RTX Ada: sums in float32 run at the full tensor rate, 4 x (16-bit) and 8 x (INT8) of float32."""
-    return Rates(4 * float32_tflops, 8 * float32_tflops, link_gb * 1e9)
 
 
 # Name fragment -> peaks; float32 rates at boost clock from NVIDIA's specifications, links by PCIe generation and lanes

@@ -166,11 +166,7 @@ def usable_cores() -> tuple[int, int | None]:
 
 
 def detect(disk: Path) -> Hardware:
-    """Ask this machine.
-
-    Args:
-        disk: a folder on the disk where weights will rest; it need not exist yet.
-    """
+    """Ask this machine; disk: a folder on the disk where weights will rest, which need not exist yet."""
     device = _device()
     cpu_name, cpu_features = _processor()
     total, free = host_memory()
@@ -248,26 +244,16 @@ def _rocm_device(torch: Any) -> dict[str, Any]:
 
 def _xpu_device(torch: Any) -> dict[str, Any]:
     free, total = torch.xpu.mem_get_info(0)
-    return {
-        "kind": "xpu",
-        "name": torch.xpu.get_device_name(0),
-        "device_count": torch.xpu.device_count(),
-        "device_memory_bytes": total,
-        "device_free_bytes": free + torch.xpu.memory_reserved(0),
-        "torch": torch.__version__,
-    }
+    sizes = {"device_memory_bytes": total, "device_free_bytes": free + torch.xpu.memory_reserved(0)}
+    name, count = torch.xpu.get_device_name(0), torch.xpu.device_count()
+    return {"kind": "xpu", "name": name, "device_count": count, **sizes, "torch": torch.__version__}
 
 
 def _mps_device(torch: Any) -> dict[str, Any]:
     most = torch.mps.recommended_max_memory()  # what macOS lets the GPU use, about three quarters of all memory
-    return {
-        "kind": "mps",
-        "name": _run("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple GPU",
-        "device_count": 1,
-        "device_memory_bytes": most,
-        "device_free_bytes": most,
-        "torch": torch.__version__,
-    }
+    name = _run("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple GPU"
+    sizes = {"device_memory_bytes": most, "device_free_bytes": most}
+    return {"kind": "mps", "name": name, "device_count": 1, **sizes, "torch": torch.__version__}
 
 
 def _unused_nvidia(torch: Any) -> str:

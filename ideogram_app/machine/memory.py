@@ -52,10 +52,16 @@ class MemoryNow:
 
 def memory_now(hardware: Hardware | None = None) -> MemoryNow:
     """Read the counters; hardware: the machine as it was detected, None while only RAM can be reported."""
-    total, free = host_memory()
-    ours = int(psutil.Process().memory_info().rss)
-    device = _device(hardware, sys.modules.get("torch"), free) if hardware else (None, None, None)
-    return MemoryNow(*device, total, free, ours)
+    host_total, host_free = host_memory()
+    total, free, ours = _device(hardware, sys.modules.get("torch"), host_free) if hardware else (None, None, None)
+    return MemoryNow(
+        device_total=total,
+        device_free=free,
+        device_ours=ours,
+        host_total=host_total,
+        host_free=host_free,
+        host_ours=int(psutil.Process().memory_info().rss),
+    )
 
 
 def _device(hardware: Hardware, torch: Any, host_free: int) -> tuple[int | None, int | None, int | None]:
@@ -65,12 +71,10 @@ def _device(hardware: Hardware, torch: Any, host_free: int) -> tuple[int | None,
         return None, None, None
     if torch is None:
         return total, free, 0
-    if hardware.kind in ("cuda", "rocm") and torch.cuda.is_initialized():
-        free, total = torch.cuda.mem_get_info(0)
-        return total, free, torch.cuda.memory_reserved(0)
-    if hardware.kind == "xpu" and torch.xpu.is_initialized():
-        free, total = torch.xpu.mem_get_info(0)
-        return total, free, torch.xpu.memory_reserved(0)
+    driver = torch.xpu if hardware.kind == "xpu" else torch.cuda
+    if hardware.kind in ("cuda", "rocm", "xpu") and driver.is_initialized():
+        free, total = driver.mem_get_info(0)
+        return total, free, driver.memory_reserved(0)
     if hardware.kind == "mps":  # one memory for both: no more is free for the GPU than for anyone
         ours = int(torch.mps.driver_allocated_memory())
         return total, max(0, min(total - ours, host_free)), ours

@@ -47,12 +47,8 @@ def release(device: torch.device) -> None:
 
 def empty_cache(device: torch.device) -> None:
     """The same without collecting garbage: what was freed, and no more."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    elif device.type == "xpu":
-        torch.xpu.empty_cache()
+    if device.type in ("cuda", "mps", "xpu"):
+        torch.get_device_module(device).empty_cache()
     trim()
 
 
@@ -127,11 +123,8 @@ class MeasuredPeaks:
 
 
 class PhaseMeter:
-    """Collects one run: seconds by phase and peaks over the whole of it.
-
-    Args:
-        held: host memory that belongs to the run and was taken before it began, in bytes; it counts in host peaks.
-    """
+    """Collects one run: seconds by phase and peaks over the whole of it. held: bytes of host memory that belong to the
+    run and were allocated before it began; they count in host peaks."""
 
     def __init__(self, device: torch.device, held: int = 0) -> None:
         self.device, self._held = device, held

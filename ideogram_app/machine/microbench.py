@@ -75,10 +75,7 @@ class Ceiling:
 
 
 def probe(device: torch.device, folder: Path | None = None) -> MeasuredRates:
-    """Measure a device, and the disk that holds a folder.
-
-    Args:
-        folder: where weights rest; its largest file is read. None leaves the disk out.
+    """Measure a device, and the disk that holds a folder by its largest file (None leaves the disk out).
 
     Returns:
         None for what the device does not have, or what could not be measured.
@@ -120,11 +117,8 @@ def link_bytes_per_second(device: torch.device) -> float:
 
 
 def disk_bytes_per_second(folder: Path) -> float | None:
-    """Bytes a second of reading the folder's largest file from its start, not from memory.
-
-    Returns:
-        None where there is no file worth reading, or where the system cannot be told to forget it first.
-    """
+    """Bytes a second of reading the folder's largest file from its start, not from memory; None where there is no file
+    worth reading, or where the system cannot be told to forget it first."""
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     largest = max(files, key=lambda path: path.stat().st_size, default=None)
     if largest is None or largest.stat().st_size < LEAST_DISK_BYTES:
@@ -136,11 +130,8 @@ def disk_bytes_per_second(folder: Path) -> float | None:
 
 
 def fastest(work: Callable[[], object], device: torch.device, limit: float = SECONDS_EACH) -> float:
-    """Seconds of the fastest of repeated runs, after one that warms up.
-
-    Runs are timed one by one, and so each pays for a launch and a wait: some 20 us of the millisecond or more that
-    these sizes take.
-    """
+    """Seconds of the fastest of repeated runs, after one that warms up. Each is timed alone and pays for a launch and a
+    wait: some 20 us of the millisecond or more that these sizes take."""
     work()
     best, spent = float("inf"), 0.0
     while spent < limit:

@@ -1,4 +1,4 @@
-"""The versions that a result was made with: of packages, from installed metadata alone, and of this program."""
+"""Versions that a result was made with: of packages, from installed metadata alone, and of this program."""
 
 from __future__ import annotations
 

@@ -97,18 +97,15 @@ class Drawing:
 
 
 def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
-    """`conditioner.Prepared`: projected text, the norms' vectors of all steps in float32, rotary angles in float32."""
+    """`conditioner.Conditioning`: projected text, and in float32 the norms' vectors of all steps and rotary angles."""
     text = drawing.text_tokens * branch.hidden_size * drawing.dense_bytes if sees_text else 0
     angles = 2 * drawing.tokens(sees_text) * branch.attention_head_dim // 2 * 4
     return text + _vectors(drawing, branch) + drawing.steps * branch.hidden_size * 4 + angles
 
 
 def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False)) -> int:
-    """What is on a device from the first step to the last, weights of transformers aside.
-
-    Args:
-        branches: which transformers draw there, each by whether it sees text.
-    """
+    """What is on a device from the first step to the last, weights of transformers aside; branches: which transformers
+    draw there, each by whether it sees text."""
     chosen = {True: drawing.model.conditional, False: drawing.model.unconditional}
     prepared = sum(prepared_bytes(drawing, chosen[sees_text], sees_text) for sees_text in branches)
     latents = 5 * drawing.image_tokens * LATENT_CHANNELS * 4  # noise, latents before and after, velocity, clean
@@ -203,11 +200,7 @@ def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
 
 
 def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) -> int:
-    """Encoding a caption: one layer at work; its weights not included.
-
-    Args:
-        recipe: of the text encoder (catalog/text_encoder.py).
-    """
+    """Encoding a caption under a recipe of catalog/text_encoder.py: one layer at work, without its weights."""
     hidden = branch.llm_features_dim // TAPS
     angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and position
     inner, weights = ENCODER_INNER * hidden, ENCODER_INNER * hidden**2

@@ -108,9 +108,11 @@ class _Failed:
         limits = [peak - round((wanted + SPARE_BYTES) * share) for share in GIVEN_UP]
         if self.while_encoding:  # the peak is that of another phase, so that less of it need not help this one
             limits += [round(limits[0] * share) for share in SHARES]
+        lightest_failed = ENCODER_MODES.index(self.planned.encoder) if self.while_encoding else -1
         for limit in limits:
             found = self._within(recipe, size, limit)
-            if found.plan.fits and self.peak(found.plan) < peak and self._helps_encoding(found.plan):
+            lighter = ENCODER_MODES.index(found.plan.encoder) > lightest_failed
+            if found.plan.fits and self.peak(found.plan) < peak and lighter:
                 return found
         return None
 
@@ -118,9 +120,6 @@ class _Failed:
     def while_encoding(self) -> bool:
         """Whether the text encoder found no room, and could take less."""
         return self.of_device and self.oom.phase == "encode" and self.planned.encoder != ENCODER_MODES[-1]
-
-    def _helps_encoding(self, found: Plan) -> bool:
-        return not self.while_encoding or ENCODER_MODES.index(found.encoder) > ENCODER_MODES.index(self.planned.encoder)
 
     def _within(self, recipe: str, size: tuple[int, int], peak: int) -> _Found:
         """The plan for a peak of that many bytes at most."""
@@ -150,31 +149,40 @@ def _same_picture(failed: _Failed, found: _Found) -> Fallback:
     changes = _changes(failed.planned, found.plan)
     title = ", ".join(changes) if changes else "hold less at a time"
     is_cut = found.plan.decode_tile != failed.planned.decode_tile and found.plan.decode_tile
-    tiles = reason("tiles_blended") if is_cut else NOTHING
-    why = reason("same_picture") + tiles + _cost(failed, found)
+    why = reason("same_picture") + (reason("tiles_blended") if is_cut else NOTHING)
     return _fallback(title[0].upper() + title[1:], why, failed, found, same_picture=True)
 
 
 def _smallest_recipe(failed: _Failed, found: _Found) -> Fallback:
     title = find_recipe(SMALLEST_RECIPE).title
-    first = NOTHING if SMALLEST_RECIPE in failed.ready else reason("not_prepared")
-    smaller = reason("smaller_recipe", title=title, weights=found.plan.predicted.weight_bytes)
-    return _fallback(f"{title}, {_residency(found.plan)}", smaller + first + _cost(failed, found), failed, found)
+    why = reason("smaller_recipe", title=title, weights=found.plan.predicted.weight_bytes)
+    why += NOTHING if SMALLEST_RECIPE in failed.ready else reason("not_prepared")
+    return _fallback(f"{title}, {_residency(found.plan)}", why, failed, found)
 
 
 def _smaller_picture(failed: _Failed, found: _Found) -> Fallback:
     width, height, recipe = found.plan.width, found.plan.height, found.plan.recipe or SMALLEST_RECIPE
-    share = width * height / math.prod(failed.inputs.size)
     other = "" if recipe == failed.recipe else f", {find_recipe(recipe).title}"
     other += f", {_residency(found.plan)}" if found.plan.streamed_bytes > failed.planned.streamed_bytes else ""
-    why = reason("smaller_picture", share=share) + _cost(failed, found)
+    why = reason("smaller_picture", share=width * height / math.prod(failed.inputs.size))
     return _fallback(f"{width} × {height}{other}", why, failed, found)
 
 
 def _fallback(title: str, why: Reason, failed: _Failed, found: _Found, same_picture: bool = False) -> Fallback:
+    """What is offered; its reason ends with what is expected of memory and, where known, of time."""
+    before, after = failed.planned.predicted.seconds_per_step, found.plan.predicted.seconds_per_step
+    peak = failed.peak(found.plan)
+    cost = reason(
+        "less_memory_timed" if before and after and f"{before:.1f}" != f"{after:.1f}" else "less_memory",
+        peak=peak,
+        memory="device memory" if failed.of_device else "RAM",
+        saved=failed.peak(failed.planned) - peak,
+        seconds=after,
+        before=before,
+    )
     return Fallback(
         title=title,
-        reason=why,
+        reason=why + cost,
         recipe=found.plan.recipe or failed.recipe,
         width=found.plan.width,
         height=found.plan.height,
@@ -203,18 +211,3 @@ def _residency(which: Plan) -> str:
     if which.residency == "resident" or not which.streamed_bytes:
         return "resident"
     return f"{gb(which.streamed_bytes)} streamed from {'disk' if which.residency == 'disk' else 'RAM'}"
-
-
-def _cost(failed: _Failed, found: _Found) -> Reason:
-    """What is expected of memory and, where rates are known, of time."""
-    before, after = failed.planned.predicted.seconds_per_step, found.plan.predicted.seconds_per_step
-    differs = before and after and f"{before:.1f}" != f"{after:.1f}"
-    peak = failed.peak(found.plan)
-    return reason(
-        "less_memory_timed" if differs else "less_memory",
-        peak=peak,
-        memory="device memory" if failed.of_device else "RAM",
-        saved=failed.peak(failed.planned) - peak,
-        seconds=after,
-        before=before,
-    )

@@ -1,11 +1,10 @@
-"""How many bytes a model takes: on the device, in RAM and on disk, counted before anything is loaded.
+"""Memory footprint of a model: bytes on the device, in RAM and on disk, counted before anything is loaded.
 
 Every number is counted from the shapes in catalog/models.py; what is alive beside the weights, moment by moment, is in
 planning/activations.py. A prediction is the sum of what can be told apart (`Share`), so that a page can show where the
-memory goes and a measurement can be held against the part that it measures: PyTorch counts tensors and library
-workspaces, a driver counts the context and the allocator's gaps as well.
+memory goes and a measurement can be held against the part that it measures.
 
-Left out: the exact order in which an allocator places tensors (a share stands for it), attention kernels that keep
+Left out: the exact order in which an allocator places tensors (a share stands for it), attention kernels that hold
 the full matrix of scores on CUDA (the program never calls them there), and vision parts of the text encoder.
 """
 
@@ -50,16 +49,13 @@ class Footprint:
     """What one recipe of one model takes at one size; all in bytes.
 
     Attributes:
-        weights: of what every step needs of both transformers.
-        branches: that of each transformer.
-        once: of what runs once a picture; it rests in host memory and visits the device, layer by layer.
+        weights: of what every step needs of both transformers; branches: of each.
+        once: of what runs once a picture; it rests in host memory and is staged on the device, layer by layer.
         block: one transformer block, the largest.
         workspace: all that is beside the weights until the last step is done, at its highest, and the gaps between.
-        standing: what stays while the picture is decoded.
-        encoder, encoder_layer: the text encoder, and what of it is on the device where its layers pass through; each
-            with what it makes.
-        encoder_table: what then stays in host memory.
-        decode_whole: `standing`, and the decoder at work on the whole picture.
+        standing: what stays while the picture is decoded; decode_whole: that, and decoding the picture at once.
+        encoder, encoder_layer: the text encoder, and what of it is on the device where it is streamed; each with its
+            activations. encoder_table: what then stays in host memory.
         staging: host memory in which one matrix is prepared.
         download, disk: fetched, and fetched and written together.
     """
@@ -84,7 +80,7 @@ class Share:
     """Where the memory of a device goes in one phase; bytes.
 
     Attributes:
-        weights: that stay, and places for those that travel.
+        weights: that stay, and slots for those that are streamed.
         standing: prepared text and vectors, latents, the decoder; while it decodes, the last two.
         activations: what is at work.
         libraries: workspaces of cuBLAS. PyTorch's own counters show these four together.
@@ -101,7 +97,7 @@ class Share:
 
     @property
     def allocated(self) -> int:
-        """What `torch.cuda.max_memory_allocated` would say."""
+        """What `torch.cuda.max_memory_allocated` would report."""
         return self.weights + self.standing + self.activations + self.libraries
 
     @property
@@ -159,44 +155,40 @@ def branch_footprint(drawing: Drawing, branch: Branch, sees_text: bool) -> Branc
 def phase_bytes(drawing: Drawing) -> dict[str, int]:
     """Device bytes beside the weights of both transformers in each phase between loading and decoding."""
     model, width = drawing.model, drawing.dense_bytes
-    standing = standing_bytes(drawing)
-    around = model.vae_parameters * width + drawing.image_tokens * LATENT_CHANNELS * 4
+    latents = drawing.image_tokens * LATENT_CHANNELS
     first = prepared_bytes(drawing, model.conditional, True)
-    guided = drawing.image_tokens * LATENT_CHANNELS * width  # the other's velocity is there already
+    prepare = prepare_bytes(drawing, model.conditional, True), prepare_bytes(drawing, model.unconditional, False)
+    step = step_bytes(drawing, model.conditional, True), step_bytes(drawing, model.unconditional, False)
+    standing = standing_bytes(drawing)
     return {
-        "prepare": around
-        + max(
-            prepare_bytes(drawing, model.conditional, True),
-            first + prepare_bytes(drawing, model.unconditional, False),
-        ),
-        "step": standing
-        + max(
-            step_bytes(drawing, model.conditional, True),
-            step_bytes(drawing, model.unconditional, False) + guided,
-        ),
+        "prepare": model.vae_parameters * width + latents * 4 + max(prepare[0], first + prepare[1]),
+        "step": standing + max(step[0], step[1] + latents * width),  # the other's velocity is there already
         "preview": standing + preview_bytes(model, drawing.size, width),
     }
 
 
 def encoder_weights(model: Model, dense_bytes: int) -> int:
-    """Bytes of the text encoder: as it ships, or as it is kept beside packed transformers."""
+    """Bytes of the text encoder: as it ships, or as it is stored beside packed transformers."""
     return encoder_bytes(ENCODERS[model.text_encoder], _encoder_recipe(model), dense_bytes)
 
 
-def device_share(kept: int, busy: int, standing: int = 0) -> Share:
-    """Where memory goes when `kept` bytes of weights lie on a device and a phase needs `busy` more.
-
-    Args:
-        standing: that part of `busy` which is not at work.
-    """
-    allocated = kept + busy + LIBRARY_BYTES
+def device_share(weights: int, busy: int, standing: int = 0) -> Share:
+    """Where memory goes when a phase needs `busy` bytes beside weights; `standing`: that part of it not at work."""
+    allocated = weights + busy + LIBRARY_BYTES
     slack = round(allocated * ALLOCATOR_SHARE) - allocated
-    return Share(kept, standing, busy - standing, LIBRARY_BYTES, slack, DEVICE_CONTEXT_BYTES)
+    return Share(
+        weights=weights,
+        standing=standing,
+        activations=busy - standing,
+        libraries=LIBRARY_BYTES,
+        slack=slack,
+        context=DEVICE_CONTEXT_BYTES,
+    )
 
 
-def device_bytes(kept: int, busy: int) -> int:
-    """Device memory in use when `kept` bytes of weights lie there and a phase needs `busy` more."""
-    return device_share(kept, busy).total
+def device_bytes(weights: int, busy: int) -> int:
+    """Device memory in use when a phase needs `busy` bytes beside weights."""
+    return device_share(weights, busy).total
 
 
 def room_for_weights(free: int, busy: int) -> int:
@@ -213,12 +205,11 @@ def _loaded(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int
 
 
 def _encoder(model: Model, dense_bytes: int) -> tuple[int, int, int]:
-    """The text encoder, its embedding table, and one of its layers."""
+    """Bytes of the text encoder, its embedding table, and one of its layers."""
     whole, encoder = encoder_weights(model, dense_bytes), ENCODERS[model.text_encoder]
     table = encoder_bytes(replace(encoder, num_hidden_layers=0), _encoder_recipe(model), dense_bytes)
     return whole, table, (whole - table) // encoder.num_hidden_layers
 
 
 def _encoder_recipe(model: Model) -> Recipe:
-    """As it is kept beside packed transformers, or as it ships."""
     return find_encoder_recipe(DEFAULT if model.source_bytes else DENSE)

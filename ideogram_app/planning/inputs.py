@@ -139,7 +139,10 @@ class PlanInputs:
             first = int((hardware.device_memory_bytes or 0) * ASSUMED_FREE)
         rest = hardware.devices_free_bytes[1:] or (first,) * (hardware.device_count - 1)
         free = (min((first, *hardware.devices_free_bytes[:1])), *rest)
-        return tuple(sorted(enumerate(map(self._usable, free)), key=lambda row: (-row[1], row[0])))
+        usable = [max(0, each - self.reserve_bytes) for each in free]
+        if self.limit_bytes is not None:
+            usable = [min(each, self.limit_bytes) for each in usable]
+        return tuple(sorted(enumerate(usable), key=lambda row: (-row[1], row[0])))
 
     @property
     def device_free(self) -> int:
@@ -156,20 +159,18 @@ class PlanInputs:
         (device, free), *others = self.devices
         alike = [row for row in self.devices if self._name(row[0]) == self.hardware.name]
         alone = (DeviceAssignment(*alike[0], (0, 1)),)
-        if not others or not self._pair(self._name(device), self._name(others[0][0])):
+        one, other = self._name(device), self._name(others[0][0]) if others else ""
+        if not others or not (one == other or (find_rates(one) and find_rates(other))):
             return (alone,)
         return alone, (DeviceAssignment(device, free, (0,)), DeviceAssignment(*others[0], (1,)))
 
-    def host_lacks(self, loose: int, locked: int = 0) -> int:
-        """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known.
-
-        Args:
-            locked: pinned memory, beside the rest: a device copies from it.
-        """
+    def host_lacks(self, pageable: int, pinned: int = 0) -> int:
+        """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known. pinned:
+        memory that a device copies from, in addition to the pageable rest."""
         free, total = self.hardware.host_free_bytes, self.hardware.host_memory_bytes
-        missing = 0 if free is None else max(0, loose + locked + HOST_PROCESS_BYTES - free)
+        missing = 0 if free is None else max(0, pageable + pinned + HOST_PROCESS_BYTES - free)
         if self.windows and total is not None:
-            missing = max(missing, locked - int(total * WINDOWS_LOCKED_SHARE))
+            missing = max(missing, pinned - int(total * WINDOWS_LOCKED_SHARE))
         return missing
 
     @property
@@ -204,8 +205,9 @@ class PlanInputs:
 
     def decoding(self, size: Footprint, side: int = 0) -> int:
         """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""
-        drawn = self.model, *self.size, self.dense_bytes, side or None
-        return size.standing + decode_bytes(*drawn) + tile_gaps(*drawn)
+        (width, height), tile = self.size, side or None
+        gaps = tile_gaps(self.model, width, height, self.dense_bytes, tile)
+        return size.standing + decode_bytes(self.model, width, height, self.dense_bytes, tile) + gaps
 
     def rates(self, device: int = 0) -> Rates | None:
         """Peaks of a device, measured or published; None where there are neither."""
@@ -227,14 +229,7 @@ class PlanInputs:
         tokens = TYPICAL_TEXT_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
         return ideal_seconds(rates or UNIT_RATES, branch_flops(self.model, self.size, tokens)[branch], how) / share
 
-    def _usable(self, free: int) -> int:
-        usable = max(0, free - self.reserve_bytes)
-        return usable if self.limit_bytes is None else min(usable, self.limit_bytes)
-
     def _name(self, device: int) -> str:
         """What a device is; where it is not known, the same as the first."""
         names = self.hardware.device_names
         return names[device] if 0 < device < len(names) else self.hardware.name
-
-    def _pair(self, one: str, other: str) -> bool:
-        return one == other or bool(find_rates(one) and find_rates(other))

@@ -128,7 +128,6 @@ def classify(
     """What kind of memory ran out; None where the problem is another one.
 
     Args:
-        phase: in which it was raised.
         now: what was free then, read before anything is released; without it, what the driver leaves open counts as
             the device's.
         windows: whether Windows counts what it has promised, as no other system does.

@@ -56,13 +56,8 @@ def decode_tile(inputs: PlanInputs, candidate: Candidate) -> int:
 
 @dataclass(frozen=True)
 class PredictedPeaks:
-    """What a plan takes in its worst phase.
-
-    Attributes:
-        device: where the memory of the fuller device goes; None where there is none.
-        host: bytes of RAM, pinned memory included.
-        locked: pinned memory, which copies to the device start from.
-    """
+    """A plan's worst phase: where the memory of the fuller device goes (None without one), bytes of RAM, and those of
+    them that are pinned."""
 
     device: Share | None
     host: int

@@ -39,11 +39,10 @@ BRANCH_NAMES = ("conditional", "unconditional")
 
 @dataclass(frozen=True)
 class RejectedPlacement:
-    """A placement that was tried and not taken.
+    """A placement that was tried and not taken, and why.
 
     Attributes:
-        reason: why, with its numbers.
-        lacks: disk, ram or device: what is missing; `missing` how many bytes of it, "" and 0 where it would fit.
+        lacks: disk, ram or device, with the bytes `missing` of it; "" and 0 where it would fit.
     """
 
     residency: str | None
@@ -230,13 +229,8 @@ def _from_disk(inputs: PlanInputs, candidate: Candidate) -> Candidate | Rejected
 
 
 def _streamed(inputs: PlanInputs, candidate: Candidate, bytes_per_second: Sequence[float]) -> Candidate | None:
-    """As few streamed blocks as the devices allow, with as many slots as make a step the fastest.
-
-    None where a device has no room for what cannot be streamed.
-
-    Args:
-        bytes_per_second: of the copies to each device.
-    """
+    """As few streamed blocks as the devices allow, with as many slots as make a step the fastest; None where a device
+    has no room for what cannot be streamed. bytes_per_second: of the copies to each device."""
     tried = (with_slots(inputs, candidate, bytes_per_second, slots) for slots in SLOTS)
     fitting = [moved for moved in tried if moved is not None]
     return min(fitting, key=lambda moved: (moved.seconds or 0.0, moved.slots), default=None)

@@ -36,7 +36,8 @@ class PlannedRequest:
 
     def inputs_of(self, recipe: str) -> PlanInputs:
         """What the plan of one recipe was computed from."""
-        return _inputs_of(self.inputs, recipe)
+        # Disk is no question any more: loading refuses what was not prepared.
+        return replace(self.inputs, recipe=recipe, ready=(recipe,))
 
     @property
     def encoding(self) -> Plan:
@@ -47,10 +48,5 @@ class PlannedRequest:
 
 def plan_request(request: Request, inputs: PlanInputs, tokens: tuple[int, ...]) -> PlannedRequest:
     """One plan for each recipe of a request, on the machine of `inputs` as it is now; tokens: of its caption."""
-    inputs = replace(inputs, text_tokens=len(tokens))
-    return PlannedRequest(request, tokens, inputs, {name: plan(_inputs_of(inputs, name)) for name in request.recipes})
-
-
-def _inputs_of(inputs: PlanInputs, recipe: str) -> PlanInputs:
-    """Disk is no question any more: loading refuses what was not prepared."""
-    return replace(inputs, recipe=recipe, ready=(recipe,))
+    unplanned = PlannedRequest(request, tokens, replace(inputs, text_tokens=len(tokens)), {})
+    return replace(unplanned, plans={name: plan(unplanned.inputs_of(name)) for name in request.recipes})

@@ -103,11 +103,7 @@ class Plan:
 
 
 def plan(inputs: PlanInputs) -> Plan:
-    """Decide.
-
-    Raises:
-        RequestError: there is no such recipe.
-    """
+    """Decide. RequestError: there is no such recipe."""
     inputs, moved = _usable(inputs)
     asked, model = inputs.recipe, inputs.model
     recipes = [find_recipe(name).protecting() for name in ((asked,) if asked else PREFERRED_RECIPES)]

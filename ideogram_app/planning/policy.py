@@ -3,7 +3,7 @@
 What was asked for by name is never swapped. Else the recipe closest to the reference is taken wherever it runs, on the
 device or with some of its blocks streamed, unless a step would take more than `SLOWER_AT_MOST` times as long as with
 the next one. Where nobody knows how long a step takes, no more than a small share of the weights is streamed. Every
-rejected recipe and placement keeps a sentence with its numbers.
+rejected recipe and placement has a sentence with its numbers.
 
 Left out: weighing quality in numbers. The preferred recipes are an order, and people see both pictures
 (comparison/compare.py).

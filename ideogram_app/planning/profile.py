@@ -41,7 +41,7 @@ from ideogram_app.planning.streaming import STREAMING_OVERHEAD
 from ideogram_app.wire import from_plain, to_plain
 
 FILE = "machine.json"
-OBSERVATIONS_KEPT = 5  # pictures whose times are remembered for each model and arithmetic
+RECENT_PICTURES = 5  # whose times count, for each model and arithmetic
 # Where copying takes more than this of a step it may be what the step waited for, and says nothing of computing.
 MOST_COPYING = 0.8
 UNIT_RATES = Rates(1.0, 1.0)  # the ideal of a device without known peaks
@@ -58,13 +58,13 @@ class MachineProfile:
 
     def __post_init__(self) -> None:
         """Refuse shares that nothing could have measured."""
-        if not all(math.isfinite(share) and share > 0 for kept in self.shares.values() for share in kept):
+        if not all(math.isfinite(share) and share > 0 for recent in self.shares.values() for share in recent):
             raise ValueError("a share is a positive number")
 
     def share(self, model: str, arithmetic: str) -> float | None:
         """The median of what pictures of this model reached with this arithmetic; None before the first."""
-        kept = self.shares.get(f"{model}/{arithmetic}")
-        return statistics.median(kept) if kept else None
+        recent = self.shares.get(f"{model}/{arithmetic}")
+        return statistics.median(recent) if recent else None
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,23 @@ class ProfileStore:
         self._refused: set[str] = set()  # names of machines that could not be measured; not tried again
 
     def known(self, hardware: Hardware) -> MachineProfile | None:
-        """What is remembered of a machine; a card is measured first where it never was."""
+        """The profile of a machine; a card is measured first where it never was."""
         name = key(hardware.name, hardware.torch)
         known = read(self._file, name)
         if known is not None and known.measured is not None:
             return known
-        if not _can_be_probed(hardware) or name in self._refused:
+        has_room = (hardware.device_free_bytes or 0) > ROOM_TO_PROBE
+        usable = hardware.kind in ("cuda", "rocm") and hardware.torch_supports_device is not False
+        if not (usable and has_room) or name in self._refused:
             return known
-        from ideogram_app.machine.microbench import probe
-
         try:
             import torch
 
             from ideogram_app.machine.meter import release
+            from ideogram_app.machine.microbench import probe
 
             device = torch.device("cuda:0")
-            known = remember_measured(known, probe(device, self._data))
+            known = with_rates(known, probe(device, self._data))
             release(device)
         except RuntimeError:  # the device is busy or broken; what it can do will be seen when it draws
             log.warning("%s could not be measured", hardware.name, exc_info=True)
@@ -137,7 +138,7 @@ class ProfileStore:
 
 
 def key(device: str, torch: str) -> str:
-    """Under which name a machine is remembered: a driver or a torch of another version computes at another speed."""
+    """The name of a profile in the file: a driver or a torch of another version computes at another speed."""
     return f"{device}, torch {torch}"
 
 
@@ -154,7 +155,7 @@ def known_rates(device: str, known: MachineProfile | None) -> Rates | None:
     return Rates(flops, ops, link, measured.disk)
 
 
-def remember_measured(known: MachineProfile | None, measured: MeasuredRates) -> MachineProfile:
+def with_rates(known: MachineProfile | None, measured: MeasuredRates) -> MachineProfile:
     """New rates in place of the old ones; what was not measured anew stays. Shares of other peaks mean nothing: where
     products were measured anew they are dropped."""
     old = known or MachineProfile()
@@ -165,18 +166,16 @@ def remember_measured(known: MachineProfile | None, measured: MeasuredRates) -> 
 
 
 def learn(known: MachineProfile | None, device: str, seen: Observation) -> MachineProfile:
-    """What is known after one more picture; the same as before where its time was that of copying.
-
-    Raises:
-        RequestError: there is no model of that name.
-    """
+    """The profile after one more picture; the same as before where its time was that of copying. RequestError: no such
+    model."""
     known = known or MachineProfile()
     rates = known_rates(device, known) or UNIT_RATES
-    if not seen.seconds > 0 or copy_seconds(seen, rates) > MOST_COPYING * seen.seconds:
+    speed = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
+    if not seen.seconds > 0 or seen.streamed_bytes / speed > MOST_COPYING * seen.seconds:
         return known
     name = f"{seen.model}/{seen.arithmetic}"
-    kept = (*known.shares.get(name, ()), efficiency(seen, rates))[-OBSERVATIONS_KEPT:]
-    return replace(known, shares={**known.shares, name: kept})
+    recent = (*known.shares.get(name, ()), efficiency(seen, rates))[-RECENT_PICTURES:]
+    return replace(known, shares={**known.shares, name: recent})
 
 
 def efficiency(seen: Observation, rates: Rates) -> float:
@@ -191,12 +190,6 @@ def efficiency(seen: Observation, rates: Rates) -> float:
     return ideal / seen.seconds
 
 
-def copy_seconds(seen: Observation, rates: Rates) -> float:
-    """Seconds that the copies of a step take, over the link or from disk."""
-    rate = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
-    return seen.streamed_bytes / rate
-
-
 def read(file: Path, name: str) -> MachineProfile | None:
     """The profile under a name; None where there is none, or none that can be read."""
     row = _rows(file).get(name)
@@ -205,9 +198,9 @@ def read(file: Path, name: str) -> MachineProfile | None:
     return None
 
 
-def write(file: Path, name: str, remembered: MachineProfile) -> None:
+def write(file: Path, name: str, profile: MachineProfile) -> None:
     """Add a profile beside what the file holds under other names, atomically. OSError: the folder is not writable."""
-    write_json(file, {"machines": {**_rows(file), name: to_plain(remembered)}})
+    write_json(file, {"machines": {**_rows(file), name: to_plain(profile)}})
 
 
 def _rows(file: Path) -> Mapping[str, Any]:
@@ -218,8 +211,3 @@ def _rows(file: Path) -> Mapping[str, Any]:
         return {}
     rows = found.get("machines") if isinstance(found, dict) else None
     return rows if isinstance(rows, dict) else {}
-
-
-def _can_be_probed(hardware: Hardware) -> bool:
-    has_room = (hardware.device_free_bytes or 0) > ROOM_TO_PROBE
-    return hardware.kind in ("cuda", "rocm") and has_room and hardware.torch_supports_device is not False

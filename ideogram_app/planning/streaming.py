@@ -56,15 +56,8 @@ def apportion(offloaded: int, blocks: Sequence[int]) -> tuple[int, ...]:
 
 
 def fewest(room: int, weights: int, block: int, movable: int, slots: int) -> int | None:
-    """How few blocks must be offloaded so that the rest, and the slots for these, find room.
-
-    Args:
-        room, weights, block: bytes for weights, of all weights, and of one block.
-        movable: blocks that can be offloaded.
-
-    Returns:
-        0 where everything stays; None where the rest does not fit even with all of them offloaded.
-    """
+    """How few blocks must be offloaded so that the rest, and the slots for these, find room: 0 where everything stays,
+    None where the rest does not fit even with all `movable` ones offloaded; room, weights and block are bytes."""
     if weights <= room:
         return 0
     moved = math.ceil((weights + slots * block - room) / block)
@@ -72,12 +65,7 @@ def fewest(room: int, weights: int, block: int, movable: int, slots: int) -> int
 
 
 def step_seconds(passes: Sequence[TransformerPass], copy_seconds: float, slots: int) -> float:
-    """Seconds of one step on one device, once a step repeats itself.
-
-    Args:
-        passes: of the transformers on this device, in order.
-        copy_seconds: of one block.
-    """
+    """Seconds of one step on one device, once it repeats itself: its transformers in order; copy_seconds: a block."""
     if not any(row.offloaded for row in passes):
         return sum(row.seconds for row in passes)
     order = []
@@ -88,11 +76,8 @@ def step_seconds(passes: Sequence[TransformerPass], copy_seconds: float, slots: 
 
 
 def _simulate(order: Sequence[tuple[float, bool]], copy_seconds: float, slots: int) -> float:
-    """Two streams, one that computes and one that copies, played block by block until a step repeats itself.
-
-    Args:
-        order: seconds of each block of a step, and whether it is offloaded.
-    """
+    """Two streams, one that computes and one that copies, played block by block until a step repeats itself; order: the
+    seconds of each block of a step, and whether it is offloaded."""
     compute_time = copy_time = 0.0  # until when each stream is busy
     slot_free = deque([0.0] * slots)  # when each slot was last computed from, the oldest first
     step_ends = []

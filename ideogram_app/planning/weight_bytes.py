@@ -18,11 +18,8 @@ def linear_bytes(linear: Linear, recipe: Recipe, dense_bytes: int) -> float:
 
 
 def weight_bytes(branch: Branch, recipe: Recipe, dense_bytes: int = 2) -> int:
-    """Bytes of one transformer's parameters under a recipe, as they rest on disk.
-
-    Args:
-        dense_bytes: bytes of the computing type in which unpacked parameters are held (2 for bf16, 4 for float32).
-    """
+    """Bytes of one transformer's parameters under a recipe, as they rest on disk; dense_bytes: of the computing type
+    in which unpacked parameters are held (2 for bf16, 4 for float32)."""
     linears = sum(linear_bytes(linear, recipe, dense_bytes) for linear in branch.linears())
     return round(branch.other_parameters() * dense_bytes + linears)
 

@@ -1,7 +1,7 @@
 """Predictions of memory against memory that was counted, tensor by tensor, by running the real code without numbers.
 
 A prediction is never below what is counted and at most 8 % above. Two layers of the published width stand for all 34:
-depth adds weights, which are exact, and the norms' vectors, which are in the formulas (test_counted.py).
+depth adds weights, which are exact, and the norms' vectors, which are in the formulas (test_counted_memory.py).
 """
 
 from __future__ import annotations

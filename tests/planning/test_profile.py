@@ -14,14 +14,14 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
 from ideogram_app.planning.profile import (
     FILE,
-    OBSERVATIONS_KEPT,
+    RECENT_PICTURES,
     MachineProfile,
     Observation,
     key,
     known_rates,
     learn,
     read,
-    remember_measured,
+    with_rates,
     write,
 )
 from tests.plan_by_name import plan
@@ -133,11 +133,11 @@ def test_measured_rates_stand_in_place_of_published_ones_one_by_one() -> None:
 
 
 def test_what_was_not_measured_anew_stays_and_shares_fall_only_with_their_peaks() -> None:
-    disk_later = remember_measured(EVERYTHING, MeasuredRates(disk=5e9))
+    disk_later = with_rates(EVERYTHING, MeasuredRates(disk=5e9))
     assert disk_later.measured == MeasuredRates(61.5, 213.0, 23.9e9, 5e9) and disk_later.shares == EVERYTHING.shares
-    faster = remember_measured(EVERYTHING, MeasuredRates(tflops_16bit=70.0))
+    faster = with_rates(EVERYTHING, MeasuredRates(tflops_16bit=70.0))
     assert faster.measured == MeasuredRates(70.0, 213.0, 23.9e9, 3.1e9) and faster.shares == {}
-    assert remember_measured(None, MeasuredRates(link=1e9)) == MachineProfile(MeasuredRates(link=1e9))
+    assert with_rates(None, MeasuredRates(link=1e9)) == MachineProfile(MeasuredRates(link=1e9))
 
 
 def test_what_was_measured_is_told() -> None:
@@ -214,9 +214,9 @@ def test_one_slow_picture_among_several_does_not_count_and_old_ones_are_forgotte
         known = learn(known, PROCESSOR.name, Observation("miniature", "w8a8", 128, 128, 300, seconds))
     predicted = plan(PROCESSOR, "miniature", known=known).predicted.seconds_per_step
     assert predicted == pytest.approx(1.0)
-    for _ in range(OBSERVATIONS_KEPT):
+    for _ in range(RECENT_PICTURES):
         known = learn(known, PROCESSOR.name, Observation("miniature", "w8a8", 128, 128, 300, 2.0))
-    assert known and len(known.shares["miniature/w8a8"]) == OBSERVATIONS_KEPT
+    assert known and len(known.shares["miniature/w8a8"]) == RECENT_PICTURES
     assert plan(PROCESSOR, "miniature", known=known).predicted.seconds_per_step == pytest.approx(2.0)
 
 
