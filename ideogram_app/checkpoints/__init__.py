@@ -1,4 +1,4 @@
-"""Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead.
+"""Files on disk: safetensors and GGUF headers, weight files, spans of tensors, prefetching.
 
 Its modules (this list is made by tools/docs.py):
 

@@ -250,7 +250,8 @@ def is_harmless(path: str) -> bool:
 def explain(source: Source, problem: Exception) -> Access:
     """What an exception of huggingface_hub means for the user; the words are ours, the status is the Hub's."""
     case = CASES[next(rule.case for rule in REFUSALS if rule.applies(problem, bool(get_token())))]
-    row = {**vars(source), "tokens": TOKENS_PAGE}
+    row = {name: getattr(source, name) for name in ("repository", "revision", "licence", "url")}
+    row["tokens"] = TOKENS_PAGE
     got = f"status {_status(problem)}" if case.state == "unreachable" and _status(problem) else ""
     error = AccessError(case.what.format(**row), got=got, do=case.do.format(**row))
     return Access(case.state, str(error), case.url.format(**row))

@@ -1,4 +1,4 @@
-"""What this program wrote: packed files, their journal and manifest, and the store that holds them.
+"""Prepared checkpoints, as this program writes them: storage formats, packed files, journal, manifest, store.
 
 Its modules (this list is made by tools/docs.py):
 

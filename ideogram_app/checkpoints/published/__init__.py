@@ -1,4 +1,4 @@
-"""Any published layout of Ideogram 4's weights, read as tensors by one set of names.
+"""Published checkpoints of any layout, read as tensors under one set of names.
 
 Its modules (this list is made by tools/docs.py):
 
