@@ -82,11 +82,10 @@ def _column(sheet: Image.Image, result: Result, at: tuple[int, int], size: tuple
 
 def _header(comparison: Comparison, characters: int) -> list[str]:
     request = comparison.request
-    caption = textwrap.wrap(request.caption, characters)[:4]
     about = f"{request.width} x {request.height}, seed {request.seed}, {request.preset}, model {request.model}"
     if request.savings:
         about += f", left out: {', '.join(request.savings)}"
-    return [about, *caption]
+    return [about, *textwrap.wrap(request.caption, characters)[:4]]
 
 
 def _footer(comparison: Comparison) -> str:

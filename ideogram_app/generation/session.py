@@ -34,8 +34,7 @@ class Session:
     load: Callable[..., Loaded] = load_transformers
     fallbacks: Callable[..., tuple[Fallback, ...]] = fallbacks
 
-    def ready(self, model: str) -> frozenset[str]:
-        """Recipes that can be loaded."""
+    def ready(self, model: str) -> frozenset[str]:  # recipes that can be loaded
         return frozenset(recipe for recipe in RECIPES if self.store.status(model, recipe).usable)
 
 
