@@ -1,4 +1,4 @@
-"""What the command line says to people: the machine, a plan, progress on one line, a result.
+"""Text output of the command line: the machine, a plan, progress on one line, a result.
 
 Standard error for progress, standard output for answers. Left out: colours and bars, which logs and pipes cannot show.
 """
@@ -11,6 +11,7 @@ from typing import TextIO, TypeVar
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
 from ideogram_app.records import IN_BYTES, Event, Fallback, Result, decibels
@@ -18,7 +19,23 @@ from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.text import duration, gb, remaining
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
+
+
+def run_job(studio: Studio, submit: Callable[[], str]) -> Job:
+    """Do one job in the same worker as the page's, with progress on standard error.
+
+    Raises:
+        RequestError: the job failed as a whole, or was stopped.
+    """
+    studio.start()
+    try:
+        job = follow(studio, submit())
+    finally:
+        studio.close()
+    if job.state != "done" and not job.results:
+        raise RequestError(job.error or "Stopped before anything was done")
+    return job
 
 
 def describe_hardware(hardware: Hardware) -> list[str]:
@@ -93,7 +110,7 @@ def follow(
             studio.stop(job_id)
 
 
-def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
+def drain(events: Generator[Event, None, Answer], stream: TextIO | None = None) -> Answer:
     """Print the progress of an iterator of events to its end, and return what it returns."""
     stream, shown = stream or sys.stderr, ""
     while True:
@@ -101,7 +118,7 @@ def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
             line = describe_event(next(events))
         except StopIteration as end:
             print(file=stream)
-            answer: T = end.value
+            answer: Answer = end.value
             return answer
         if line != shown:
             _overwrite(stream, line, shown)

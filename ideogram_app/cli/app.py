@@ -1,0 +1,281 @@
+"""Commands of `python -m ideogram_app`: doctor, plan, prepare, quantize, calibrate, generate, compare, benchmark.
+
+Every command prints for people, or one JSON object on standard output with `--json`; progress goes to standard error.
+What a user can act upon ends in one line on standard error and exit code 1, anything else keeps its traceback.
+
+Left out: logic. A command reads its flags, calls one function of the package and prints what comes back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ideogram_app.benchmark.command import benchmark
+from ideogram_app.catalog.models import MODELS, find_model
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, find_encoder_recipe
+from ideogram_app.cli.flags import (
+    CalibrationFlag,
+    DataFlag,
+    DeviceFlag,
+    DrawingFlags,
+    HeightFlag,
+    JsonFlag,
+    ModelFlag,
+    OutputFlag,
+    PresetFlag,
+    PromptFlag,
+    RecipeFlag,
+    ReserveFlag,
+    WidthFlag,
+    in_bytes,
+    split_names,
+    with_drawing_flags,
+)
+from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish
+from ideogram_app.cli.prepare import draw_command, prepare_by_stages
+from ideogram_app.cli.serve import DATA, FIRST_RUN, OUTPUTS, run_program
+from ideogram_app.comparison.history import SHEET_FILE, find_entry
+from ideogram_app.errors import RequestError
+from ideogram_app.files import write_text
+from ideogram_app.machine.hardware import Hardware, detect
+from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.planner import plan
+from ideogram_app.records import Request
+from ideogram_app.studio.local_backend import LocalBackend, quiet_library_logging
+from ideogram_app.studio.state import Job
+from ideogram_app.studio.studio import Studio
+from ideogram_app.text import gb
+from ideogram_app.wire import from_json, to_json, to_plain
+
+app = typer.Typer(
+    name="ideogram_app",
+    help="Ideogram 4 on the card you own: what fits, why, and what each precision costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def doctor(
+    model: ModelFlag = "ideogram-4",
+    recipe: RecipeFlag = None,
+    width: WidthFlag = None,
+    height: HeightFlag = None,
+    reserve: ReserveFlag = 0.0,
+    data: DataFlag = DATA,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say what this machine is and what would run on it. Fetches nothing."""
+    print("Looking at this machine ...", file=sys.stderr)
+    _report(detect(data), model, recipe, width, height, as_json, in_bytes(reserve) or 0)
+
+
+@app.command("plan")
+def plan_command(
+    hardware: Annotated[Path, typer.Option(help="A JSON file that describes a machine, as `doctor --json` prints it.")],
+    model: ModelFlag = "ideogram-4",
+    recipe: RecipeFlag = None,
+    width: WidthFlag = None,
+    height: HeightFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Plan for a machine that a file describes: the one you may buy."""
+    _report(_read_hardware(hardware), model, recipe, width, height, as_json)
+
+
+@app.command()
+def prepare(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"One or several, with commas: {', '.join(RECIPES)}. The plan chooses where none is named."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"{' or '.join(MODELS)}: {FIRST_RUN} where no recipe is named, else the miniature."),
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
+    calibration: CalibrationFlag = None,
+    encoder: Annotated[
+        str | None, typer.Option(help=f"How the text encoder is kept: {', '.join(ENCODER_RECIPES)}.")
+    ] = None,
+    device: DeviceFlag = "cpu",
+    data: DataFlag = DATA,
+    output: OutputFlag = OUTPUTS,
+) -> None:
+    """The first run: fetch what is missing, make the files of a recipe and try them; stopped, it continues."""
+    settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
+    settings["encoder"] = find_encoder_recipe(encoder).name if encoder else None
+    chosen = find_model(model or ("miniature" if recipe else FIRST_RUN))
+    studio = Studio(LocalBackend(data, {chosen.name: source} if source else None, **settings), output)
+    job, first = prepare_by_stages(studio, chosen.name, split_names(recipe or ""))
+    print(f"{', '.join(job.recipes)} ready for {chosen.title}")
+    print(f"First picture: {draw_command(chosen.name, first, data, output)}", file=sys.stderr)
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A folder or file with the weights, in any published layout.")],
+    recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    unconditional: Annotated[
+        Path | None, typer.Option(help="The second transformer's file, where it lies apart.")
+    ] = None,
+    calibration: CalibrationFlag = None,
+    device: DeviceFlag = "cpu",
+    as_json: JsonFlag = False,
+) -> None:
+    """Pack weights you have into a folder of your choice; stopped or killed, the same command continues."""
+    from ideogram_app.checkpoints.published.transformer import open_source
+    from ideogram_app.machine.meter import HostPeak
+    from ideogram_app.prepare.calibration.tuning import tuning_for
+    from ideogram_app.prepare.transformers import model_of
+    from ideogram_app.prepare.transformers import quantize as write
+
+    quiet_library_logging()
+    with HostPeak() as memory:
+        tuning = tuning_for(model_of(open_source(source, unconditional)), recipe, calibration)
+        report = drain(write(source, recipe, out, unconditional=unconditional, tuning=tuning, device=device))
+    if as_json:
+        _print_json({**to_plain(report), "peak_resident_bytes": memory.highest})
+    else:
+        speed = f"{report.weights_per_second / 1e6:.1f} M weights/s packed"
+        print(f"{report.folder}: {report.seconds:.1f} s, {speed}, peak resident memory {gb(memory.highest)}")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: ModelFlag = "miniature",
+    captions: Annotated[Path | None, typer.Option(help="JSON captions, one a line; those of the program else.")] = None,
+    steps: Annotated[int | None, typer.Option(help="For each caption, in place of the preset's.")] = None,
+    preset: PresetFlag = "default-20",
+    recipe: Annotated[str, typer.Option(help="reference or fp8: the precision of the source.")] = "reference",
+    width: WidthFlag = None,
+    height: HeightFlag = None,
+    seed: int = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to make, in place of the one later preparations use.")
+    ] = None,
+    source: Annotated[Path | None, typer.Option(help="A pipeline folder with text encoder and tokenizer.")] = None,
+    data: DataFlag = DATA,
+) -> None:
+    """Watch the model draw a few captions: smoothing, protection and GGUF's search go by what its layers read."""
+    from ideogram_app.checkpoints.prepared.store import Store
+    from ideogram_app.prepare.calibration.collect import CAPTIONS, OF_MINIATURE, calibrate, read_captions
+    from ideogram_app.prepare.calibration.tuning import calibration_file
+
+    quiet_library_logging()
+    shipped = OF_MINIATURE if model == "miniature" else CAPTIONS
+    path, default = out or calibration_file(data, model), find_model(model).default_size
+    request = Request(model, "", (recipe,), preset, width or default[0], height or default[1], seed)
+    asked, machine = read_captions(captions or shipped), detect(data)
+    events = calibrate(request, asked, Store(data), machine, path, steps=steps, source=source)
+    print(f"{path}: {finish(events).message}")
+
+
+@app.command()
+@with_drawing_flags
+def generate(
+    prompt: PromptFlag,
+    out: Annotated[Path, typer.Option(help="Where the PNG goes.")],
+    *,
+    model: ModelFlag = "miniature",
+    recipe: RecipeFlag = None,
+    drawing: DrawingFlags,
+    as_json: JsonFlag = False,
+) -> None:
+    """Draw one picture with one recipe; the plan chooses it where none is named."""
+    if recipe is None:
+        recipe = plan(drawing.plan_inputs(model)).recipe
+    job = drawing.draw(prompt, model, (recipe or "reference",))
+    result = job.results[0]
+    if result.image:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(result.image, out)
+    _print_json(to_plain(result)) if as_json else print(describe_result(result))
+    _insist(job)
+
+
+@app.command()
+@with_drawing_flags
+def compare(
+    prompt: PromptFlag,
+    recipes: Annotated[str, typer.Option(help=f"With commas, in the order of display: {', '.join(RECIPES)}.")],
+    out: Annotated[Path | None, typer.Option(help="Where the contact sheet (PNG) goes.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go, as JSON.")] = None,
+    model: ModelFlag = "miniature",
+    *,
+    drawing: DrawingFlags,
+) -> None:
+    """Draw one caption in several precisions and put them side by side."""
+    job = drawing.draw(prompt, model, split_names(recipes))
+    if job.entry:
+        entry = find_entry(drawing.output.absolute(), job.entry)
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(entry.folder / SHEET_FILE, out)
+        if json_file:
+            write_text(json_file, to_json(entry.comparison))
+    print("\n".join(describe_result(result) for result in job.results))
+    _insist(job)
+
+
+app.command()(benchmark)
+
+
+def main() -> None:
+    """Run the command named in `sys.argv`."""
+    run_program(app)
+
+
+def _insist(job: Job) -> None:
+    """Exit code 1 unless everything asked for was drawn."""
+    failed = [f"{result.recipe}: {result.error}" for result in job.results if result.error]
+    if job.state != "done" or failed:
+        raise RequestError(job.error or f"Not everything was drawn. {' '.join(failed) or job.state}")
+
+
+def _read_hardware(path: Path) -> Hardware:
+    """A described machine: a Hardware object, or the whole object that `doctor --json` prints."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise RequestError(f"The hardware file {path} cannot be read: {problem.strerror}") from problem
+    except UnicodeDecodeError as problem:
+        raise RequestError(f"The hardware file {path} is not UTF-8 text") from problem
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        whole = None  # from_json names the line
+    inner = whole.get("hardware") if isinstance(whole, dict) else None
+    return from_json(Hardware, json.dumps(inner) if isinstance(inner, dict) else text)
+
+
+def _report(
+    hardware: Hardware,
+    model: str,
+    recipe: str | None,
+    width: int | None,
+    height: int | None,
+    as_json: bool,
+    reserve_bytes: int = 0,
+) -> None:
+    decided = plan(PlanInputs.of(hardware, model, width, height, recipe=recipe, reserve_bytes=reserve_bytes))
+    if as_json:
+        _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided)})
+    else:
+        print("\n".join([*describe_hardware(hardware), "", *describe_plan(decided)]))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
