@@ -7,14 +7,14 @@ a preset; the command line and `Request` take another guidance.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gradio as gr
 
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.presets import PRESETS, find_preset, guidance_for
-from ideogram_app.catalog.recipes import RECIPES, Recipe
+from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.errors import CaptionError, RequestError
 from ideogram_app.generation.captions import parse_prompt
@@ -22,7 +22,7 @@ from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import REFERENCE, Request
 from ideogram_app.studio.state import Machine
-from ideogram_app.ui.words import esc, typed_of
+from ideogram_app.ui.words import esc, everyday_first, typed_of
 
 # Title -> prompt; the first is what an empty form begins with.
 EXAMPLES: dict[str, dict[str, str]] = {
@@ -58,8 +58,7 @@ class Form:
 
     @property
     def inputs(self) -> list[Any]:
-        numbers = [self.width, self.height, self.seed]
-        return [self.model, self.prompt, self.preset, *numbers, self.recipes, self.savings, self.adapt]
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def build_form(model: str) -> tuple[Form, Extras]:
     with gr.Accordion("The caption that the model reads", open=False, elem_id="caption-fold"):
         caption = gr.HTML(caption_note(first_example(model)), elem_id="caption", apply_default_css=False)
     recipes = gr.CheckboxGroup(
-        [(row.title, row.name) for row in offered()], value=[REFERENCE], label="Compare", elem_id="recipes"
+        [(row.title, row.name) for row in everyday_first()], value=[REFERENCE], label="Compare", elem_id="recipes"
     )
     preset = gr.Radio(
         [(f"{row.name.split('-')[0].title()} {row.steps}", row.name) for row in PRESETS.values()],
@@ -126,11 +125,6 @@ def build_form(model: str) -> tuple[Form, Extras]:
     return form, Extras(examples, caption, guidance, random, generate, stop)
 
 
-def offered() -> list[Recipe]:
-    """Every recipe, those for every day first."""
-    return sorted(RECIPES.values(), key=lambda row: not row.everyday)
-
-
 def first_example(model: str) -> str:
     """The prompt that an empty form begins with."""
     return next(iter(EXAMPLES[model].values()))
@@ -164,6 +158,12 @@ def request_of(
     caption = parse_prompt(prompt or "").caption
     numbers = int(width), int(height), int(seed)
     return Request(model, caption, tuple(recipes), preset, *numbers, savings=tuple(savings), adapt=bool(adapt))
+
+
+def first_request(values: Sequence[Any], recipe: str) -> Request:
+    """`request_of` the inputs, with one recipe; a model's first example where the prompt is empty."""
+    model, prompt, *others = values
+    return replace(request_of(model, prompt or first_example(model), *others), recipes=(recipe,))
 
 
 def values_of(request: Request) -> tuple[Any, ...]:

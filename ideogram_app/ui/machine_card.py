@@ -10,7 +10,7 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, Rejected
 from ideogram_app.studio.state import State
 from ideogram_app.text import duration, size
-from ideogram_app.ui.words import RESIDENCY_WORDS, esc, recipe_title
+from ideogram_app.ui.words import RESIDENCY_WORDS, esc, facts, recipe_title
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
 
@@ -59,12 +59,6 @@ def _kind(hardware: Hardware) -> str:
 
 def _free_of(free: int | None, total: int) -> str:
     return f"{size(free)} free of {size(total)}" if free is not None else size(total)
-
-
-def facts(rows: list[tuple[str, str]]) -> str:
-    """Pairs of a name and a value."""
-    inside = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in rows)
-    return f'<dl class="facts">{inside}</dl>'
 
 
 def _plan(plan: Plan) -> str:

@@ -10,6 +10,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -27,12 +28,12 @@ from ideogram_app.ui.form import (
     caption_note,
     example_rows,
     first_example,
+    first_request,
     guidance_note,
     request_of,
     suggested_recipes,
     values_of,
 )
-from ideogram_app.ui.guide_card import guide_component, wire_guide
 from ideogram_app.ui.machine_card import machine_card
 from ideogram_app.ui.memory_bar import memory_pane, wire_memory
 from ideogram_app.ui.offers import offered
@@ -41,6 +42,7 @@ from ideogram_app.ui.results import Shown, from_entry
 from ideogram_app.ui.slider import slider_component
 from ideogram_app.ui.weights import WEIGHTS_SCRIPT
 
+GUIDE_SCRIPT = Path(__file__).with_name("guide.js")
 TITLE = "Ideogram 4, locally"
 REFRESH_SECONDS = 0.5
 COMPARE = "compare"  # the tab that pictures are on
@@ -81,7 +83,7 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
         opened = gr.State(None)  # the name of an earlier comparison that this tab looks at
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE):
-                panes["guide"] = guide_component()
+                panes["guide"] = _pane(elem_id="guide", js_on_load=GUIDE_SCRIPT.read_text(encoding="utf-8"))
                 with gr.Row(elem_classes="split"):
                     with gr.Column(scale=4, min_width=300, elem_classes="asking"):
                         form, extras = build_form(model)
@@ -96,10 +98,7 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
                 panes["gallery"] = _pane(elem_id="gallery", js_on_load=WEIGHTS_SCRIPT)
         _wire_form(studio, form, extras, opened)
         _wire_gallery(studio, form, extras, panes["gallery"], opened, tabs)
-        _wire_buttons(studio, form, panes)
-        wire_guide(studio, panes["guide"], form.inputs, errors_as_toast, **QUEUED_EVENT).success(
-            lambda: None, None, opened, **PRIVATE
-        )
+        _wire_buttons(studio, form, panes, opened)
         _wire_offers(studio, panes["results"], opened)
         wire_memory(studio, memory, **PRIVATE)
         _wire_panes(studio, page, form, extras, panes, opened)
@@ -209,22 +208,31 @@ def _wire_gallery(
     gallery.click(errors_as_toast(open_again), None, [*form.inputs, extras.examples, opened, tabs], **QUEUED_EVENT)
 
 
-def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML]) -> None:
-    """The buttons inside panes: prepare a recipe, stop a job, ask about access, delete a download."""
+def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML], opened: gr.State) -> None:
+    """The buttons inside panes: prepare a recipe, stop a job, ask about access, delete a download, draw."""
 
-    def act(model: str, event: gr.EventData) -> None:
-        name = str(event._data.get("name"))
-        deeds: dict[str, Callable[[], object]] = {
+    def act(event: gr.EventData, *values: Any) -> None:
+        model, name = str(values[0]), str(event._data.get("name"))
+
+        def prepare() -> None:
+            studio.submit_prepare(model, tuple(name.split(",")))
+
+        actions: dict[str, Callable[[], object]] = {
             "stop": lambda: studio.stop(name),
-            "prepare": lambda: studio.submit_prepare(model, tuple(name.split(","))),
+            "prepare": prepare,
+            "continue": prepare,
             "check": lambda: studio.check_access(model),
             "delete": lambda: studio.submit_delete(model),
             "unload": studio.unload,
+            "draw": lambda: studio.submit_compare(first_request(values, name)),
         }
-        deeds[str(event._data.get("act"))]()
+        actions[str(event._data.get("act"))]()
 
     for name in ("weights", "job", "loaded"):
         panes[name].click(errors_as_toast(act), form.model, None, **QUEUED_EVENT)
+    panes["guide"].click(errors_as_toast(act), form.inputs, None, **QUEUED_EVENT).success(
+        lambda: None, None, opened, **PRIVATE
+    )
 
 
 def _wire_offers(studio: Studio, results: gr.HTML, opened: gr.State) -> None:
