@@ -19,25 +19,9 @@ import typer
 from ideogram_app.benchmark.command import benchmark
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, find_encoder_recipe
-from ideogram_app.cli.flags import (
-    CalibrationFlag,
-    DataFlag,
-    DeviceFlag,
-    DrawingFlags,
-    HeightFlag,
-    JsonFlag,
-    ModelFlag,
-    OutputFlag,
-    PresetFlag,
-    PromptFlag,
-    RecipeFlag,
-    ReserveFlag,
-    WidthFlag,
-    in_bytes,
-    split_names,
-    with_drawing_flags,
-)
+from ideogram_app.catalog.text_encoder import find_encoder_recipe
+from ideogram_app.cli import flags
+from ideogram_app.cli.flags import DrawingFlags, in_bytes, split_names, with_drawing_flags
 from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
 from ideogram_app.cli.serve import DATA, FIRST_RUN, OUTPUTS, run_program
@@ -65,30 +49,31 @@ app = typer.Typer(
 
 @app.command()
 def doctor(
-    model: ModelFlag = "ideogram-4",
-    recipe: RecipeFlag = None,
-    width: WidthFlag = None,
-    height: HeightFlag = None,
-    reserve: ReserveFlag = 0.0,
-    data: DataFlag = DATA,
-    as_json: JsonFlag = False,
+    model: flags.ModelFlag = "ideogram-4",
+    recipe: flags.RecipeFlag = None,
+    width: flags.SideFlag = None,
+    height: flags.SideFlag = None,
+    reserve: flags.ReserveFlag = 0.0,
+    data: flags.DataFlag = DATA,
+    as_json: flags.JsonFlag = False,
 ) -> None:
     """Say what this machine is and what would run on it. Fetches nothing."""
     print("Looking at this machine ...", file=sys.stderr)
-    _report(detect(data), model, recipe, width, height, as_json, in_bytes(reserve) or 0)
+    wishes = {"recipe": recipe, "reserve_bytes": in_bytes(reserve) or 0}
+    _report(PlanInputs.of(detect(data), model, width, height, **wishes), as_json)
 
 
 @app.command("plan")
 def plan_command(
     hardware: Annotated[Path, typer.Option(help="A JSON file that describes a machine, as `doctor --json` prints it.")],
-    model: ModelFlag = "ideogram-4",
-    recipe: RecipeFlag = None,
-    width: WidthFlag = None,
-    height: HeightFlag = None,
-    as_json: JsonFlag = False,
+    model: flags.ModelFlag = "ideogram-4",
+    recipe: flags.RecipeFlag = None,
+    width: flags.SideFlag = None,
+    height: flags.SideFlag = None,
+    as_json: flags.JsonFlag = False,
 ) -> None:
     """Plan for a machine that a file describes: the one you may buy."""
-    _report(_read_hardware(hardware), model, recipe, width, height, as_json)
+    _report(PlanInputs.of(_read_hardware(hardware), model, width, height, recipe=recipe), as_json)
 
 
 @app.command()
@@ -105,13 +90,11 @@ def prepare(
     ] = None,
     source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
-    calibration: CalibrationFlag = None,
-    encoder: Annotated[
-        str | None, typer.Option(help=f"How the text encoder is kept: {', '.join(ENCODER_RECIPES)}.")
-    ] = None,
-    device: DeviceFlag = "cpu",
-    data: DataFlag = DATA,
-    output: OutputFlag = OUTPUTS,
+    calibration: flags.CalibrationFlag = None,
+    encoder: flags.EncoderFlag = None,
+    device: flags.DeviceFlag = "cpu",
+    data: flags.DataFlag = DATA,
+    output: flags.OutputFlag = OUTPUTS,
 ) -> None:
     """The first run: fetch what is missing, make the files of a recipe and try them; stopped, it continues."""
     settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
@@ -128,12 +111,10 @@ def quantize(
     source: Annotated[Path, typer.Argument(help="A folder or file with the weights, in any published layout.")],
     recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))],
     out: Annotated[Path, typer.Option(help="The folder to make.")],
-    unconditional: Annotated[
-        Path | None, typer.Option(help="The second transformer's file, where it lies apart.")
-    ] = None,
-    calibration: CalibrationFlag = None,
-    device: DeviceFlag = "cpu",
-    as_json: JsonFlag = False,
+    unconditional: flags.UnconditionalFlag = None,
+    calibration: flags.CalibrationFlag = None,
+    device: flags.DeviceFlag = "cpu",
+    as_json: flags.JsonFlag = False,
 ) -> None:
     """Pack weights you have into a folder of your choice; stopped or killed, the same command continues."""
     from ideogram_app.checkpoints.published.transformer import open_source
@@ -155,19 +136,19 @@ def quantize(
 
 @app.command("calibrate")
 def calibrate_command(
-    model: ModelFlag = "miniature",
+    model: flags.ModelFlag = "miniature",
     captions: Annotated[Path | None, typer.Option(help="JSON captions, one a line; those of the program else.")] = None,
     steps: Annotated[int | None, typer.Option(help="For each caption, in place of the preset's.")] = None,
-    preset: PresetFlag = "default-20",
+    preset: flags.PresetFlag = "default-20",
     recipe: Annotated[str, typer.Option(help="reference or fp8: the precision of the source.")] = "reference",
-    width: WidthFlag = None,
-    height: HeightFlag = None,
+    width: flags.SideFlag = None,
+    height: flags.SideFlag = None,
     seed: int = 0,
     out: Annotated[
         Path | None, typer.Option(help="The file to make, in place of the one later preparations use.")
     ] = None,
     source: Annotated[Path | None, typer.Option(help="A pipeline folder with text encoder and tokenizer.")] = None,
-    data: DataFlag = DATA,
+    data: flags.DataFlag = DATA,
 ) -> None:
     """Watch the model draw a few captions: smoothing, protection and GGUF's search go by what its layers read."""
     from ideogram_app.checkpoints.prepared.store import Store
@@ -186,13 +167,13 @@ def calibrate_command(
 @app.command()
 @with_drawing_flags
 def generate(
-    prompt: PromptFlag,
+    prompt: flags.PromptFlag,
     out: Annotated[Path, typer.Option(help="Where the PNG goes.")],
     *,
-    model: ModelFlag = "miniature",
-    recipe: RecipeFlag = None,
+    model: flags.ModelFlag = "miniature",
+    recipe: flags.RecipeFlag = None,
     drawing: DrawingFlags,
-    as_json: JsonFlag = False,
+    as_json: flags.JsonFlag = False,
 ) -> None:
     """Draw one picture with one recipe; the plan chooses it where none is named."""
     if recipe is None:
@@ -200,8 +181,7 @@ def generate(
     job = drawing.draw(prompt, model, (recipe or "reference",))
     result = job.results[0]
     if result.image:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(result.image, out)
+        _copy(Path(result.image), out)
     _print_json(to_plain(result)) if as_json else print(describe_result(result))
     _insist(job)
 
@@ -209,11 +189,11 @@ def generate(
 @app.command()
 @with_drawing_flags
 def compare(
-    prompt: PromptFlag,
+    prompt: flags.PromptFlag,
     recipes: Annotated[str, typer.Option(help=f"With commas, in the order of display: {', '.join(RECIPES)}.")],
     out: Annotated[Path | None, typer.Option(help="Where the contact sheet (PNG) goes.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go, as JSON.")] = None,
-    model: ModelFlag = "miniature",
+    model: flags.ModelFlag = "miniature",
     *,
     drawing: DrawingFlags,
 ) -> None:
@@ -222,8 +202,7 @@ def compare(
     if job.entry:
         entry = find_entry(drawing.output.absolute(), job.entry)
         if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(entry.folder / SHEET_FILE, out)
+            _copy(entry.folder / SHEET_FILE, out)
         if json_file:
             write_text(json_file, to_json(entry.comparison))
     print("\n".join(describe_result(result) for result in job.results))
@@ -233,9 +212,9 @@ def compare(
 app.command()(benchmark)
 
 
-def main() -> None:
-    """Run the command named in `sys.argv`."""
-    run_program(app)
+def _copy(file: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, out)
 
 
 def _insist(job: Job) -> None:
@@ -261,16 +240,8 @@ def _read_hardware(path: Path) -> Hardware:
     return from_json(Hardware, json.dumps(inner) if isinstance(inner, dict) else text)
 
 
-def _report(
-    hardware: Hardware,
-    model: str,
-    recipe: str | None,
-    width: int | None,
-    height: int | None,
-    as_json: bool,
-    reserve_bytes: int = 0,
-) -> None:
-    decided = plan(PlanInputs.of(hardware, model, width, height, recipe=recipe, reserve_bytes=reserve_bytes))
+def _report(inputs: PlanInputs, as_json: bool) -> None:
+    hardware, decided = inputs.hardware, plan(inputs)
     if as_json:
         _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided)})
     else:
@@ -279,3 +250,8 @@ def _report(
 
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Run the command named in `sys.argv`."""
+    run_program(app)

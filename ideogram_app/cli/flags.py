@@ -16,6 +16,7 @@ from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.speedups import SPEEDUPS
+from ideogram_app.catalog.text_encoder import ENCODER_RECIPES
 from ideogram_app.cli.output import run_job
 from ideogram_app.cli.serve import DATA, OUTPUTS
 from ideogram_app.generation.captions import parse_prompt
@@ -28,8 +29,7 @@ from ideogram_app.studio.studio import Studio
 
 ModelFlag = Annotated[str, typer.Option(help=f"{' or '.join(MODELS)}.")]
 RecipeFlag = Annotated[str | None, typer.Option(help=f"{', '.join(RECIPES)}; the plan chooses where none is named.")]
-WidthFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
-HeightFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
+SideFlag = Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DataFlag = Annotated[
     Path,
@@ -45,6 +45,8 @@ PromptFlag = Annotated[str, typer.Option(help="Plain text or a JSON caption; `-`
 PresetFlag = Annotated[str, typer.Option(help=", ".join(PRESETS))]
 CalibrationFlag = Annotated[Path | None, typer.Option(help="A calibration file, in place of the model's own.")]
 DeviceFlag = Annotated[str, typer.Option(help="Where rows are packed: cpu, or a GPU as torch names it.")]
+EncoderFlag = Annotated[str | None, typer.Option(help=f"How the text encoder is kept: {', '.join(ENCODER_RECIPES)}.")]
+UnconditionalFlag = Annotated[Path | None, typer.Option(help="The second transformer's file, where it lies apart.")]
 SavingFlag = Annotated[list[str] | None, typer.Option(help=f"What may be left out: {', '.join(SPEEDUPS)}; repeatable.")]
 CompileFlag = Annotated[bool, typer.Option("--compile", help="Compile kernels first; seconds, once on a machine.")]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
@@ -64,8 +66,8 @@ class DrawingFlags:
     """The flags that `generate` and `compare` share."""
 
     preset: PresetFlag = "default-20"
-    width: WidthFlag = None
-    height: HeightFlag = None
+    width: SideFlag = None
+    height: SideFlag = None
     seed: int = 0
     guidance: GuidanceFlag = None
     saving: SavingFlag = None
@@ -107,7 +109,7 @@ class DrawingFlags:
 
 
 def with_drawing_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer is to see it: with the flags of `DrawingFlags` in the place of its parameter `drawing`."""
+    """Give typer a command with the flags of `DrawingFlags` in the place of its parameter `drawing`."""
     shared = inspect.signature(DrawingFlags, eval_str=True).parameters
     flags: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

@@ -41,7 +41,7 @@ def _flag(flag: str, help: str, metavar: str | None = None, further: str = "") -
 
 
 def choose_host(listen: bool) -> str:
-    """This computer alone, unless a flag, a Space or Gradio's own variable says otherwise."""
+    """The address to listen on: this computer alone, unless a flag, a Space or Gradio's own variable says otherwise."""
     if listen or "SPACE_ID" in os.environ:
         return EVERYWHERE
     return os.environ.get("GRADIO_SERVER_NAME") or LOCAL

@@ -134,18 +134,9 @@ def _wire_form(studio: Studio, form: Form, extras: Extras, opened: gr.State) -> 
         studio.submit_compare(replace(request, recipes=ordered))
 
     form.model.input(
-        adopt_model,
-        form.model,
-        [form.width, form.height, form.recipes, extras.examples, form.prompt],
-        **PRIVATE,
+        adopt_model, form.model, [form.width, form.height, form.recipes, extras.examples, form.prompt], **PRIVATE
     )
-    gr.on(
-        [form.preset.change, form.model.change],
-        guidance_note,
-        [form.preset, form.model],
-        extras.guidance,
-        **PRIVATE,
-    )
+    gr.on([form.preset.change, form.model.change], guidance_note, [form.preset, form.model], extras.guidance, **PRIVATE)
     form.prompt.change(caption_note, form.prompt, extras.caption, trigger_mode="always_last", **PRIVATE)
     extras.examples.click(lambda row: row[0], extras.examples, form.prompt, **PRIVATE)
     extras.random.click(lambda: random.randrange(RANDOM_SEEDS), None, form.seed, **PRIVATE)
