@@ -1,7 +1,7 @@
-"""The public endpoints, for gradio_client and plain HTTP: system_info, status, prepare, compare.
+"""Public API endpoints, for gradio_client and plain HTTP: system_info, status, prepare, compare.
 
 They speak the names on the wire and go the same way as the page: through the studio's queue, waiting for the end.
-Everything else on the page is private. Left out: uploads, and progress, which `status` tells.
+Everything else on the page is private. Left out: uploads, and progress, which `status` reports.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ideogram_app.wire import to_plain
 MACHINE_SECONDS = 120.0  # how long a call waits for the first look at the machine
 
 
-def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Add the endpoints to the page that is being built. `told` turns an `AppError` into an answer."""
+def add_endpoints(studio: Studio, errors_as_toast: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Add the endpoints to the page that is being built. `errors_as_toast` turns an `AppError` into an answer."""
 
     def system_info(model: str = "miniature") -> dict[str, Any]:
         """The machine, and the plan for a model at its default size."""
@@ -82,7 +82,7 @@ def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[
         return answer
 
     for endpoint in (system_info, status, prepare, compare):
-        api(told(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+        api(errors_as_toast(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
 
 
 def _finish(studio: Studio, job_id: str) -> Job:

@@ -1,4 +1,4 @@
-"""Time and memory as bars: HTML tables whose cells are drawn as bars, so that they are read aloud as numbers.
+"""Bar charts of time and memory: HTML tables whose cells are drawn as bars, so that they are read aloud as numbers.
 
 Left out: axes, a chart library, and anything fetched from elsewhere; a few bars to compare need none.
 """

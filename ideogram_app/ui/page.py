@@ -1,7 +1,7 @@
-"""The page: its blocks, and what happens when something is pressed. `build(studio, model) -> gr.Blocks`.
+"""Gradio page: layout of its blocks and wiring of its events. `build(studio, model) -> gr.Blocks`.
 
-Handlers only submit, stop or open; they return at once. What is shown comes from `panes`, asked for by a timer, so a
-generator that a reload would kill is nowhere. `told` is the one place where an `AppError` becomes a note on the page.
+Handlers only submit, stop or open; they return at once. What is shown comes from `panes`, polled by a timer, so there
+is no generator that a reload would kill. `errors_as_toast` is the one place where an `AppError` becomes a note.
 """
 
 from __future__ import annotations
@@ -20,29 +20,15 @@ from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import AppError
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
+from ideogram_app.ui import form as forms
 from ideogram_app.ui.api import add_endpoints
-from ideogram_app.ui.form import (
-    Extras,
-    Form,
-    build_form,
-    caption_note,
-    example_rows,
-    first_example,
-    first_request,
-    guidance_note,
-    request_of,
-    suggested_recipes,
-    values_of,
-)
 from ideogram_app.ui.machine_card import machine_card
-from ideogram_app.ui.memory_bar import memory_pane, wire_memory
+from ideogram_app.ui.memory_bar import MEMORY_SCRIPT, wire_memory
 from ideogram_app.ui.offers import offered
 from ideogram_app.ui.panes import PANE_NAMES, Seen, changed, current_comparison
 from ideogram_app.ui.results import Shown, from_entry
-from ideogram_app.ui.slider import slider_component
 from ideogram_app.ui.weights import WEIGHTS_SCRIPT
 
-GUIDE_SCRIPT = Path(__file__).with_name("guide.js")
 TITLE = "Ideogram 4, locally"
 REFRESH_SECONDS = 0.5
 COMPARE = "compare"  # the tab that pictures are on
@@ -78,28 +64,26 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
             "machine": _pane(machine_card(State(), model), elem_id="machine"),
             "job": _pane(elem_id="job", js_on_load=WEIGHTS_SCRIPT),
         }
-        memory = memory_pane()
+        memory = _pane(elem_id="memory", js_on_load=MEMORY_SCRIPT, min_height=0)
         panes["loaded"] = _pane(elem_id="loaded", js_on_load=WEIGHTS_SCRIPT)
         opened = gr.State(None)  # the name of an earlier comparison that this tab looks at
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE):
-                panes["guide"] = _pane(elem_id="guide", js_on_load=GUIDE_SCRIPT.read_text(encoding="utf-8"))
+                panes["guide"] = _script_pane("guide")
                 with gr.Row(elem_classes="split"):
                     with gr.Column(scale=4, min_width=300, elem_classes="asking"):
-                        form, extras = build_form(model)
+                        form, extras = forms.build_form(model)
                     with gr.Column(scale=9, min_width=300, elem_classes="outcome"):
                         panes["results"] = _pane(elem_id="results", js_on_load=WEIGHTS_SCRIPT)
                         panes["downloads"] = _pane(elem_id="downloads")
-                        panes["slider"] = slider_component()
+                        panes["slider"] = _script_pane("slider", min_height=0)
                         panes["charts"] = _pane(elem_id="charts")
             with gr.Tab("Precisions on disk", id="weights"):
                 panes["weights"] = _pane(elem_id="weights", js_on_load=WEIGHTS_SCRIPT)
             with gr.Tab("History", id="history"):
                 panes["gallery"] = _pane(elem_id="gallery", js_on_load=WEIGHTS_SCRIPT)
         _wire_form(studio, form, extras, opened)
-        _wire_gallery(studio, form, extras, panes["gallery"], opened, tabs)
-        _wire_buttons(studio, form, panes, opened)
-        _wire_offers(studio, panes["results"], opened)
+        _wire_buttons(studio, form, extras, panes, opened, tabs)
         wire_memory(studio, memory, **PRIVATE)
         _wire_panes(studio, page, form, extras, panes, opened)
         add_endpoints(studio, errors_as_toast)
@@ -111,50 +95,55 @@ def _pane(value: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(value, apply_default_css=False, **{"js_on_load": None, **options})
 
 
-def _is_unasked(state: State, model: str) -> bool:
-    """Whether somebody looks at weights that would have to be fetched, and nobody has asked if that is allowed.
-
-    Before somebody does, this program does not speak to the Hub.
-    """
-    source = state.sources.get(model)
-    return source is not None and not source.at_hand and model not in state.access
+def _script_pane(name: str, **options: Any) -> gr.HTML:
+    """A pane with the script of its name beside this file."""
+    return _pane(elem_id=name, js_on_load=Path(__file__).with_name(f"{name}.js").read_text(encoding="utf-8"), **options)
 
 
-def _wire_form(studio: Studio, form: Form, extras: Extras, opened: gr.State) -> None:
+def _submit_on(events: list[Any], submit: Callable[..., None], inputs: Any, opened: gr.State) -> None:
+    """Submit a comparison on these events; once it is accepted, the tab shows the newest comparison again."""
+    gr.on(events, errors_as_toast(submit), inputs, None, **QUEUED_EVENT).success(lambda: None, None, opened, **PRIVATE)
+
+
+def _wire_form(studio: Studio, form: forms.Form, extras: forms.Extras, opened: gr.State) -> None:
     """What the inputs do to each other, Generate and Stop."""
 
     def adopt_model(model: str) -> tuple[Any, ...]:
         width, height = find_model(model).default_size
-        examples = gr.Dataset(**example_rows(model))
-        return width, height, suggested_recipes(studio.state.machine, model), examples, first_example(model)
+        examples = gr.Dataset(**forms.example_rows(model))
+        return width, height, forms.suggested_recipes(studio.state.machine, model), examples, forms.first_example(model)
 
     def submit(*values: Any) -> None:
-        request = request_of(*values)
+        request = forms.request_of(*values)
         ordered = tuple(sorted(request.recipes, key=list(RECIPES).index))  # boxes come in the order of the clicks
         studio.submit_compare(replace(request, recipes=ordered))
 
     form.model.input(
         adopt_model, form.model, [form.width, form.height, form.recipes, extras.examples, form.prompt], **PRIVATE
     )
-    gr.on([form.preset.change, form.model.change], guidance_note, [form.preset, form.model], extras.guidance, **PRIVATE)
-    form.prompt.change(caption_note, form.prompt, extras.caption, trigger_mode="always_last", **PRIVATE)
+    gr.on(
+        [form.preset.change, form.model.change],
+        forms.guidance_note,
+        [form.preset, form.model],
+        extras.guidance,
+        **PRIVATE,
+    )
+    form.prompt.change(forms.caption_note, form.prompt, extras.caption, trigger_mode="always_last", **PRIVATE)
     extras.examples.click(lambda row: row[0], extras.examples, form.prompt, **PRIVATE)
     extras.random.click(lambda: random.randrange(RANDOM_SEEDS), None, form.seed, **PRIVATE)
     extras.stop.click(studio.stop, None, None, **PRIVATE)
-    gr.on(
-        [extras.generate.click, form.prompt.submit], errors_as_toast(submit), form.inputs, None, **QUEUED_EVENT
-    ).success(lambda: None, None, opened, **PRIVATE)
+    _submit_on([extras.generate.click, form.prompt.submit], submit, form.inputs, opened)
 
 
 def _filled(shown: Shown | None) -> tuple[Any, ...]:
     """What the inputs and the examples become for a comparison; nothing changes where there is none."""
     if shown is None:
-        return tuple(gr.skip() for _ in range(len(fields(Form)) + 1))
-    return *values_of(shown.request), gr.Dataset(**example_rows(shown.request.model))
+        return tuple(gr.skip() for _ in range(len(fields(forms.Form)) + 1))
+    return *forms.values_of(shown.request), gr.Dataset(**forms.example_rows(shown.request.model))
 
 
 def _wire_panes(
-    studio: Studio, page: gr.Blocks, form: Form, extras: Extras, panes: dict[str, gr.HTML], opened: gr.State
+    studio: Studio, page: gr.Blocks, form: forms.Form, extras: forms.Extras, panes: dict[str, gr.HTML], opened: gr.State
 ) -> None:
     """Fill the form when the page has loaded, then keep the tab up to date by a timer."""
     seen, timer = gr.State(Seen()), gr.Timer(REFRESH_SECONDS, active=False)
@@ -165,13 +154,14 @@ def _wire_panes(
 
     def refresh(model: str, opened: str | None, seen: Seen) -> list[Any]:
         studio.wake()  # the tab is up
-        if _is_unasked(studio.state, model):
-            studio.check_access(model)
+        source = studio.state.sources.get(model)
+        if source and not source.at_hand and model not in studio.state.access:
+            studio.check_access(model)  # not before somebody looks at weights that would have to be fetched
         state = studio.state
         fresh, now = changed(studio, state, model, opened, seen)
         recipes: Any = gr.skip()
         if state.machine and not seen.filled:
-            recipes, now = suggested_recipes(state.machine, model), replace(now, filled=True)
+            recipes, now = forms.suggested_recipes(state.machine, model), replace(now, filled=True)
         if now is seen:
             return [gr.skip()] * (len(PANE_NAMES) + 4)
         running = state.job is not None and not state.job.is_over
@@ -187,53 +177,36 @@ def _wire_panes(
     timer.tick(refresh, inputs, outputs, **PRIVATE)
 
 
-def _wire_gallery(
-    studio: Studio, form: Form, extras: Extras, gallery: gr.HTML, opened: gr.State, tabs: gr.Tabs
+def _wire_buttons(
+    studio: Studio, form: forms.Form, extras: forms.Extras, panes: dict[str, gr.HTML], opened: gr.State, tabs: gr.Tabs
 ) -> None:
-    """Open an earlier comparison: its pictures, and its settings in the form."""
-
-    def open_again(event: gr.EventData) -> tuple[Any, ...]:
-        entry = studio.entry(str(event._data.get("name")))
-        return *_filled(from_entry(entry)), entry.id, gr.Tabs(selected=COMPARE)
-
-    gallery.click(errors_as_toast(open_again), None, [*form.inputs, extras.examples, opened, tabs], **QUEUED_EVENT)
-
-
-def _wire_buttons(studio: Studio, form: Form, panes: dict[str, gr.HTML], opened: gr.State) -> None:
-    """The buttons inside panes: prepare a recipe, stop a job, ask about access, delete a download, draw."""
+    """Buttons inside panes: prepare, stop, check access, delete, unload, draw; fallbacks; earlier comparisons."""
 
     def act(event: gr.EventData, *values: Any) -> None:
         model, name = str(values[0]), str(event._data.get("name"))
-
-        def prepare() -> None:
-            studio.submit_prepare(model, tuple(name.split(",")))
-
         actions: dict[str, Callable[[], object]] = {
             "stop": lambda: studio.stop(name),
-            "prepare": prepare,
-            "continue": prepare,
+            "prepare": lambda: studio.submit_prepare(model, tuple(name.split(","))),
+            "continue": lambda: studio.submit_prepare(model, tuple(name.split(","))),
             "check": lambda: studio.check_access(model),
             "delete": lambda: studio.submit_delete(model),
             "unload": studio.unload,
-            "draw": lambda: studio.submit_compare(first_request(values, name)),
+            "draw": lambda: studio.submit_compare(forms.first_request(values, name)),
         }
         actions[str(event._data.get("act"))]()
-
-    for name in ("weights", "job", "loaded"):
-        panes[name].click(errors_as_toast(act), form.model, None, **QUEUED_EVENT)
-    panes["guide"].click(errors_as_toast(act), form.inputs, None, **QUEUED_EVENT).success(
-        lambda: None, None, opened, **PRIVATE
-    )
-
-
-def _wire_offers(studio: Studio, results: gr.HTML, opened: gr.State) -> None:
-    """What is offered where memory ran out: the same request, drawn with less."""
 
     def draw_with_less(opened: str | None, event: gr.EventData) -> None:
         shown = current_comparison(studio, studio.state, opened)
         if shown:
             studio.submit_compare(offered(shown.request, shown.results, str(event._data.get("name"))))
 
-    results.click(errors_as_toast(draw_with_less), opened, None, **QUEUED_EVENT).success(
-        lambda: None, None, opened, **PRIVATE
-    )
+    def open_again(event: gr.EventData) -> tuple[Any, ...]:
+        entry = studio.entry(str(event._data.get("name")))
+        return *_filled(from_entry(entry)), entry.id, gr.Tabs(selected=COMPARE)
+
+    for name in ("weights", "job", "loaded"):
+        panes[name].click(errors_as_toast(act), form.model, None, **QUEUED_EVENT)
+    _submit_on([panes["guide"].click], act, form.inputs, opened)
+    _submit_on([panes["results"].click], draw_with_less, opened, opened)
+    outputs = [*form.inputs, extras.examples, opened, tabs]
+    panes["gallery"].click(errors_as_toast(open_again), None, outputs, **QUEUED_EVENT)

@@ -1,4 +1,4 @@
-"""Everything on the page that follows from the studio's state, as one tuple of HTML, and what of it has changed.
+"""Panes: HTML of everything on the page that follows from the studio's state, and which of it has changed.
 
 A tab asks twice a second; as long as neither the state nor what the tab looks at has changed, nothing is made and
 nothing is sent. Jobs live in the studio, so a reload or a second tab simply asks again.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 
-from ideogram_app.comparison.history import Entry
 from ideogram_app.errors import RequestError
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.charts import charts
-from ideogram_app.ui.gallery import gallery
 from ideogram_app.ui.guide_card import guide_card
 from ideogram_app.ui.machine_card import machine_card
 from ideogram_app.ui.memory_bar import kept_loaded
-from ideogram_app.ui.results import Shown, downloads, from_entry, from_job, job_bar, results_grid
+from ideogram_app.ui.results import Shown, downloads, from_entry, from_job, gallery, job_bar, results_grid
 from ideogram_app.ui.slider import slider
 from ideogram_app.ui.weights import weights_table
 
@@ -45,12 +43,8 @@ def current_comparison(studio: Studio, state: State, opened: str | None) -> Show
             return None
     job = state.comparison
     if job:
-        return from_job(job, _entry(state, job.entry))
+        return from_job(job, next((entry for entry in state.history if entry.id == job.entry), None))
     return from_entry(state.history[0]) if state.history else None
-
-
-def _entry(state: State, name: str | None) -> Entry | None:
-    return next((entry for entry in state.history if entry.id == name), None)
 
 
 def render(studio: Studio, state: State, model: str, opened: str | None) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""Pictures side by side with their numbers underneath: live while they are drawn, exact when they are done.
+"""Results: pictures side by side with their numbers, live while they are drawn; the running job; the history.
 
 A finished picture is an <img> on the PNG file itself, so what the page shows are the file's pixels; enlarged ones are
-not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead.
+not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead. Left out: search in the history and deletion;
+each comparison is a folder, and folders can be sorted and deleted as folders.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ideogram_app.catalog.models import find_model
 from ideogram_app.comparison.history import COMPARISON_FILE, SHEET_FILE, Entry
 from ideogram_app.records import REFERENCE, Event, Request, Result, decibels
 from ideogram_app.studio.state import Job
-from ideogram_app.text import duration, size
+from ideogram_app.text import clock, duration, size
 from ideogram_app.ui.offers import gave_up, offers, tried
 from ideogram_app.ui.words import bar, esc, file_url, gist, progress_words, recipe_title, settings
 
@@ -44,7 +45,8 @@ def columns(pictures: int) -> int:
 
 def from_job(job: Job, entry: Entry | None) -> Shown:
     assert job.request is not None
-    return Shown(job.request, job.results, job.progress, not job.is_over, job.state, job.error, entry)
+    running = not job.is_over
+    return Shown(job.request, job.results, job.progress, running, state=job.state, error=job.error, entry=entry)
 
 
 def from_entry(entry: Entry) -> Shown:
@@ -194,3 +196,25 @@ def downloads(shown: Shown | None) -> str:
         )
     )
     return f'<p class="links">{links}</p>'
+
+
+def gallery(entries: tuple[Entry, ...], opened: str | None) -> str:
+    """Newest first."""
+    if not entries:
+        return '<section class="empty"><p>Comparisons are kept here, each in a folder of its own.</p></section>'
+    items = "".join(_earlier(entry, entry.id == opened) for entry in entries)
+    return f'<section aria-label="Earlier comparisons"><ul class="kept">{items}</ul></section>'
+
+
+def _earlier(entry: Entry, is_open: bool) -> str:
+    request = entry.comparison.request
+    images = [result.image for result in entry.comparison.results if result.image][:3]
+    thumbs = "".join(f'<img src="{esc(file_url(image))}" alt="" loading="lazy">' for image in images)
+    recipes = ", ".join(recipe_title(recipe) for recipe in request.recipes)
+    current = ' aria-current="true"' if is_open else ""
+    return (
+        f'<li><button type="button" data-act="open" data-name="{esc(entry.id)}"{current}>'
+        f'<span class="thumbs">{thumbs}</span><strong>{esc(gist(request.caption))}</strong>'
+        f'<span class="quiet">{esc(recipes)}</span>'
+        f'<span class="quiet">{esc(clock(entry.created))} · {esc(settings(request))}</span></button></li>'
+    )
