@@ -8,9 +8,13 @@ Left out: logic. A command reads its flags, calls one function of the package an
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +25,13 @@ from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import find_encoder_recipe
 from ideogram_app.cli import flags
-from ideogram_app.cli.flags import DrawingFlags, in_bytes, split_names, with_drawing_flags
-from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish
+from ideogram_app.cli.flags import DATA, FIRST_RUN, OUTPUTS, in_bytes, run_program, split_names
+from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, run_job
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
-from ideogram_app.cli.serve import DATA, FIRST_RUN, OUTPUTS, run_program
 from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import RequestError
 from ideogram_app.files import write_text
+from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
@@ -162,6 +166,65 @@ def calibrate_command(
     asked, machine = read_captions(captions or shipped), detect(data)
     events = calibrate(request, asked, Store(data), machine, path, steps=steps, source=source)
     print(f"{path}: {finish(events).message}")
+
+
+@dataclass(frozen=True)
+class DrawingFlags:
+    """The flags that `generate` and `compare` share."""
+
+    preset: flags.PresetFlag = "default-20"
+    width: flags.SideFlag = None
+    height: flags.SideFlag = None
+    seed: int = 0
+    guidance: flags.GuidanceFlag = None
+    saving: flags.SavingFlag = None
+    compiled: flags.CompileFlag = False
+    adapt: flags.AdaptFlag = False
+    device_limit: flags.LimitFlag = None
+    host_limit: flags.HostLimitFlag = None
+    reserve: flags.ReserveFlag = 0.0
+    data: flags.DataFlag = DATA
+    output: flags.OutputFlag = OUTPUTS
+
+    def plan_inputs(self, model: str) -> PlanInputs:
+        """Inputs of the plan that chooses a recipe on this machine."""
+        limits = {"limit_bytes": in_bytes(self.device_limit), "host_limit_bytes": in_bytes(self.host_limit)}
+        reserve = in_bytes(self.reserve) or 0
+        return PlanInputs.of(detect(self.data), model, self.width, self.height, reserve_bytes=reserve, **limits)
+
+    def draw(self, prompt: str, model: str, recipes: tuple[str, ...]) -> Job:
+        """Draw in the same worker as the page's; sizes left out are the model's own."""
+        typed = sys.stdin.read() if prompt == "-" else prompt
+        default = find_model(model).default_size
+        request = Request(
+            model=model,
+            caption=parse_prompt(typed).caption,
+            recipes=recipes,
+            width=self.width or default[0],
+            height=self.height or default[1],
+            savings=tuple(self.saving or ()),
+            device_limit_bytes=in_bytes(self.device_limit),
+            host_limit_bytes=in_bytes(self.host_limit),
+            **{name: getattr(self, name) for name in ("preset", "seed", "guidance", "compiled", "adapt")},
+        )
+        studio = Studio(LocalBackend(self.data), self.output, reserve_bytes=in_bytes(self.reserve) or 0)
+        return run_job(studio, lambda: studio.submit_compare(request))
+
+
+def with_drawing_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give typer a command with the flags of `DrawingFlags` in the place of its parameter `drawing`."""
+    shared = inspect.signature(DrawingFlags, eval_str=True).parameters
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        parameters += shared.values() if parameter.name == "drawing" else [parameter]
+
+    @functools.wraps(command)
+    def gathered(**given: Any) -> None:
+        command(drawing=DrawingFlags(**{name: given.pop(name) for name in shared}), **given)
+
+    by_name = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    gathered.__signature__ = inspect.Signature(by_name)  # type: ignore[attr-defined]
+    return gathered
 
 
 @app.command()

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ideogram_app.catalog.models import find_model
-from ideogram_app.errors import AppError, RequestError
-from ideogram_app.files import DATA_VARIABLE, data_folder, output_folder
+from ideogram_app.cli.flags import DATA, FIRST_RUN, OUTPUTS, run_program
+from ideogram_app.errors import RequestError
+from ideogram_app.files import DATA_VARIABLE
 
-FIRST_RUN = "ideogram-4"  # the model whose weights do not ship with the program
 LOCAL, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 FIRST_PORT, PORTS_TRIED = 7860, 40
-DATA, OUTPUTS = data_folder(), output_folder()
 GRACE_SECONDS = 10.0  # the worker holds back until a tab is up, or as long; a browser that starts takes 1 to 5
 SOURCE_HELP = "where the published weights of Ideogram 4 lie already, so that they are not fetched"
 RESERVE_HELP = "device memory to leave alone, for a desktop, a game or another program; plans are made without it"
@@ -163,15 +160,6 @@ def serve(
     finally:
         studio.close()
         blocks.close(verbose=False)
-
-
-def run_program(program: Callable[[], object]) -> None:
-    """Run a command; a problem the user can act upon becomes one line on standard error and exit code 1."""
-    try:
-        program()
-    except AppError as problem:
-        print(f"error: {' '.join(str(problem).split())}", file=sys.stderr)
-        sys.exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:

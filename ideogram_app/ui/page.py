@@ -1,15 +1,17 @@
-"""Gradio page: layout of its blocks and wiring of its events. `build(studio, model) -> gr.Blocks`.
+"""Gradio page: layout of its blocks, wiring of its events, polling. `build(studio, model) -> gr.Blocks`.
 
-Handlers only submit, stop or open; they return at once. What is shown comes from `panes`, polled by a timer, so there
-is no generator that a reload would kill. `errors_as_toast` is the one place where an `AppError` becomes a note.
+Handlers only submit, stop or open; they return at once. What is shown follows from the studio's state: a tab polls
+twice a second; as long as neither the state nor what the tab looks at has changed, nothing is made and nothing is sent.
+So there is no generator that a reload would kill, and a second tab simply asks again.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import random
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,18 @@ import gradio as gr
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import RECIPES
-from ideogram_app.errors import AppError
+from ideogram_app.errors import AppError, RequestError
 from ideogram_app.studio.state import State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui import form as forms
 from ideogram_app.ui.api import add_endpoints
+from ideogram_app.ui.guide_card import guide_card
 from ideogram_app.ui.machine_card import machine_card
-from ideogram_app.ui.memory_bar import MEMORY_SCRIPT, wire_memory
+from ideogram_app.ui.memory_bar import MEMORY_SCRIPT, kept_loaded, wire_memory
 from ideogram_app.ui.offers import offered
-from ideogram_app.ui.panes import PANE_NAMES, Seen, changed, current_comparison
-from ideogram_app.ui.results import Shown, from_entry
-from ideogram_app.ui.weights import WEIGHTS_SCRIPT
+from ideogram_app.ui.results import Shown, charts, downloads, from_entry, from_job, gallery, job_bar, results_grid
+from ideogram_app.ui.slider import slider
+from ideogram_app.ui.weights import weights_table
 
 TITLE = "Ideogram 4, locally"
 REFRESH_SECONDS = 0.5
@@ -36,6 +39,13 @@ RANDOM_SEEDS = 2**31  # random seeds are below this, short enough to be read out
 SILENT_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRIVATE = {**SILENT_EVENT, "queue": False}  # at once, but what it raises reaches nobody
 QUEUED_EVENT = {**SILENT_EVENT, "concurrency_limit": None}  # through Gradio's queue, where errors become notes
+# The page's own buttons are caught here and handed to Python with what they stand for.
+BUTTON_SCRIPT = """
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-act]");
+  if (button) trigger("click", { act: button.dataset.act, name: button.dataset.name });
+});
+"""
 HEADER = (
     f'<header class="top"><h1>{TITLE}</h1>'
     "<p>One caption, several precisions, side by side: what fits on this machine, and what each precision costs.</p>"
@@ -56,16 +66,68 @@ def errors_as_toast(function: Callable[..., Any]) -> Callable[..., Any]:
     return inner
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a tab shows already: of which state, and a digest of every pane. `filled`: its form has had its values."""
+
+    version: int = -1
+    model: str = ""
+    opened: str | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+    filled: bool = False
+
+
+def current_comparison(studio: Studio, state: State, opened: str | None) -> Shown | None:
+    """The comparison a tab shows: the one it opened, else the last job's, else the newest of the history."""
+    if opened:
+        try:
+            return from_entry(studio.entry(opened))
+        except RequestError:
+            return None
+    job = state.comparison
+    if job:
+        return from_job(job, next((entry for entry in state.history if entry.id == job.entry), None))
+    return from_entry(state.history[0]) if state.history else None
+
+
+def render(studio: Studio, state: State, model: str, opened: str | None) -> dict[str, str]:
+    """Every pane by name."""
+    shown = current_comparison(studio, state, opened)
+    current = shown.entry.id if shown and shown.entry else None
+    return {
+        "machine": machine_card(state, model),
+        "loaded": kept_loaded(state),
+        "job": job_bar(state.job, len(state.waiting)),
+        "guide": guide_card(state, model),
+        "results": results_grid(shown),
+        "downloads": downloads(shown),
+        "slider": slider(shown),
+        "charts": charts(shown),
+        "weights": weights_table(state, model),
+        "gallery": gallery(state.history, current),
+    }
+
+
+def changed(studio: Studio, state: State, model: str, opened: str | None, seen: Seen) -> tuple[dict[str, str], Seen]:
+    """The panes that differ from what the tab has seen, and what it will have seen then."""
+    if (seen.version, seen.model, seen.opened) == (state.version, model, opened):
+        return {}, seen
+    panes = render(studio, state, model, opened)
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in panes.items()}
+    fresh = {name: text for name, text in panes.items() if seen.digests.get(name) != digests[name]}
+    return fresh, replace(seen, version=state.version, model=model, opened=opened, digests=digests)
+
+
 def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
     """The whole page around a studio that runs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         _pane(HEADER)
         panes = {
             "machine": _pane(machine_card(State(), model), elem_id="machine"),
-            "job": _pane(elem_id="job", js_on_load=WEIGHTS_SCRIPT),
+            "job": _pane(elem_id="job", js_on_load=BUTTON_SCRIPT),
         }
         memory = _pane(elem_id="memory", js_on_load=MEMORY_SCRIPT, min_height=0)
-        panes["loaded"] = _pane(elem_id="loaded", js_on_load=WEIGHTS_SCRIPT)
+        panes["loaded"] = _pane(elem_id="loaded", js_on_load=BUTTON_SCRIPT)
         opened = gr.State(None)  # the name of an earlier comparison that this tab looks at
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id=COMPARE):
@@ -74,14 +136,14 @@ def build(studio: Studio, model: str = "miniature") -> gr.Blocks:
                     with gr.Column(scale=4, min_width=300, elem_classes="asking"):
                         form, extras = forms.build_form(model)
                     with gr.Column(scale=9, min_width=300, elem_classes="outcome"):
-                        panes["results"] = _pane(elem_id="results", js_on_load=WEIGHTS_SCRIPT)
+                        panes["results"] = _pane(elem_id="results", js_on_load=BUTTON_SCRIPT)
                         panes["downloads"] = _pane(elem_id="downloads")
                         panes["slider"] = _script_pane("slider", min_height=0)
                         panes["charts"] = _pane(elem_id="charts")
             with gr.Tab("Precisions on disk", id="weights"):
-                panes["weights"] = _pane(elem_id="weights", js_on_load=WEIGHTS_SCRIPT)
+                panes["weights"] = _pane(elem_id="weights", js_on_load=BUTTON_SCRIPT)
             with gr.Tab("History", id="history"):
-                panes["gallery"] = _pane(elem_id="gallery", js_on_load=WEIGHTS_SCRIPT)
+                panes["gallery"] = _pane(elem_id="gallery", js_on_load=BUTTON_SCRIPT)
         _wire_form(studio, form, extras, opened)
         _wire_buttons(studio, form, extras, panes, opened, tabs)
         wire_memory(studio, memory, **PRIVATE)
@@ -163,14 +225,14 @@ def _wire_panes(
         if state.machine and not seen.filled:
             recipes, now = forms.suggested_recipes(state.machine, model), replace(now, filled=True)
         if now is seen:
-            return [gr.skip()] * (len(PANE_NAMES) + 4)
+            return [gr.skip()] * (len(panes) + 4)
         running = state.job is not None and not state.job.is_over
         fits = state.machine is None or state.machine.plans[model].fits
         buttons = [gr.Button(interactive=fits), gr.Button(interactive=running)]
-        return [*(fresh.get(name, gr.skip()) for name in PANE_NAMES), recipes, *buttons, now]
+        return [*(fresh.get(name, gr.skip()) for name in panes), recipes, *buttons, now]
 
     inputs = [form.model, opened, seen]
-    outputs = [*(panes[name] for name in PANE_NAMES), form.recipes, extras.generate, extras.stop, seen]
+    outputs = [*panes.values(), form.recipes, extras.generate, extras.stop, seen]
     page.load(load, None, [*form.inputs, extras.examples, seen, timer], **PRIVATE).then(
         refresh, inputs, outputs, **PRIVATE
     )

@@ -33,13 +33,6 @@ RECIPE_LABELS = {
     "partial": ("begun", "warn"),
     "damaged": ("damaged", "bad"),
 }
-# The page's own buttons are caught here and handed to Python with what they stand for.
-WEIGHTS_SCRIPT = """
-element.addEventListener("click", (event) => {
-  const button = event.target.closest("button[data-act]");
-  if (button) trigger("click", { act: button.dataset.act, name: button.dataset.name });
-});
-"""
 
 
 def weights_table(state: State, model: str) -> str:
@@ -99,15 +92,13 @@ def _terms(state: State, model: str) -> str:
     """What a download costs in time, under which terms, and that this machine cannot draw with it where it cannot."""
     fits = state.machine is None or state.machine.plans[model].fits
     warning = (
-        ""
-        if fits
-        else '<p class="note warn">This machine cannot draw with it, as the plan above says. '
+        '<p class="note warn">This machine cannot draw with it, as the plan above says. '
         "Precisions can still be made here, to be used on another machine.</p>"
     )
     return (
         '<p class="quiet lead">Every file is checked, and a dropped line or a closed laptop loses nothing: it goes on '
         "where it stopped. For non-commercial use; precisions made from it fall under the same licence.</p>"
-        f"{warning}"
+        f"{'' if fits else warning}"
     )
 
 
