@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from ideogram_app.benchmark.command import benchmark
-from ideogram_app.catalog.models import MODELS, find_model
+from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import find_encoder_recipe
 from ideogram_app.cli import flags
@@ -82,16 +82,8 @@ def plan_command(
 
 @app.command()
 def prepare(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            help=f"One or several, with commas: {', '.join(RECIPES)}. The plan chooses where none is named."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help=f"{' or '.join(MODELS)}: {FIRST_RUN} where no recipe is named, else the miniature."),
-    ] = None,
+    recipe: flags.RecipesArgument = None,
+    model: flags.FirstRunModelFlag = None,
     source: Annotated[Path | None, typer.Option(help="A folder that already holds the weights to start from.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never touch the network.")] = False,
     calibration: flags.CalibrationFlag = None,
@@ -101,10 +93,11 @@ def prepare(
     output: flags.OutputFlag = OUTPUTS,
 ) -> None:
     """The first run: fetch what is missing, make the files of a recipe and try them; stopped, it continues."""
-    settings: dict[str, Any] = {"offline": offline, "calibration": calibration, "device": device}
-    settings["encoder"] = find_encoder_recipe(encoder).name if encoder else None
+    kept = find_encoder_recipe(encoder).name if encoder else None
     chosen = find_model(model or ("miniature" if recipe else FIRST_RUN))
-    studio = Studio(LocalBackend(data, {chosen.name: source} if source else None, **settings), output)
+    given = {chosen.name: source} if source else None
+    backend = LocalBackend(data, given, offline=offline, calibration=calibration, encoder=kept, device=device)
+    studio = Studio(backend, output)
     job, first = prepare_by_stages(studio, chosen.name, split_names(recipe or ""))
     print(f"{', '.join(job.recipes)} ready for {chosen.title}")
     print(f"First picture: {draw_command(chosen.name, first, data, output)}", file=sys.stderr)

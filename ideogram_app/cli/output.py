@@ -23,11 +23,7 @@ Answer = TypeVar("Answer")
 
 
 def run_job(studio: Studio, submit: Callable[[], str]) -> Job:
-    """Do one job in the same worker as the page's, with progress on standard error.
-
-    Raises:
-        RequestError: the job failed as a whole, or was stopped.
-    """
+    """Do one job in the same worker as the page's; RequestError where it failed as a whole, or was stopped."""
     studio.start()
     try:
         job = follow(studio, submit())
@@ -109,8 +105,7 @@ def follow(
 ) -> Job:
     """Print a job's progress until it is over, and return it. Ctrl-C stops the job and waits for it to end.
 
-    Args:
-        report: gives lines of its own about every state, printed before the progress.
+    `report` gives lines of its own about every state, printed above the progress.
     """
     progress, version = ProgressLine(stream), -1
     while True:

@@ -33,13 +33,10 @@ SETTLE_SECONDS = 0.5  # the plan is made once more when the disk has been looked
 def prepare_by_stages(
     studio: Studio, model: str, recipes: tuple[str, ...] = (), stream: TextIO | None = None
 ) -> tuple[Job, str]:
-    """Bring a model from where its first run stands to where it can be drawn with.
+    """Bring a model from where its first run stands to where it can be drawn with: the job, and the recipe for that.
 
     Args:
         recipes: what to make; the plan's choice, or what is begun, where none is named.
-
-    Returns:
-        The job, and the recipe to draw with.
 
     Raises:
         DeviceError: the machine cannot run it, and nothing was asked for by name.

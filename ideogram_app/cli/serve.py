@@ -57,11 +57,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def choose_port(host: str, asked: str) -> int:
-    """The port asked for, or the first free one from 7860 on.
-
-    Raises:
-        RequestError: what was asked for is no port or is in use, or none is free.
-    """
+    """The port asked for, or the first free one from 7860 on; RequestError where it is no port, or none is free."""
     if asked:
         if not asked.isdigit() or not 1 <= int(asked) <= 65535:
             raise RequestError("This is no port", expected="1 to 65535", got=asked)
@@ -78,11 +74,7 @@ def choose_port(host: str, asked: str) -> int:
 
 
 def credentials(text: str) -> tuple[str, str] | None:
-    """User and password, or None where nobody is to be asked.
-
-    Raises:
-        RequestError: one of the two is missing.
-    """
+    """User and password, or None where nobody is to be asked; RequestError where one of the two is missing."""
     user, colon, password = text.partition(":")
     if text and not (user and colon and password):
         raise RequestError("--auth takes a user and a password", expected="USER:PASSWORD")
@@ -90,22 +82,14 @@ def credentials(text: str) -> tuple[str, str] | None:
 
 
 def existing(path: Path) -> Path:
-    """What --source names, as an absolute path.
-
-    Raises:
-        RequestError: it is not there.
-    """
+    """What --source names, as an absolute path; RequestError where it is not there."""
     if not path.expanduser().exists():
         raise RequestError(f"There is no {path}", do="--source takes the folder that holds the weights")
     return path.expanduser().absolute()
 
 
 def reserved(gigabytes: float) -> int:
-    """What --reserve-vram names, in bytes.
-
-    Raises:
-        RequestError: less than nothing, or no number.
-    """
+    """What --reserve-vram names, in bytes; RequestError where it is less than nothing, or no number."""
     if not gigabytes >= 0 or gigabytes == float("inf"):
         raise RequestError("--reserve-vram takes gigabytes", expected="0 or more", got=str(gigabytes))
     return round(gigabytes * 1e9)

@@ -13,7 +13,6 @@ from typing import Any
 from gradio.events import api
 
 from ideogram_app.catalog.models import find_model
-from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio
@@ -30,11 +29,9 @@ def add_endpoints(studio: Studio, errors_as_toast: Callable[[Callable[..., Any]]
         """The machine, and the plan for a model at its default size."""
         find_model(model)
         state = studio.state
-        while state.machine is None and not state.machine_error:
-            newer = studio.watch(state.version, MACHINE_SECONDS)
-            if newer.version == state.version:
-                break
-            state = newer
+        version = -1
+        while state.machine is None and not state.machine_error and state.version != version:
+            version, state = state.version, studio.watch(state.version, MACHINE_SECONDS)
         if state.machine is None:
             raise DeviceError(state.machine_error or "The machine is still being looked at", do="Try again in a moment")
         return {"hardware": to_plain(state.machine.hardware), "plan": to_plain(state.machine.plans[model])}
@@ -74,12 +71,9 @@ def add_endpoints(studio: Studio, errors_as_toast: Callable[[Callable[..., Any]]
         own = find_model(model).default_size
         sides = width or own[0], height or own[1]
         request = request_of(model, prompt, preset, *sides, seed, recipes, savings or [], adapt)
-        limit = round(device_limit_gb * 1e9)
-        request = replace(request, device_limit_bytes=limit if limit > 0 else None)
-        job = _finish(studio, studio.submit_compare(request))
-        comparison: Comparison = studio.entry(job.entry or "").comparison
-        answer: dict[str, Any] = to_plain(comparison)
-        return answer
+        limit = round(max(0, device_limit_gb) * 1e9) or None
+        job = _finish(studio, studio.submit_compare(replace(request, device_limit_bytes=limit)))
+        return dict(to_plain(studio.entry(job.entry or "").comparison))
 
     for endpoint in (system_info, status, prepare, compare):
         api(errors_as_toast(endpoint), api_name=endpoint.__name__, concurrency_limit=None)

@@ -145,11 +145,7 @@ def request_of(
     savings: Sequence[str] = (),
     adapt: bool = False,
 ) -> Request:
-    """The request that the inputs make.
-
-    Raises:
-        RequestError, CaptionError: something cannot be used; names it.
-    """
+    """The request that the inputs make; RequestError or CaptionError names what cannot be used."""
     for label, value in (("width", width), ("height", height), ("seed", seed)):
         if value is None:
             raise RequestError(f"The {label} is empty", do="Enter a whole number")

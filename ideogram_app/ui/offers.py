@@ -30,11 +30,7 @@ def _offer(fallback: Fallback, name: str, title: str) -> str:
 
 
 def offered(request: Request, results: tuple[Result, ...], name: str) -> Request:
-    """The request that a button stands for.
-
-    Raises:
-        RequestError: what the tab looks at has no such offer any more.
-    """
+    """The request that a button stands for; RequestError where the tab has no such offer any more."""
     recipe, _, index = name.rpartition(":")
     found = next((result.offers for result in results if result.recipe == recipe), ())
     if not index.isdigit() or int(index) >= len(found):

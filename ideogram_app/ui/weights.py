@@ -58,24 +58,20 @@ def weights_table(state: State, model: str) -> str:
 
 
 def source_card(state: State, model: str) -> str:
-    """The published weights: stages 3 to 6 of the first run, and the button that deletes a download that has served.
-
-    Nothing for a model that ships with the program, or while the disk has not been looked at.
-    """
+    """The published weights: stages 3 to 6 of the first run, and the button that deletes a download that has served."""
     row, source = find_source(model), state.sources.get(model)
     if row.included or source is None:
-        return ""
+        return ""  # it ships with the program, or the disk has not been looked at
     recipes = _to_make(state, model)
     view, job = SetupStatus(state, model, recipes), state.preparing(model)
     is_fetching = job is not None and job.stage is not None and job.stage.phase == "fetch"
     label, tone = ("being fetched", "warn") if is_fetching else SOURCE_LABELS[source.state]
-    terms = "" if source.at_hand or job else _terms(state, model)
-    amounts = "" if source.at_hand or job else facts(plan_facts(view))
+    before = "" if source.at_hand or job else f"{facts(plan_facts(view))}{_terms(state, model)}"
     stages = setup_stages(state, model, recipes)[2:6]  # licence, fetch, quantize, smoke test
     return (
         f'<section class="card source" aria-label="The published weights"><p class="eyebrow">Published weights</p>'
         f'<h2>{esc(row.repository)} <span class="chip {tone}">{label}</span></h2>'
-        f"{amounts}{terms}{stage_list(stages)}{_deletion(state, model)}</section>"
+        f"{before}{stage_list(stages)}{_deletion(state, model)}</section>"
     )
 
 
