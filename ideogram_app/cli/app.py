@@ -93,10 +93,10 @@ def prepare(
     output: flags.OutputFlag = OUTPUTS,
 ) -> None:
     """The first run: fetch what is missing, make the files of a recipe and try them; stopped, it continues."""
-    kept = find_encoder_recipe(encoder).name if encoder else None
+    encoder = find_encoder_recipe(encoder).name if encoder else None
     chosen = find_model(model or ("miniature" if recipe else FIRST_RUN))
     given = {chosen.name: source} if source else None
-    backend = LocalBackend(data, given, offline=offline, calibration=calibration, encoder=kept, device=device)
+    backend = LocalBackend(data, given, offline=offline, calibration=calibration, encoder=encoder, device=device)
     studio = Studio(backend, output)
     job, first = prepare_by_stages(studio, chosen.name, split_names(recipe or ""))
     print(f"{', '.join(job.recipes)} ready for {chosen.title}")

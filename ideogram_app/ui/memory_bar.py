@@ -18,14 +18,14 @@ from ideogram_app.text import clock, size
 from ideogram_app.ui.words import act, esc
 
 MOVED = 0.01  # of the whole: less than a pixel on a phone, and not worth sending
-POLL_SECONDS = 2000  # milliseconds
+POLL_MILLISECONDS = 2000
 # The page's own clock runs in tabs that nobody sees; this one does not. A bar that was taken off the page stops.
 MEMORY_SCRIPT = f"""
 const poll = () => {{
   if (!element.isConnected) clearInterval(clock);
   else if (!document.hidden) trigger("tick");
 }};
-const clock = setInterval(poll, {POLL_SECONDS});
+const clock = setInterval(poll, {POLL_MILLISECONDS});
 poll();
 document.addEventListener("visibilitychange", poll);
 """
@@ -78,14 +78,14 @@ def _gauge(name: str, now: MemoryNow, where: str, reserve: int = 0) -> str:
     if not total or free is None or others is None:
         return ""
     ours = ours or 0
-    kept = f"{size(reserve)} reserved" if reserve else ""
+    reserved = f"{size(reserve)} reserved" if reserve else ""
     rest = f"{size(free)} of {size(total)} free"
-    spoken = ", ".join(filter(None, (f"{size(ours)} this program", f"{size(others)} others", rest, kept)))
+    spoken = ", ".join(filter(None, (f"{size(ours)} this program", f"{size(others)} others", rest, reserved)))
     mark = f'<i class="reserve" style="width:{_percent(reserve, total)}"></i>' if reserve else ""
     return (
         f'<div class="gauge"><p><strong>{name}</strong> <span class="quiet words">'
         f'<i class="key ours"></i>{size(ours)} this program <i class="key others"></i>{size(others)} others '
-        f"· {' · '.join(filter(None, (rest, kept)))}</span></p>"
+        f"· {' · '.join(filter(None, (rest, reserved)))}</span></p>"
         f'<div class="track" role="meter" aria-label="{name} in use" aria-valuemin="0" aria-valuemax="{total}" '
         f'aria-valuenow="{total - free}" aria-valuetext="{esc(spoken)}">'
         f'<span class="fill" style="width:{_percent(ours, total)}"></span>'

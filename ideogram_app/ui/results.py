@@ -180,7 +180,7 @@ def job_bar(job: Job | None, waiting: int) -> str:
 
 
 def downloads(shown: Shown | None) -> str:
-    """Links to the files of a kept comparison: the sheet and the JSON as they lie on disk."""
+    """Links to the files of a saved comparison: the contact sheet and the JSON."""
     if shown is None or shown.entry is None:
         return ""
     files = (("sheet", SHEET_FILE, "contact sheet"), ("json", COMPARISON_FILE, "JSON"))

@@ -103,10 +103,10 @@ def _deletion(state: State, model: str) -> str:
     ready = [recipe for recipe in RECIPES if _is_ready(state, model, recipe)]
     if state.sources[model].state != "complete" or not ready or state.preparing(model):
         return ""
-    kept, amount = listed([recipe_title(recipe) for recipe in ready]), size(state.sources[model].bytes)
+    names, amount = listed([recipe_title(recipe) for recipe in ready]), size(state.sources[model].bytes)
     sure = act("delete", model, f"Delete {amount}", f"Delete the download of {amount}")
     return (
-        f'<div class="note"><p>Delete the {amount} download? {esc(kept)} {"stays" if len(ready) == 1 else "stay"} '
+        f'<div class="note"><p>Delete the {amount} download? {esc(names)} {"stays" if len(ready) == 1 else "stay"} '
         'usable; other precisions would need it again.</p><details class="sure"><summary class="button">'
         f"Delete the download …</summary><p>Fetching it again takes as long as the first time. {sure}</p></details>"
         "</div>"

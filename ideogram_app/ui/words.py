@@ -56,7 +56,7 @@ def file_url(path: str | Path) -> str:
 
 
 def typed_of(caption: str) -> str:
-    """What the user typed, as far as the caption tells: the sentence if it is only wrapped, else the JSON."""
+    """What the user typed, as far as the caption shows: the sentence if it is only wrapped, else the JSON."""
     try:
         sentence = json.loads(caption)["compositional_deconstruction"]["elements"][0]["desc"]
     except (ValueError, KeyError, IndexError, TypeError):
