@@ -7,7 +7,7 @@ generation/, comparison/. Importing this package imports neither torch nor gradi
 
 Its modules (this list is made by tools/docs.py):
 
-    __main__.py    `python -m ideogram_app`: what the page does, without the page.
+    __main__.py    `python -m ideogram_app`: the command line, whose commands stand in cli/app.py.
     errors.py      Errors that a user may see: `AppError` and its seven kinds, because callers tell exactly these seven
                    apart.
     files.py       Files and folders: atomic writes, hashes, locks, free and taken bytes of a disk, and the default
@@ -19,7 +19,7 @@ Its modules (this list is made by tools/docs.py):
     wire.py        JSON of frozen dataclasses, to and from, without loss.
     benchmark/     Benchmark: seconds a step of our recipes beside stock diffusers, on this device, in one session.
     catalog/       What exists, as frozen rows without torch: models, recipes, presets, speed-ups, the text encoder.
-    checkpoints/   Files on disk: safetensors and GGUF, where each tensor lies, and reading ahead.
+    checkpoints/   Files on disk: safetensors and GGUF headers, weight files, spans of tensors, prefetching.
     cli/           The command line: flags, progress and results on a terminal, and serving the page.
     comparison/    Compare: one request drawn with several recipes, measured, laid out and kept in the history.
     generation/    Generate: one picture as an iterator of events, from a caption to a PNG, tried again when memory runs

@@ -10,16 +10,18 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 import launch
-from app import flag_parser
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES
+from ideogram_app.cli import serve
 from ideogram_app.interop.quant_config import PRECISIONS
 from tools import docs, reference
 
@@ -227,7 +229,7 @@ def of_the_command_line() -> Iterator[str]:
 
 def of_the_page() -> Iterator[str]:
     for flag in reference.page_flags():
-        yield from (*flag.option_strings, reference.page_variable(flag))
+        yield from (*flag.opts, reference.page_variable(flag))
 
 
 NAMED = {
@@ -258,13 +260,11 @@ def test_every_kind_of_error_comes_with_something_to_do() -> None:
     assert {kind.__name__ for kind in reference.error_kinds()[1:]} <= advised
 
 
-@pytest.mark.parametrize("flag", reference.page_flags(), ids=lambda flag: flag.option_strings[0])
-def test_the_environment_variable_named_for_a_flag_sets_it(
-    flag: reference.argparse.Action, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("flag", reference.page_flags(), ids=lambda flag: flag.opts[0])
+def test_the_environment_variable_named_for_a_flag_sets_it(flag: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(reference.page_variable(flag), "1")
-    (other,) = (action for action in flag_parser()._actions if action.dest == flag.dest)
-    assert other.default in (True, "1", Path("1")) and other.default != flag.default
+    value = get_command(serve.page).make_context("app.py", []).params[flag.name]
+    assert value in (True, "1", Path("1"), 1.0) and value != flag.default
 
 
 # Commands and examples ----------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def refuse_unknown(words: list[str]) -> None:
     elif words[:3] == ["python", "launch.py", "test"]:
         assert callable(launch.test)
     elif words[:2] in (["python", "launch.py"], ["python", "app.py"]):
-        flag_parser().parse_args(words[2:])
+        get_command(serve.page).make_context("app.py", words[2:])
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     else:

@@ -24,7 +24,8 @@ LINES = [
     "comparison prepare",
     "benchmark",
     "studio",
-    "cli ui",
+    "ui",
+    "cli",
     "__main__ recipe_api",
 ]
 LINE_OF = {name: number for number, line in enumerate(LINES) for name in line.split()}

@@ -6,7 +6,6 @@ prose around them, which stands in the pages.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 from collections.abc import Iterator
@@ -16,12 +15,12 @@ from typing import Any
 
 import typer.main
 
-import app as page_entry
 from ideogram_app import errors
-from ideogram_app.__main__ import app as command_line
 from ideogram_app.catalog.sources import find_source
+from ideogram_app.cli.app import app as command_line
+from ideogram_app.cli.serve import page
 from ideogram_app.comparison.history import Comparison
-from ideogram_app.files import DATA_VARIABLE, project_folder
+from ideogram_app.files import project_folder
 from ideogram_app.hub.access import CASES, TOKENS_PAGE
 from ideogram_app.interop.quant_config import PRECISIONS
 from ideogram_app.machine.hardware import Hardware
@@ -31,8 +30,6 @@ from ideogram_app.records import Request, Result, Seconds
 from ideogram_app.ui import api
 from tools.tables import table
 
-PREFIX = "IDEOGRAM_APP_"
-
 
 def commands() -> dict[str, Any]:
     """Every command of `python -m ideogram_app` by its name, as typer's parser knows it."""
@@ -40,14 +37,15 @@ def commands() -> dict[str, Any]:
     return found
 
 
-def page_flags() -> list[argparse.Action]:
+def page_flags() -> list[Any]:
     """Every flag of the page, `--help` apart."""
-    return [flag for flag in page_entry.flag_parser()._actions if flag.dest != "help"]
+    return [flag for flag in typer.main.get_command(page).params if flag.name != "help"]
 
 
-def page_variable(flag: argparse.Action) -> str:
-    """The environment variable that stands for a flag of the page."""
-    return DATA_VARIABLE if flag.dest == "data_dir" else PREFIX + flag.dest.upper()
+def page_variable(flag: Any) -> str:
+    """The environment variable that stands for a flag of the page: the first, where there are two."""
+    variable: str = flag.envvar if isinstance(flag.envvar, str) else flag.envvar[0]
+    return variable
 
 
 def endpoints() -> list[ast.FunctionDef]:
@@ -71,9 +69,9 @@ def page_flag_table() -> str:
     """The flags of the page, which `python launch.py` hands on."""
     rows = []
     for flag in page_flags():
-        value = f" {flag.metavar or _word(flag.option_strings[0])}" if flag.nargs != 0 else ""
-        default = "off" if flag.nargs == 0 else _default(flag.default)
-        rows.append([f"`{flag.option_strings[0]}{value}`", f"`{page_variable(flag)}`", default, _cell(flag.help)])
+        value = "" if flag.is_flag else f" {flag.metavar or _word(flag.opts[0])}"
+        default = "off" if flag.is_flag else _default(flag.default)
+        rows.append([f"`{flag.opts[0]}{value}`", f"`{page_variable(flag)}`", default, _cell(flag.help)])
     return table(["flag", "environment variable", "default", "what it does"], rows)
 
 

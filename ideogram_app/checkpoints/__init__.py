@@ -9,6 +9,7 @@ Its modules (this list is made by tools/docs.py):
     span.py          Span: the bytes of a tensor, or of some of its rows, in a file, and how readers make tensors of
                      them.
     weight_files.py  Weight files of a folder: found by index or pattern, opened by their first bytes; config.json read.
-    prepared/        What this program wrote: packed files, their journal and manifest, and the store that holds them.
-    published/       Any published layout of Ideogram 4's weights, read as tensors by one set of names.
+    prepared/        Prepared checkpoints, as this program writes them: storage formats, packed files, journal,
+                     manifest, store.
+    published/       Published checkpoints of any layout, read as tensors under one set of names.
 """

@@ -1,4 +1,4 @@
-"""What the command line says to people: the machine, a plan, progress on one line, a result.
+"""Text output of the command line: the machine, a plan, progress on one line, a result.
 
 Standard error for progress, standard output for answers. Left out: colours and bars, which logs and pipes cannot show.
 """
@@ -11,6 +11,7 @@ from typing import TextIO, TypeVar
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import find_recipe
+from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan
 from ideogram_app.records import IN_BYTES, Event, Fallback, Result
@@ -18,7 +19,19 @@ from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
 from ideogram_app.text import decibels, duration, gb, remaining
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
+
+
+def run_job(studio: Studio, submit: Callable[[], str]) -> Job:
+    """Do one job in the same worker as the page's; RequestError where it failed as a whole, or was stopped."""
+    studio.start()
+    try:
+        job = follow(studio, submit())
+    finally:
+        studio.close()
+    if job.state != "done" and not job.results:
+        raise RequestError(job.error or "Stopped before anything was done")
+    return job
 
 
 def describe_hardware(hardware: Hardware) -> list[str]:
@@ -64,60 +77,72 @@ def describe_plan(decided: Plan) -> list[str]:
     return lines
 
 
+class ProgressLine:
+    """Progress in the last line of a terminal; in a file or a pipe one line for each phase."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream, self.shown = stream or sys.stderr, ""
+
+    def show(self, event: Event) -> None:
+        line, before = describe_event(event), self.shown
+        if not line or line == before:
+            return
+        self.shown = line
+        if self.stream.isatty():
+            print("\r" + line.ljust(len(before)), end="", file=self.stream, flush=True)
+        elif line.split()[:2] != before.split()[:2]:
+            print(line, file=self.stream, flush=True)
+
+    def print_above(self, lines: list[str]) -> None:
+        """Print lines that stay, where progress may stand in the last one."""
+        if self.shown and self.stream.isatty():
+            lines, self.shown = ["", *lines], ""
+        print("\n".join(lines), file=self.stream, flush=True)
+
+
 def follow(
-    studio: Studio, job_id: str, stream: TextIO | None = None, tell: Callable[[State], list[str]] | None = None
+    studio: Studio, job_id: str, stream: TextIO | None = None, report: Callable[[State], list[str]] | None = None
 ) -> Job:
     """Print a job's progress until it is over, and return it. Ctrl-C stops the job and waits for it to end.
 
-    Args:
-        tell: gives lines of its own about every state, printed before the progress.
+    `report` gives lines of its own about every state, printed above the progress.
     """
-    stream = stream or sys.stderr
-    shown, version = "", -1
+    progress, version = ProgressLine(stream), -1
     while True:
         try:
             state = studio.watch(version, timeout=1.0)
-            version = state.version
-            job = studio.wait(job_id, timeout=0)
-            if lines := tell(state) if tell else []:
-                shown = _above(stream, lines, shown)
-            line = describe_event(job.stage) if job.stage else ""
-            if line and line != shown:
-                _overwrite(stream, line, shown)
-                shown = line
+            version, job = state.version, studio.wait(job_id, timeout=0)
+            if lines := report(state) if report else []:
+                progress.print_above(lines)
+            if job.stage:
+                progress.show(job.stage)
             if job.is_over:
-                print(file=stream)
+                print(file=progress.stream)
                 return job
         except KeyboardInterrupt:
-            print("\nstopping ...", file=stream)
+            print("\nstopping ...", file=progress.stream)
             studio.stop(job_id)
 
 
-def drain(events: Generator[Event, None, T], stream: TextIO | None = None) -> T:
+def drain(events: Generator[Event, None, Answer]) -> Answer:
     """Print the progress of an iterator of events to its end, and return what it returns."""
-    stream, shown = stream or sys.stderr, ""
+    progress = ProgressLine()
     while True:
         try:
-            line = describe_event(next(events))
+            progress.show(next(events))
         except StopIteration as end:
-            print(file=stream)
-            answer: T = end.value
+            print(file=progress.stream)
+            answer: Answer = end.value
             return answer
-        if line != shown:
-            _overwrite(stream, line, shown)
-            shown = line
 
 
 def finish(events: Iterator[Event]) -> Event:
     """`drain`, for an iterator whose last event says what came of it."""
-
-    def kept() -> Generator[Event, None, Event]:
-        event = Event("")
-        for event in events:
-            yield event
-        return event
-
-    return drain(kept())
+    progress, event = ProgressLine(), Event("")
+    for event in events:
+        progress.show(event)
+    print(file=progress.stream)
+    return event
 
 
 def describe_event(event: Event) -> str:
@@ -135,11 +160,11 @@ def describe_event(event: Event) -> str:
 
 
 def describe_result(result: Result) -> str:
-    """One line under the others: a row of the table of recipes; below it what was given up, or what can be tried."""
+    """A row of the table of recipes; below it the fallbacks taken, or those that can be tried."""
     title = f"{find_recipe(result.recipe).title:<12}"
     further = [f"\n  - {sentence}" for sentence in result.given_up]
     if result.error:
-        further += [f"\n  > {describe_offer(rung)}" for rung in result.offers]
+        further += [f"\n  > {describe_offer(fallback)}" for fallback in result.offers]
         return f"{title} failed: {result.error}{''.join(further)}"
     step = f"{(result.seconds_per_step or 0) * 1000:7.0f} ms/step"
     memory = f"weights {gb(result.weight_bytes or 0):>8}, peak {gb(result.peak_memory_bytes or 0):>8}"
@@ -149,25 +174,10 @@ def describe_result(result: Result) -> str:
     return f"{row}{ran}{''.join(further)}"
 
 
-def describe_offer(rung: Fallback) -> str:
+def describe_offer(fallback: Fallback) -> str:
     """A way to draw with less, and the flags that take it."""
-    flags = [f"--recipe {rung.recipe}", f"--width {rung.width}", f"--height {rung.height}"]
-    for name, limit in (("device", rung.device_limit_bytes), ("host", rung.host_limit_bytes)):
+    flags = [f"--recipe {fallback.recipe}", f"--width {fallback.width}", f"--height {fallback.height}"]
+    for name, limit in (("device", fallback.device_limit_bytes), ("host", fallback.host_limit_bytes)):
         flags += [f"--{name}-limit {limit / 1e9:.2f}"] if limit is not None else []
-    same = " (the same picture)" if rung.same_picture else ""
-    return f"{rung.title}{same}: {' '.join(flags)}"
-
-
-def _overwrite(stream: TextIO, line: str, before: str) -> None:
-    """A terminal gets the line in place of the one before; a file gets one line for each phase."""
-    if stream.isatty():
-        print("\r" + line.ljust(len(before)), end="", file=stream, flush=True)
-    elif line.split()[:2] != before.split()[:2]:
-        print(line, file=stream, flush=True)
-
-
-def _above(stream: TextIO, lines: list[str], shown: str) -> str:
-    """Print lines where progress may stand in the last one; gives what stands there afterwards."""
-    on_line = shown and stream.isatty()
-    print("\n" * bool(on_line) + "\n".join(lines), file=stream, flush=True)
-    return "" if on_line else shown
+    same = " (the same picture)" if fallback.same_picture else ""
+    return f"{fallback.title}{same}: {' '.join(flags)}"

@@ -1,4 +1,4 @@
-"""The first run on the command line: the same seven stages as on the page, told on standard error as they are passed.
+"""First run on the command line: the same seven stages as on the page, printed on standard error as they are passed.
 
     prepare_by_stages(studio, "ideogram-4") -> Job
 
@@ -33,13 +33,10 @@ SETTLE_SECONDS = 0.5  # the plan is made once more when the disk has been looked
 def prepare_by_stages(
     studio: Studio, model: str, recipes: tuple[str, ...] = (), stream: TextIO | None = None
 ) -> tuple[Job, str]:
-    """Bring a model from where its first run stands to where it can be drawn with.
+    """Bring a model from where its first run stands to where it can be drawn with: the job, and the recipe for that.
 
     Args:
         recipes: what to make; the plan's choice, or what is begun, where none is named.
-
-    Returns:
-        The job, and the recipe to draw with.
 
     Raises:
         DeviceError: the machine cannot run it, and nothing was asked for by name.
@@ -50,27 +47,29 @@ def prepare_by_stages(
     find_model(model)
     if recipes:
         check_recipes(recipes)
-    told = _Told(model, recipes, stream or sys.stderr)
+    report = _Report(model, recipes, stream or sys.stderr)
     studio.start()
     try:
-        print("Looking at this machine ...", file=told.stream)
-        state = _settled(studio, model)
-        _insist(told, state, ("machine", "plan"))
+        print("Looking at this machine ...", file=report.stream)
+        state = _wait_until(studio, lambda now: bool(now.machine_error) or model in now.sources, DETECT_SECONDS)
+        if not state.machine_error:
+            state = studio.watch(state.version, SETTLE_SECONDS)
+        report.insist(state, ("machine", "plan"))
         if not (SetupStatus(state, model, recipes).is_ready or state.sources[model].at_hand):
             studio.check_access(model)
-            state = _until(studio, lambda now: model in now.access and model not in now.checking, ASK_SECONDS)
-        _insist(told, state, ("licence", "fetch", "quantize"))
-        told.recipes = SetupStatus(state, model, recipes).recipes
-        job = follow(studio, studio.submit_prepare(model, told.recipes), told.stream, told.passed)
+            state = _wait_until(studio, lambda now: model in now.access and model not in now.checking, ASK_SECONDS)
+        report.insist(state, ("licence", "fetch", "quantize"))
+        report.recipes = SetupStatus(state, model, recipes).recipes
+        job = follow(studio, studio.submit_prepare(model, report.recipes), report.stream, report.passed)
         state = studio.state
     finally:
         studio.close()
     if job.state == "failed":
-        raise _problem(setup_stages(state, model, told.recipes), job.error)
+        raise _problem(setup_stages(state, model, report.recipes), job.error)
     if job.state != "done":
         raise RequestError("Stopped; what is done is kept", do="The same command goes on where it stopped")
-    told.print(told.passed(state))
-    return job, told.recipes[0]
+    report.print(report.passed(state))
+    return job, report.recipes[0]
 
 
 def draw_command(model: str, recipe: str, data: Path, output: Path) -> str:
@@ -81,30 +80,13 @@ def draw_command(model: str, recipe: str, data: Path, output: Path) -> str:
     return " ".join([start, *folders, '--prompt "a lighthouse at dusk" --out first.png'])
 
 
-def _until(studio: Studio, is_so: Callable[[State], bool], seconds: float) -> State:
+def _wait_until(studio: Studio, is_so: Callable[[State], bool], seconds: float) -> State:
     """The first state of which something is true, or the last one when the time is up."""
     state = studio.state
     while not is_so(state) and seconds > 0:
         state = studio.watch(state.version, 1.0)
         seconds -= 1.0
     return state
-
-
-def _settled(studio: Studio, model: str) -> State:
-    """The state once machine and disk are known, and the plan knows of both."""
-    state = _until(studio, lambda now: bool(now.machine_error) or model in now.sources, DETECT_SECONDS)
-    return state if state.machine_error else studio.watch(state.version, SETTLE_SECONDS)
-
-
-def _insist(told: _Told, state: State, names: tuple[str, ...]) -> None:
-    """Tell these stages as far as they are passed; refuse where one is blocked."""
-    told.print(told.passed(state, names))
-    stages = setup_stages(state, told.model, told.recipes)
-    here = current_stage(stages)
-    if here.status == "blocked" and here.name in names:
-        if here.facts and here.name != "licence":
-            told.print(told.lines(replace(here, sentence=""), 1 + stages.index(here)))
-        raise _problem(stages, here.sentence)
 
 
 def _problem(stages: tuple[Stage, ...], words: str) -> AppError:
@@ -119,37 +101,42 @@ def _problem(stages: tuple[Stage, ...], words: str) -> AppError:
 
 
 @dataclass
-class _Told:
-    """Which stages were told already, and where."""
+class _Report:
+    """Stages on a terminal or in a file: each is printed once, as soon as it is done."""
 
     model: str
     recipes: tuple[str, ...]
     stream: TextIO
-    names: set[str] = field(default_factory=set)
+    printed: set[str] = field(default_factory=set)
 
     def passed(self, state: State, names: tuple[str, ...] = ()) -> list[str]:
-        """Lines about the stages that are done, in order, each told once.
-
-        Args:
-            names: only these; all where none is named.
-        """
+        """Lines about the stages that are done and not printed yet, in order; of these names, or all."""
         lines: list[str] = []
-        stages = setup_stages(state, self.model, self.recipes)
-        for number, stage in enumerate(stages, 1):
+        for number, stage in enumerate(setup_stages(state, self.model, self.recipes), 1):
             if stage.status != "done":
                 break
-            if stage.name in self.names or (names and stage.name not in names):
-                continue
-            self.names.add(stage.name)
-            lines += self.lines(stage, number)
+            if stage.name not in self.printed and (not names or stage.name in names):
+                self.printed.add(stage.name)
+                lines += _lines(stage, number)
         return lines
 
-    def lines(self, stage: Stage, number: int) -> list[str]:
-        """One stage: its number, how it stands, and its numbers where they are to be read now."""
-        first = f"{number}/7 {stage.title}: {stage.sentence}".rstrip()
-        shown = stage.facts if stage.is_open or stage.name == "licence" else ()
-        return [first, *(f"      {name:<18} {value}" for name, value in shown)]
+    def insist(self, state: State, names: tuple[str, ...]) -> None:
+        """Print these stages as far as they are done; refuse where one is blocked."""
+        self.print(self.passed(state, names))
+        stages = setup_stages(state, self.model, self.recipes)
+        here = current_stage(stages)
+        if here.status == "blocked" and here.name in names:
+            if here.facts and here.name != "licence":
+                self.print(_lines(replace(here, sentence=""), 1 + stages.index(here)))
+            raise _problem(stages, here.sentence)
 
     def print(self, lines: list[str]) -> None:
         for line in lines:
             print(line, file=self.stream, flush=True)
+
+
+def _lines(stage: Stage, number: int) -> list[str]:
+    """One stage: its number, its status, and its numbers where they are to be read now."""
+    shown = stage.facts if stage.is_open or stage.name == "licence" else ()
+    first = f"{number}/7 {stage.title}: {stage.sentence}".rstrip()
+    return [first, *(f"      {name:<18} {value}" for name, value in shown)]

@@ -2,18 +2,17 @@
 
 Its modules (this list is made by tools/docs.py):
 
-    capabilities.py  What a kind of device can and cannot do, each answer with its sentence: computing type, INT8 units,
-                     obstacles.
+    capabilities.py  Device capabilities: computing type, INT8 units, kernels, obstacles, each answer with its reason.
     copies.py        Copies from host memory to a device: pinned memory, a copy stream beside the compute stream, events
                      between the two.
-    gpu_specs.py     Peaks of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by the name that
-                     a driver gives.
+    gpu_specs.py     Peak rates of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by a
+                     driver's name.
     hardware.py      Hardware detection: `detect(disk) -> Hardware`, the only file that asks the machine.
     memory.py        Memory in use now: of the first device and of RAM, by this process and by all others.
     meter.py         Meter of seconds and peak bytes of each phase: the only file that synchronizes a device.
     microbench.py    Microbenchmarks: what a device does at best in matrix products, copies from RAM and reads from
                      disk.
-    staging.py       Sizes of the pinned buffers and of the prefetch through which weights reach a device; no torch.
-    versions.py      The versions that a result was made with: of packages, from installed metadata alone, and of this
+    staging.py       Sizes of the pinned buffers and of the prefetch between files and a device; no torch.
+    versions.py      Versions that a result was made with: of packages, from installed metadata alone, and of this
                      program.
 """

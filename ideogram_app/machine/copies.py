@@ -131,7 +131,7 @@ class AsyncCopyStream:
             self._pinned.append((memory, pages))
             return memory
         with suppress(RuntimeError):  # CUDA reports the refusal once more, to whoever computes next
-            torch.zeros(1, device=self.device).add_(1)
+            _compute_something(self.device)
         if NOT_PINNED not in self.notes:
             self.notes.append(NOT_PINNED)
         return memory  # copies from it are correct, and slower
@@ -203,3 +203,7 @@ class StagingBuffers:
         """Wait until no buffer is read from any more."""
         for buffer in self._buffers:
             self._copies.synchronize(buffer.copied)
+
+
+def _compute_something(device: torch.device) -> None:
+    torch.zeros(1, device=device).add_(1)

@@ -6,7 +6,7 @@ Its modules (this list is made by tools/docs.py):
                         shapes alone.
     fallbacks.py        Fallbacks when memory ran out: `fallbacks(...) -> (Fallback, ...)`, the first that helps first,
                         and pure.
-    footprint.py        How many bytes a model takes: on the device, in RAM and on disk, counted before anything is
+    footprint.py        Memory footprint of a model: bytes on the device, in RAM and on disk, counted before anything is
                         loaded.
     inputs.py           Plan inputs: a machine, a model, a picture, and the memory that may be used for it, as one
                         frozen `PlanInputs`.

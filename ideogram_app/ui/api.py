@@ -1,7 +1,7 @@
-"""The public endpoints, for gradio_client and plain HTTP: system_info, status, prepare, compare.
+"""Public API endpoints, for gradio_client and plain HTTP: system_info, status, prepare, compare.
 
 They speak the names on the wire and go the same way as the page: through the studio's queue, waiting for the end.
-Everything else on the page is private. Left out: uploads, and progress, which `status` tells.
+Everything else on the page is private. Left out: uploads, and progress, which `status` reports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 from gradio.events import api
 
 from ideogram_app.catalog.models import find_model
-from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.studio.state import Job
 from ideogram_app.studio.studio import Studio
@@ -23,18 +22,16 @@ from ideogram_app.wire import to_plain
 MACHINE_SECONDS = 120.0  # how long a call waits for the first look at the machine
 
 
-def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Add the endpoints to the page that is being built. `told` turns an `AppError` into an answer."""
+def add_endpoints(studio: Studio, errors_as_toast: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Add the endpoints to the page that is being built. `errors_as_toast` turns an `AppError` into an answer."""
 
     def system_info(model: str = "miniature") -> dict[str, Any]:
         """The machine, and the plan for a model at its default size."""
         find_model(model)
         state = studio.state
-        while state.machine is None and not state.machine_error:
-            newer = studio.watch(state.version, MACHINE_SECONDS)
-            if newer.version == state.version:
-                break
-            state = newer
+        version = -1
+        while state.machine is None and not state.machine_error and state.version != version:
+            version, state = state.version, studio.watch(state.version, MACHINE_SECONDS)
         if state.machine is None:
             raise DeviceError(state.machine_error or "The machine is still being looked at", do="Try again in a moment")
         return {"hardware": to_plain(state.machine.hardware), "plan": to_plain(state.machine.plans[model])}
@@ -74,15 +71,12 @@ def add_endpoints(studio: Studio, told: Callable[[Callable[..., Any]], Callable[
         own = find_model(model).default_size
         sides = width or own[0], height or own[1]
         request = request_of(model, prompt, preset, *sides, seed, recipes, savings or [], adapt)
-        limit = round(device_limit_gb * 1e9)
-        request = replace(request, device_limit_bytes=limit if limit > 0 else None)
-        job = _finish(studio, studio.submit_compare(request))
-        comparison: Comparison = studio.entry(job.entry or "").comparison
-        answer: dict[str, Any] = to_plain(comparison)
-        return answer
+        limit = round(max(0, device_limit_gb) * 1e9) or None
+        job = _finish(studio, studio.submit_compare(replace(request, device_limit_bytes=limit)))
+        return dict(to_plain(studio.entry(job.entry or "").comparison))
 
     for endpoint in (system_info, status, prepare, compare):
-        api(told(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
+        api(errors_as_toast(endpoint), api_name=endpoint.__name__, concurrency_limit=None)
 
 
 def _finish(studio: Studio, job_id: str) -> Job:

@@ -1,4 +1,4 @@
-"""What can be asked for: model, prompt, preset, size, seed and the precisions to compare.
+"""Input form: model, prompt, preset, size, seed and recipes; its values as a `Request` and back.
 
 Choices come from the tables of models, presets and recipes. Left out: free step counts and guidance, which belong to
 a preset; the command line and `Request` take another guidance.
@@ -6,15 +6,15 @@ a preset; the command line and `Request` take another guidance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import gradio as gr
 
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.presets import PRESETS, find_preset, guidance_for
-from ideogram_app.catalog.recipes import RECIPES, Recipe
+from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.errors import CaptionError, RequestError
 from ideogram_app.generation.captions import parse_prompt
@@ -22,7 +22,7 @@ from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
 from ideogram_app.records import REFERENCE, Request
 from ideogram_app.studio.state import Machine
-from ideogram_app.ui.words import esc, typed_of
+from ideogram_app.ui.words import esc, everyday_first, typed_of
 
 # Title -> prompt; the first is what an empty form begins with.
 EXAMPLES: dict[str, dict[str, str]] = {
@@ -58,8 +58,7 @@ class Form:
 
     @property
     def inputs(self) -> list[Any]:
-        numbers = [self.width, self.height, self.seed]
-        return [self.model, self.prompt, self.preset, *numbers, self.recipes, self.savings, self.adapt]
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,7 @@ class Extras:
 
 def build_form(model: str) -> tuple[Form, Extras]:
     """Lay out the inputs, for a model."""
-    names = [(row.title, row.name) for row in reversed(MODELS.values())]
-    chosen = gr.Radio(names, value=model, label="Model", elem_id="model")
+    chosen = gr.Radio(_titled(reversed(MODELS.values())), value=model, label="Model", elem_id="model")
     prompt = gr.Textbox(
         first_example(model),
         label="Prompt: a sentence or a JSON caption",
@@ -89,15 +87,9 @@ def build_form(model: str) -> tuple[Form, Extras]:
     examples = gr.Dataset(components=[prompt], label="Examples", elem_id="examples", **example_rows(model))
     with gr.Accordion("The caption that the model reads", open=False, elem_id="caption-fold"):
         caption = gr.HTML(caption_note(first_example(model)), elem_id="caption", apply_default_css=False)
-    recipes = gr.CheckboxGroup(
-        [(row.title, row.name) for row in offered()], value=[REFERENCE], label="Compare", elem_id="recipes"
-    )
-    preset = gr.Radio(
-        [(f"{row.name.split('-')[0].title()} {row.steps}", row.name) for row in PRESETS.values()],
-        value="default-20",
-        label="Preset",
-        elem_id="preset",
-    )
+    recipes = gr.CheckboxGroup(_titled(everyday_first()), value=[REFERENCE], label="Compare", elem_id="recipes")
+    presets = [(f"{row.name.split('-')[0].title()} {row.steps}", row.name) for row in PRESETS.values()]
+    preset = gr.Radio(presets, value="default-20", label="Preset", elem_id="preset")
     guidance = gr.HTML(guidance_note("default-20", model), elem_id="guidance", apply_default_css=False)
     with gr.Row(elem_classes="numbers"):
         side: dict[str, Any] = {"minimum": 64, "maximum": 2048, "step": 16, "precision": 0, "min_width": 84}
@@ -108,7 +100,7 @@ def build_form(model: str) -> tuple[Form, Extras]:
         random = gr.Button("Random", size="sm", min_width=72, elem_id="random-seed")
     with gr.Accordion("Leave something out, for speed", open=False, elem_id="savings-fold"):
         savings = gr.CheckboxGroup(
-            [(row.title, row.name) for row in SPEEDUPS.values()],
+            _titled(SPEEDUPS.values()),
             label="Savings",
             info=" ".join(f"{row.title}: {row.summary}" for row in SPEEDUPS.values()),
             elem_id="savings",
@@ -126,9 +118,9 @@ def build_form(model: str) -> tuple[Form, Extras]:
     return form, Extras(examples, caption, guidance, random, generate, stop)
 
 
-def offered() -> list[Recipe]:
-    """Every recipe, those for every day first."""
-    return sorted(RECIPES.values(), key=lambda row: not row.everyday)
+def _titled(rows: Iterable[Any]) -> list[tuple[str, str]]:
+    """Choices as Gradio takes them."""
+    return [(row.title, row.name) for row in rows]
 
 
 def first_example(model: str) -> str:
@@ -153,11 +145,7 @@ def request_of(
     savings: Sequence[str] = (),
     adapt: bool = False,
 ) -> Request:
-    """The request that the inputs make.
-
-    Raises:
-        RequestError, CaptionError: something cannot be used; names it.
-    """
+    """The request that the inputs make; RequestError or CaptionError names what cannot be used."""
     for label, value in (("width", width), ("height", height), ("seed", seed)):
         if value is None:
             raise RequestError(f"The {label} is empty", do="Enter a whole number")
@@ -166,19 +154,17 @@ def request_of(
     return Request(model, caption, tuple(recipes), preset, *numbers, savings=tuple(savings), adapt=bool(adapt))
 
 
+def first_request(values: Sequence[Any], recipe: str) -> Request:
+    """`request_of` the inputs, with one recipe; a model's first example where the prompt is empty."""
+    model, prompt, *others = values
+    return replace(request_of(model, prompt or first_example(model), *others), recipes=(recipe,))
+
+
 def values_of(request: Request) -> tuple[Any, ...]:
     """The inverse of `request_of`: what the inputs show for a request, in the order of `Form.inputs`."""
-    return (
-        request.model,
-        typed_of(request.caption),
-        request.preset,
-        request.width,
-        request.height,
-        request.seed,
-        list(request.recipes),
-        list(request.savings),
-        request.adapt,
-    )
+    numbers = request.width, request.height, request.seed
+    named = list(request.recipes), list(request.savings), request.adapt
+    return request.model, typed_of(request.caption), request.preset, *numbers, *named
 
 
 def suggested_recipes(machine: Machine | None, model: str) -> list[str]:
@@ -187,8 +173,8 @@ def suggested_recipes(machine: Machine | None, model: str) -> list[str]:
         return [REFERENCE]
     chosen = machine.plans[model].recipe
     reference = plan(PlanInputs.of(machine.hardware, model, recipe=REFERENCE))
-    whole = reference.fits and reference.residency == "resident"
-    return [name for name in RECIPES if (name == REFERENCE and (whole or not chosen)) or name == chosen]
+    fits = reference.fits and reference.residency == "resident"
+    return [name for name in RECIPES if name == chosen or (name == REFERENCE and (fits or not chosen))]
 
 
 def caption_note(typed: str) -> str:
@@ -197,10 +183,9 @@ def caption_note(typed: str) -> str:
         prompt = parse_prompt(typed or "")
     except CaptionError as problem:
         return f'<p class="note bad">{esc(problem)}</p>'
-    wrapped = (
-        "The sentence, wrapped into the smallest valid caption." if prompt.was_plain else "Checked, used as it is."
-    )
-    return f'<p class="quiet">{wrapped}</p><pre class="caption" tabindex="0">{esc(prompt.caption)}</pre>'
+    wrapped = "The sentence, wrapped into the smallest valid caption."
+    note = wrapped if prompt.was_plain else "Checked, used as it is."
+    return f'<p class="quiet">{note}</p><pre class="caption" tabindex="0">{esc(prompt.caption)}</pre>'
 
 
 def guidance_note(preset: str, model: str) -> str:

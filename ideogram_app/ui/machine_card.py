@@ -1,4 +1,4 @@
-"""The machine, the plan for the chosen model, and *Why?*: every reason and every recipe that was passed over.
+"""Machine card: the hardware, the plan for the chosen model, and *Why?*: every reason and every rejected recipe.
 
 Left out: live meters of memory and load; the numbers are those the plan was made from.
 """
@@ -10,7 +10,7 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, Rejected
 from ideogram_app.studio.state import State
 from ideogram_app.text import duration, size
-from ideogram_app.ui.words import RESIDENCY_WORDS, esc, recipe_title
+from ideogram_app.ui.words import RESIDENCY_WORDS, esc, facts, recipe_title
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
 
@@ -28,19 +28,17 @@ def machine_card(state: State, model: str) -> str:
 
 
 def _machine(hardware: Hardware) -> str:
-    rows: list[tuple[str, str]] = []
-    if hardware.device_memory_bytes:
-        rows.append(("Device memory", _free_of(hardware.device_free_bytes, hardware.device_memory_bytes)))
-    if hardware.host_memory_bytes:
-        rows.append(("RAM", _free_of(hardware.host_free_bytes, hardware.host_memory_bytes)))
-    if hardware.disk_free_bytes is not None:
-        rows.append(("Disk", f"{size(hardware.disk_free_bytes)} free"))
-    if hardware.torch:
-        rows.append(("PyTorch", hardware.torch))
+    disk = hardware.disk_free_bytes
+    rows = (
+        ("Device memory", _free_of(hardware.device_free_bytes, hardware.device_memory_bytes)),
+        ("RAM", _free_of(hardware.host_free_bytes, hardware.host_memory_bytes)),
+        ("Disk", f"{size(disk)} free" if disk is not None else ""),
+        ("PyTorch", hardware.torch),
+    )
     problem = f'<p class="note warn">{esc(hardware.problem)}</p>' if hardware.problem else ""
     return (
         f'<div><p class="eyebrow">This machine</p><h2>{esc(hardware.name)}</h2>'
-        f'<p class="quiet">{esc(_kind(hardware))}</p>{facts(rows)}{problem}</div>'
+        f'<p class="quiet">{esc(_kind(hardware))}</p>{facts(row for row in rows if row[1])}{problem}</div>'
     )
 
 
@@ -57,35 +55,26 @@ def _kind(hardware: Hardware) -> str:
     return " · ".join(parts)
 
 
-def _free_of(free: int | None, total: int) -> str:
+def _free_of(free: int | None, total: int | None) -> str:
+    if not total:
+        return ""
     return f"{size(free)} free of {size(total)}" if free is not None else size(total)
-
-
-def facts(rows: list[tuple[str, str]]) -> str:
-    """Pairs of a name and a value."""
-    inside = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in rows)
-    return f'<dl class="facts">{inside}</dl>'
 
 
 def _plan(plan: Plan) -> str:
     title = find_model(plan.model).title
     if not plan.fits or plan.recipe is None:
         advice = f'<p class="note warn">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
+        smallest = plan.predicted  # what the smallest recipe would take, to compare with a machine one has in mind
+        needs = [("Weights at least", size(smallest.weight_bytes)), ("Download", size(smallest.download_bytes))]
         return (
             f'<div><p class="eyebrow">Plan for {esc(title)}</p><h2 class="no">Cannot run here</h2>'
             f'<p class="quiet">{esc(plan.reasons[0] if plan.reasons else "")}</p>'
-            f"{_needs(plan)}{advice}{_why(plan)}</div>"
+            f"{facts(needs)}{advice}{_why(plan)}</div>"
         )
-    chips = "".join(
-        f'<span class="chip">{esc(text)}</span>'
-        for text in (
-            RESIDENCY_WORDS.get(plan.residency or "", ""),
-            plan.compute_dtype,
-            plan.arithmetic,
-            f"on {plan.device}",
-        )
-        if text
-    )
+    home = RESIDENCY_WORDS.get(plan.residency or "", "")
+    words = (home, plan.compute_dtype, plan.arithmetic, f"on {plan.device}")
+    chips = "".join(f'<span class="chip">{esc(word)}</span>' for word in words if word)
     advice = f'<p class="note">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
     return (
         f'<div><p class="eyebrow">Plan for {esc(title)}</p>'
@@ -94,38 +83,31 @@ def _plan(plan: Plan) -> str:
 
 
 def _expected(plan: Plan) -> list[tuple[str, str]]:
-    predicted = plan.predicted
-    rows = [("Weights", size(predicted.weight_bytes))]
-    if predicted.peak_device_bytes:
-        rows.append(("Peak device memory", size(predicted.peak_device_bytes)))
-    rows.append(("Peak RAM", size(predicted.peak_host_bytes)))
-    if predicted.download_bytes:
-        rows.append(("Download", size(predicted.download_bytes)))
-    rows.append(("Disk", size(predicted.disk_bytes)))
-    if predicted.seconds_per_step:
-        rows.append(("Expected", f"{duration(predicted.seconds_per_step)} a step"))
-    return rows
-
-
-def _needs(plan: Plan) -> str:
-    """What the smallest recipe would take, so that one can compare with a machine one has in mind."""
-    predicted = plan.predicted
-    return facts([("Weights at least", size(predicted.weight_bytes)), ("Download", size(predicted.download_bytes))])
+    predicted, seconds = plan.predicted, plan.predicted.seconds_per_step
+    rows = [
+        ("Weights", size(predicted.weight_bytes)),
+        ("Peak device memory", size(predicted.peak_device_bytes) if predicted.peak_device_bytes else ""),
+        ("Peak RAM", size(predicted.peak_host_bytes)),
+        ("Download", size(predicted.download_bytes) if predicted.download_bytes else ""),
+        ("Disk", size(predicted.disk_bytes)),
+        ("Expected", f"{duration(seconds)} a step" if seconds else ""),
+    ]
+    return [(name, value) for name, value in rows if value]
 
 
 def _why(plan: Plan) -> str:
     """Every decision with its numbers."""
     reasons = "".join(f"<li>{esc(reason)}</li>" for reason in plan.reasons)
     rejected = "".join(
-        f"<li><strong>{esc(_passed_over(row))}:</strong> {esc(row.reason)}</li>"
+        f"<li><strong>{esc(_title(row))}:</strong> {esc(row.reason)}</li>"
         for row in plan.rejected
         if row.reason not in plan.reasons
     )
-    passed = f'<p class="eyebrow">Not taken</p><ul>{rejected}</ul>' if rejected else ""
-    return f'<details class="why"><summary>Why?</summary><ul>{reasons}</ul>{passed}</details>'
+    others = f'<p class="eyebrow">Not taken</p><ul>{rejected}</ul>' if rejected else ""
+    return f'<details class="why"><summary>Why?</summary><ul>{reasons}</ul>{others}</details>'
 
 
-def _passed_over(row: Rejected) -> str:
-    """The recipe, and where it would have lived."""
+def _title(row: Rejected) -> str:
+    """The recipe, and where its weights would have stayed."""
     home = RESIDENCY_WORDS.get(row.residency or "", "")
     return f"{recipe_title(row.recipe)}, {home}" if home else recipe_title(row.recipe)

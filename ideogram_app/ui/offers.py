@@ -1,4 +1,4 @@
-"""When memory ran out: what can be tried, as buttons; and what a picture gave up that was drawn with less.
+"""Fallbacks when memory ran out, as buttons; and what a picture gave up that was drawn with less.
 
 Left out: deciding what helps, which is planning/fallbacks.py; and trying it unasked, which is the request's `adapt`.
 """
@@ -12,29 +12,25 @@ from ideogram_app.ui.words import RESIDENCY_WORDS, act, esc, recipe_title
 
 
 def offers(result: Result) -> str:
-    """One button a rung, with what it costs; nothing where nothing is offered."""
+    """One button a fallback, with what it costs; nothing where nothing is offered."""
     if not result.offers:
         return ""
     title = recipe_title(result.recipe)
-    items = "".join(_offer(rung, f"{result.recipe}:{index}", title) for index, rung in enumerate(result.offers))
+    items = "".join(_offer(fallback, f"{result.recipe}:{index}", title) for index, fallback in enumerate(result.offers))
     return (
         f'<div class="offers"><p class="quiet">Prompt and seed are kept. Draw it again with less:</p>'
         f'<ul aria-label="Ways to draw {esc(title)} with less memory">{items}</ul></div>'
     )
 
 
-def _offer(rung: Fallback, name: str, title: str) -> str:
-    same = ' <span class="chip ok">same picture</span>' if rung.same_picture else ""
-    spoken = f"Draw {title} again: {rung.title}{', the same picture' if rung.same_picture else ''}"
-    return f'<li>{act("offer", name, rung.title, spoken)}{same}<p class="quiet">{esc(rung.reason)}</p></li>'
+def _offer(fallback: Fallback, name: str, title: str) -> str:
+    same = ' <span class="chip ok">same picture</span>' if fallback.same_picture else ""
+    spoken = f"Draw {title} again: {fallback.title}{', the same picture' if fallback.same_picture else ''}"
+    return f'<li>{act("offer", name, fallback.title, spoken)}{same}<p class="quiet">{esc(fallback.reason)}</p></li>'
 
 
 def offered(request: Request, results: tuple[Result, ...], name: str) -> Request:
-    """The request that a button stands for.
-
-    Raises:
-        RequestError: what the tab looks at has no such offer any more.
-    """
+    """The request that a button stands for; RequestError where the tab has no such offer any more."""
     recipe, _, index = name.rpartition(":")
     found = next((result.offers for result in results if result.recipe == recipe), ())
     if not index.isdigit() or int(index) >= len(found):
@@ -50,10 +46,10 @@ def gave_up(result: Result, request: Request) -> str:
     resized = (request.width, request.height) != (result.width, result.height)
     if not (result.given_up or moved or resized or result.engaged != result.recipe):
         return ""
-    kept = 2 if not resized else 3  # the size is named where it differs
+    shown = 3 if resized else 2  # the size is named where it differs
     return (
-        f'<div class="ran"><p><span>asked: {esc(_joined(asked[:kept]))}</span> · '
-        f"<span>ran: {esc(_joined(ran[:kept]))}</span></p>{tried(result)}</div>"
+        f'<div class="ran"><p><span>asked: {esc(", ".join(filter(None, asked[:shown])))}</span> · '
+        f"<span>ran: {esc(', '.join(filter(None, ran[:shown])))}</span></p>{tried(result)}</div>"
     )
 
 
@@ -67,7 +63,3 @@ def tried(result: Result) -> str:
 
 def _as_drawn(recipe: str, residency: str, width: int, height: int) -> tuple[str, str, str]:
     return recipe_title(recipe), RESIDENCY_WORDS.get(residency, residency), f"{width} × {height}"
-
-
-def _joined(parts: tuple[str, ...]) -> str:
-    return ", ".join(part for part in parts if part)

@@ -1,7 +1,9 @@
-"""Pictures side by side with their numbers underneath: live while they are drawn, exact when they are done.
+"""Results: pictures side by side with their numbers, live while they are drawn; charts; running job; history.
 
 A finished picture is an <img> on the PNG file itself, so what the page shows are the file's pixels; enlarged ones are
-not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead.
+not smoothed. gr.Image and gr.Gallery would send a lossy WebP instead. Charts are HTML tables whose cells are drawn as
+bars, so that they are read aloud as numbers. Left out: axes; search in the history and deletion, since each comparison
+is a folder, and folders can be sorted and deleted as folders.
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ from ideogram_app.catalog.models import find_model
 from ideogram_app.comparison.history import COMPARISON_FILE, SHEET_FILE, Entry
 from ideogram_app.records import REFERENCE, Event, Request, Result
 from ideogram_app.studio.state import Job
-from ideogram_app.text import decibels, duration, size
+from ideogram_app.text import clock, decibels, duration, size
 from ideogram_app.ui.offers import gave_up, offers, tried
-from ideogram_app.ui.words import bar, esc, file_url, gist, progress_words, recipe_title, settings
+from ideogram_app.ui.words import act, bar, esc, file_url, gist, progress_words, recipe_title, settings
 
 VERBS = {"prepare": "Preparing", "compare": "Comparing", "delete": "Deleting"}  # of each kind of job
-
-
+CHARTED_PHASES = (("load", "Load"), ("encode", "Text"), ("denoise", "Draw"), ("decode", "Decode"))
 WIDEST = 5  # pictures in a row: narrower columns cut their numbers off at 1440 pixels
 
 
@@ -44,7 +45,8 @@ def columns(pictures: int) -> int:
 
 def from_job(job: Job, entry: Entry | None) -> Shown:
     assert job.request is not None
-    return Shown(job.request, job.results, job.progress, not job.is_over, job.state, job.error, entry)
+    running = not job.is_over
+    return Shown(job.request, job.results, job.progress, running, state=job.state, error=job.error, entry=entry)
 
 
 def from_entry(entry: Entry) -> Shown:
@@ -90,20 +92,24 @@ def _guidance(shown: Shown) -> str:
 def _card(result: Result, request: Request) -> str:
     title = esc(recipe_title(result.recipe))
     if result.error or not result.image:
-        return (
-            f'<article class="result failed" data-recipe="{esc(result.recipe)}" aria-label="{title}, failed">'
-            f'<div class="picture"><p>{esc(result.error or "No picture.")}</p></div>'
-            f'<header><h3>{title}</h3><span class="chip bad">failed</span></header>'
-            f"{tried(result)}{offers(result)}</article>"
-        )
+        picture = f'<div class="picture"><p>{esc(result.error or "No picture.")}</p></div>'
+        chip, below = '<span class="chip bad">failed</span>', f"{tried(result)}{offers(result)}"
+        return _article(result.recipe, " failed", ", failed", picture, chip, below)
     url = esc(file_url(result.image))
     text = esc(f"{recipe_title(result.recipe)}: {gist(result.caption)}")
-    return (
-        f'<article class="result" data-recipe="{esc(result.recipe)}" aria-label="{title}">'
+    picture = (
         f'<a class="picture" href="{url}" target="_blank" rel="noopener" aria-label="Open the PNG of {title}">'
         f'<img src="{url}" width="{result.width}" height="{result.height}" alt="{text}"></a>'
-        f"<header><h3>{title}</h3>{_engaged(result)}</header>"
-        f"{gave_up(result, request)}{_numbers(result)}</article>"
+    )
+    below = f"{gave_up(result, request)}{_numbers(result)}"
+    return _article(result.recipe, "", "", picture, _engaged(result), below)
+
+
+def _article(recipe: str, look: str, status: str, picture: str, chip: str = "", below: str = "") -> str:
+    title = esc(recipe_title(recipe))
+    return (
+        f'<article class="result{look}" data-recipe="{esc(recipe)}" aria-label="{title}{status}">'
+        f"{picture}<header><h3>{title}</h3>{chip}</header>{below}</article>"
     )
 
 
@@ -141,24 +147,17 @@ def _numbers(result: Result) -> str:
 
 def _pending(recipe: str, event: Event | None, shown: Shown) -> str:
     """A card whose picture is still to come."""
-    title = esc(recipe_title(recipe))
     if not shown.running:
-        return (
-            f'<article class="result failed undrawn" data-recipe="{esc(recipe)}" aria-label="{title}, not drawn">'
-            f'<div class="picture"><p>Not drawn.</p></div><header><h3>{title}</h3></header></article>'
-        )
+        return _article(recipe, " failed undrawn", ", not drawn", '<div class="picture"><p>Not drawn.</p></div>')
     preview = ""
     if event and event.preview:
+        title = esc(recipe_title(recipe))
         preview = f'<img src="data:image/png;base64,{esc(event.preview)}" alt="Preview of {title}">'
     if event and event.phase == "prepare" and event.done >= event.total:
         event = None  # prepared, and now it waits for its turn
-    words = esc(progress_words(event)) if event else "Waiting"
-    label = f"{recipe_title(recipe)}: progress"
-    return (
-        f'<article class="result live" data-recipe="{esc(recipe)}" aria-label="{title}, in progress">'
-        f'<div class="picture">{preview}</div><header><h3>{title}</h3></header>'
-        f'{bar(label, event) if event else ""}<p class="quiet words">{words}</p></article>'
-    )
+    progress = bar(f"{recipe_title(recipe)}: progress", event) if event else ""
+    words = f'{progress}<p class="quiet words">{esc(progress_words(event)) if event else "Waiting"}</p>'
+    return _article(recipe, " live", ", in progress", f'<div class="picture">{preview}</div>', below=words)
 
 
 def job_bar(job: Job | None, waiting: int) -> str:
@@ -176,21 +175,88 @@ def job_bar(job: Job | None, waiting: int) -> str:
     return (
         f'<div class="job"><header><div><p role="status"><strong>{VERBS[job.kind]} {esc(names)}</strong>{more}</p>'
         f'<p class="quiet words">{now or "Starting …"}</p></div>'
-        f'<button type="button" class="button" data-act="stop" data-name="{esc(job.id)}" '
-        f'aria-label="Stop this job">Stop</button></header>{bar(f"{VERBS[job.kind]} {names}", job.stage)}</div>'
+        f"{act('stop', job.id, 'Stop', 'Stop this job')}</header>{bar(f'{VERBS[job.kind]} {names}', job.stage)}</div>"
     )
 
 
 def downloads(shown: Shown | None) -> str:
-    """Links to the files of a kept comparison: the sheet and the JSON as they lie on disk."""
+    """Links to the files of a saved comparison: the contact sheet and the JSON."""
     if shown is None or shown.entry is None:
         return ""
-    name, folder = shown.entry.id, shown.entry.folder
+    files = (("sheet", SHEET_FILE, "contact sheet"), ("json", COMPARISON_FILE, "JSON"))
     links = "".join(
-        f'<a class="button" id="{key}" href="{esc(file_url(folder / file))}" download="{esc(name)}-{file}">{label}</a>'
-        for key, file, label in (
-            ("download-sheet", SHEET_FILE, "Download contact sheet"),
-            ("download-json", COMPARISON_FILE, "Download JSON"),
-        )
+        f'<a class="button" id="download-{key}" href="{esc(file_url(shown.entry.folder / file))}" '
+        f'download="{esc(shown.entry.id)}-{file}">Download {title}</a>'
+        for key, file, title in files
     )
     return f'<p class="links">{links}</p>'
+
+
+def charts(shown: Shown | None) -> str:
+    """Four small charts of the pictures that were drawn."""
+    drawn = [result for result in shown.results if result.image] if shown else []
+    if not drawn:
+        return ""
+    return (
+        '<section class="card charts" aria-label="Time and memory">'
+        f"{_bars('Time a step', [(r, r.seconds_per_step, duration(r.seconds_per_step)) for r in drawn])}"
+        f"{_phases(drawn)}"
+        f"{_bars('Peak memory', [(r, r.peak_memory_bytes, size(r.peak_memory_bytes)) for r in drawn])}"
+        f"{_bars('Weights in memory', [(r, r.weight_bytes, size(r.weight_bytes)) for r in drawn])}</section>"
+    )
+
+
+def _bars(title: str, rows: list[tuple[Result, float | None, str]]) -> str:
+    longest = max((value or 0 for _, value, _ in rows), default=0) or 1
+    inside = "".join(
+        f"{_name(result)}"
+        f'<td><div class="track"><span class="fill{" base" if result.recipe == REFERENCE else ""}" '
+        f'style="width:{100 * (value or 0) / longest:.1f}%"></span></div></td><td class="number">{esc(text)}</td></tr>'
+        for result, value, text in rows
+    )
+    return f'<table class="bars"><caption>{esc(title)}</caption><tbody>{inside}</tbody></table>'
+
+
+def _phases(drawn: list[Result]) -> str:
+    """Total time, each bar cut into its phases."""
+    longest = max(result.seconds.total for result in drawn) or 1
+    inside = ""
+    for result in drawn:
+        parts = "".join(
+            f'<span class="fill {key}" style="width:{100 * getattr(result.seconds, key) / longest:.1f}%" '
+            f'title="{label}: {duration(getattr(result.seconds, key))}"></span>'
+            for key, label in CHARTED_PHASES
+        )
+        total = duration(result.seconds.total)
+        inside += f'{_name(result)}<td><div class="track">{parts}</div></td><td class="number">{esc(total)}</td></tr>'
+    legend = "".join(f'<span><i class="fill {key}"></i>{label}</span>' for key, label in CHARTED_PHASES)
+    return (
+        '<table class="bars"><caption>Total time '
+        f'<span class="legend">{legend}</span></caption><tbody>{inside}</tbody></table>'
+    )
+
+
+def _name(result: Result) -> str:
+    return f'<tr><th scope="row">{esc(recipe_title(result.recipe))}</th>'
+
+
+def gallery(entries: tuple[Entry, ...], opened: str | None) -> str:
+    """The history, the newest comparison first."""
+    if not entries:
+        return '<section class="empty"><p>Comparisons are kept here, each in a folder of its own.</p></section>'
+    items = "".join(_earlier(entry, entry.id == opened) for entry in entries)
+    return f'<section aria-label="Earlier comparisons"><ul class="kept">{items}</ul></section>'
+
+
+def _earlier(entry: Entry, is_open: bool) -> str:
+    request = entry.comparison.request
+    images = [result.image for result in entry.comparison.results if result.image][:3]
+    thumbs = "".join(f'<img src="{esc(file_url(image))}" alt="" loading="lazy">' for image in images)
+    recipes = ", ".join(recipe_title(recipe) for recipe in request.recipes)
+    current = ' aria-current="true"' if is_open else ""
+    return (
+        f'<li><button type="button" data-act="open" data-name="{esc(entry.id)}"{current}>'
+        f'<span class="thumbs">{thumbs}</span><strong>{esc(gist(request.caption))}</strong>'
+        f'<span class="quiet">{esc(recipes)}</span>'
+        f'<span class="quiet">{esc(clock(entry.created))} · {esc(settings(request))}</span></button></li>'
+    )

@@ -1,4 +1,4 @@
-"""Two pictures, one divider: a gr.HTML component around `<input type="range">`, so the keyboard works as it should.
+"""Image comparison slider: two pictures, one divider, around `<input type="range">`, so that the keyboard works.
 
 Any two of the finished pictures can be chosen; *Difference* shows where they differ, amplified eight times. Pictures
 are the PNG files, and pixels stay pixels when enlarged. gr.ImageSlider has neither keyboard nor names nor a choice.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
-
 from ideogram_app.records import Result
 from ideogram_app.ui.results import Shown
 from ideogram_app.ui.words import esc, file_url, recipe_title
@@ -17,17 +15,6 @@ from ideogram_app.ui.words import esc, file_url, recipe_title
 SLIDER_SCRIPT = Path(__file__).with_name("slider.js")
 GAIN = 8  # difference is shown this many times as bright
 ZOOMS = (("fit", "Fit"), ("1", "100 %"), ("2", "200 %"), ("4", "400 %"), ("8", "800 %"))
-
-
-def slider_component() -> gr.HTML:
-    """The component; its value is what `slider` gives."""
-    return gr.HTML(
-        "",
-        elem_id="slider",
-        js_on_load=SLIDER_SCRIPT.read_text(encoding="utf-8"),
-        apply_default_css=False,
-        min_height=0,
-    )
 
 
 def slider(shown: Shown | None) -> str:

@@ -1,4 +1,4 @@
-"""How the page looks and how it is served: theme, style.css, and the flags of `launch`.
+"""Gradio theme, style.css, and the options of `launch`: how the page looks and how it is served.
 
 Fonts are those of the system, so nothing is fetched from elsewhere. The theme sets Gradio's own controls; style.css
 the rest, through the same variables, for light and dark.

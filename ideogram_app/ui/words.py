@@ -1,4 +1,4 @@
-"""Phrases of the page about what is going on, and the escaping of everything that comes from outside.
+"""HTML helpers of the page: escaping, links, buttons, progress bars, fact lists, and phrases about progress.
 
 Left out: translations.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
-from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.catalog.recipes import RECIPES, Recipe
 from ideogram_app.catalog.speedups import find_speedup
 from ideogram_app.generation.captions import wrap_plain
 from ideogram_app.records import IN_BYTES, Event, Request
@@ -32,12 +33,17 @@ PHASE_VERBS = {
     "done": "Finished",
 }
 
-_ADDRESS_OR_COMMAND = re.compile(r"(https://[^\s,;]*[^\s,;.:!?]|`[^`]+`)")
+ADDRESS_OR_COMMAND = re.compile(r"(https://[^\s,;]*[^\s,;.:!?]|`[^`]+`)")
 
 
 def esc(text: object) -> str:
     """Text that is safe inside HTML, in attributes too."""
     return html.escape(str(text), quote=True)
+
+
+def everyday_first() -> list[Recipe]:
+    """Every recipe, those for every day first."""
+    return sorted(RECIPES.values(), key=lambda row: not row.everyday)
 
 
 def recipe_title(name: str) -> str:
@@ -50,7 +56,7 @@ def file_url(path: str | Path) -> str:
 
 
 def typed_of(caption: str) -> str:
-    """What the user typed, as far as the caption tells: the sentence if it is only wrapped, else the JSON."""
+    """What the user typed, as far as the caption shows: the sentence if it is only wrapped, else the JSON."""
     try:
         sentence = json.loads(caption)["compositional_deconstruction"]["elements"][0]["desc"]
     except (ValueError, KeyError, IndexError, TypeError):
@@ -106,7 +112,7 @@ def link(url: str, text: str, kind: str = "") -> str:
 
 def linked(text: str) -> str:
     """A sentence in which addresses are links, and `commands` look like commands."""
-    parts = _ADDRESS_OR_COMMAND.split(text)
+    parts = ADDRESS_OR_COMMAND.split(text)
     return "".join(
         link(part, part)
         if part.startswith("https://")
@@ -117,10 +123,16 @@ def linked(text: str) -> str:
     )
 
 
-def act(deed: str, name: str, label: str, spoken: str, primary: bool = False) -> str:
-    """A button inside a pane: what it does, and to what."""
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Pairs of a name and a value as a description list; "" where there are none."""
+    inside = "".join(f"<div><dt>{esc(name)}</dt><dd>{linked(value)}</dd></div>" for name, value in rows)
+    return f'<dl class="facts">{inside}</dl>' if inside else ""
+
+
+def act(action: str, name: str, label: str, spoken: str, primary: bool = False) -> str:
+    """A button inside a pane: its action, and what it acts on."""
     return (
-        f'<button type="button" class="button{" primary" if primary else ""}" data-act="{deed}" '
+        f'<button type="button" class="button{" primary" if primary else ""}" data-act="{action}" '
         f'data-name="{esc(name)}" aria-label="{esc(spoken)}">{esc(label)}</button>'
     )
 

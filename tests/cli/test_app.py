@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -14,12 +13,14 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gradio_client import Client
+from typer.main import get_command
 
-import app
+from ideogram_app.cli import serve
 from ideogram_app.cli.output import describe_result
 from ideogram_app.comparison.contact_sheet import result_lines
 from ideogram_app.comparison.metrics import psnr
@@ -45,30 +46,30 @@ ROOT = Path(__file__).resolve().parents[2]
 def taken() -> Iterator[int]:
     """A port somebody else listens on."""
     with socket.socket() as other:
-        other.bind((app.LOCAL, 0))
+        other.bind((serve.LOCAL, 0))
         other.listen()
         yield other.getsockname()[1]
 
 
-def flags(*arguments: str) -> argparse.Namespace:
-    return app.read_flags(list(arguments))
+def flags(*arguments: str) -> SimpleNamespace:
+    return SimpleNamespace(**get_command(serve.page).make_context("app.py", list(arguments)).params)
 
 
 def test_a_port_that_was_asked_for_is_taken_or_refused_by_name(taken: int) -> None:
     with pytest.raises(RequestError, match=f"Port {taken} is in use"):
-        app.choose_port(app.LOCAL, str(taken))
+        serve.choose_port(serve.LOCAL, str(taken))
     for wrong in ("0", "70000", "http", "-1"):
         with pytest.raises(RequestError, match="no port"):
-            app.choose_port(app.LOCAL, wrong)
+            serve.choose_port(serve.LOCAL, wrong)
     port = free_port()
-    assert app.choose_port(app.LOCAL, str(port)) == port
+    assert serve.choose_port(serve.LOCAL, str(port)) == port
 
 
 def test_without_a_port_the_next_free_one_is_taken_and_named(
     taken: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(app, "FIRST_PORT", taken)
-    port = app.choose_port(app.LOCAL, "")
+    monkeypatch.setattr(serve, "FIRST_PORT", taken)
+    port = serve.choose_port(serve.LOCAL, "")
     assert port > taken and str(port) in capsys.readouterr().out
 
 
@@ -92,7 +93,7 @@ def test_every_flag_has_a_twin_in_the_environment(monkeypatch: pytest.MonkeyPatc
     assert (read.listen, read.port, read.share, read.auth, read.no_browser) == (True, "7999", False, "a:b", True)
     assert (str(read.data_dir), str(read.output_dir), read.model) == ("weights", "drawn", "ideogram-4")
     assert (read.offline, str(read.source)) == (True, "copy")
-    assert (app.reserved(read.reserve_vram), read.unload_after) == (1_500_000_000, -1)
+    assert (serve.reserved(read.reserve_vram), read.unload_after) == (1_500_000_000, -1)
     assert flags("--port", "1", "--model", "miniature").port == "1"
 
 
@@ -102,30 +103,30 @@ def test_by_default_nobody_else_can_reach_the_page(monkeypatch: pytest.MonkeyPat
     read = flags()
     assert not read.listen and not read.share and read.auth == ""
     assert not read.offline and read.source is None
-    assert (app.reserved(read.reserve_vram), read.unload_after) == (0, 300)
+    assert (serve.reserved(read.reserve_vram), read.unload_after) == (0, 300)
     assert (read.data_dir, read.output_dir) == (ROOT / "data", ROOT / "outputs")
-    assert app.choose_host(read.listen) == "127.0.0.1"
+    assert serve.choose_host(read.listen) == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "somebody/something")
-    assert app.choose_host(read.listen) == "0.0.0.0"
+    assert serve.choose_host(read.listen) == "0.0.0.0"
 
 
 def test_a_password_needs_both_halves() -> None:
-    assert app.credentials("") is None and app.credentials("a:b:c") == ("a", "b:c")
+    assert serve.credentials("") is None and serve.credentials("a:b:c") == ("a", "b:c")
     for wrong in ("a", "a:", ":b"):
         with pytest.raises(RequestError, match="USER:PASSWORD"):
-            app.credentials(wrong)
+            serve.credentials(wrong)
 
 
 @pytest.mark.parametrize("wrong", ["-1", "nan", "inf"])
 def test_a_reserve_is_no_less_than_nothing_and_no_more_than_a_number(wrong: str) -> None:
     with pytest.raises(RequestError, match="--reserve-vram"):
-        app.reserved(flags("--reserve-vram", wrong).reserve_vram)
+        serve.reserved(flags("--reserve-vram", wrong).reserve_vram)
 
 
 def test_a_copy_that_was_named_and_is_not_there_is_refused(tmp_path: Path) -> None:
-    assert app.existing(tmp_path) == tmp_path
+    assert serve.existing(tmp_path) == tmp_path
     with pytest.raises(RequestError, match="nothing"):
-        app.existing(tmp_path / "nothing")
+        serve.existing(tmp_path / "nothing")
 
 
 def test_a_named_copy_is_used_and_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,6 @@ HEAVY = ("torch", "torchao", "diffusers", "transformers", "accelerate", "safeten
 BUILD = f"""
 import sys
 from pathlib import Path
-import app
 from ideogram_app.studio.local_backend import LocalBackend
 from ideogram_app.studio.studio import Studio
 from ideogram_app.ui.page import build
@@ -202,17 +202,18 @@ def test_the_worker_begins_when_the_page_answers_already(tmp_path: Path, monkeyp
     class Asking(Fake):
         def detect(self) -> Hardware:
             try:
-                with urllib.request.urlopen(f"http://{app.LOCAL}:{port}/", timeout=30) as answer:
+                with urllib.request.urlopen(f"http://{serve.LOCAL}:{port}/", timeout=30) as answer:
                     answers.append(answer.status)
             finally:
                 os.kill(os.getpid(), signal.SIGINT)  # serving ends as a user ends it
             return super().detect()
 
     monkeypatch.setattr(local_backend, "LocalBackend", lambda *_, **__: Asking())
-    monkeypatch.setattr(app, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(serve, "GRACE_SECONDS", 0.0)
     rescue = threading.Timer(LIMIT, os.kill, (os.getpid(), signal.SIGINT))  # of a worker that never begins
     rescue.start()
-    app.serve(flags("--no-browser", "--port", str(port), "--output-dir", str(tmp_path), "--data-dir", str(tmp_path)))
+    folders = ["--output-dir", str(tmp_path), "--data-dir", str(tmp_path)]
+    serve.serve(**vars(flags("--no-browser", "--port", str(port), *folders)))
     rescue.cancel()
     assert answers == [200]
 
@@ -224,7 +225,7 @@ def test_the_program_serves_the_page_and_says_what_the_machine_is(tmp_path: Path
     command += ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "outputs")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
-            url = f"http://{app.LOCAL}:{port}"
+            url = f"http://{serve.LOCAL}:{port}"
             wait_until_it_answers(url, process)
             answer = Client(url, verbose=False).predict(api_name="/system_info")
             assert answer["hardware"]["torch"] and answer["plan"]["model"] == "miniature"
@@ -245,9 +246,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, F
     studio = Studio(fake, root / "outputs")
     page, port = build(studio), free_port()
     options: dict[str, Any] = launch_options(studio.output, root / "data")
-    page.launch(server_name=app.LOCAL, server_port=port, prevent_thread_lock=True, **options)
+    page.launch(server_name=serve.LOCAL, server_port=port, prevent_thread_lock=True, **options)
     studio.start()
-    url = f"http://{app.LOCAL}:{port}"
+    url = f"http://{serve.LOCAL}:{port}"
     yield Client(url, verbose=False), fake, url, root
     studio.close()
     page.close(verbose=False)
@@ -324,8 +325,12 @@ def test_with_a_password_pictures_are_not_for_everybody(tmp_path: Path) -> None:
     page = build(studio)
     options: dict[str, Any] = launch_options(studio.output, tmp_path / "data")
     page.launch(
-        server_name=app.LOCAL, server_port=port, prevent_thread_lock=True, auth=app.credentials("me:secret"), **options
+        server_name=serve.LOCAL,
+        server_port=port,
+        prevent_thread_lock=True,
+        auth=serve.credentials("me:secret"),
+        **options,
     )
     with pytest.raises(OSError, match="401"):
-        urllib.request.urlopen(f"http://{app.LOCAL}:{port}/gradio_api/file={studio.output / 'picture.png'}")
+        urllib.request.urlopen(f"http://{serve.LOCAL}:{port}/gradio_api/file={studio.output / 'picture.png'}")
     page.close(verbose=False)

@@ -258,5 +258,6 @@ def test_the_encoder_tries_beside_what_is_loaded_and_then_without_it(
     home: str, loaded: bool, adapt: bool, ways: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = replace(plan(HOST, "miniature"), encoder=home, device="cuda:0")
-    monkeypatch.setattr(ModelCache, "key", property(lambda _: "something" if loaded else None))
-    assert reading._modes(adapt, chosen, ModelCache()) == ways
+    cache = ModelCache()
+    monkeypatch.setattr(cache, "key", "something" if loaded else None)
+    assert reading._modes(adapt, chosen, cache) == ways

@@ -32,13 +32,13 @@ from small_model import (
 )
 from typer.testing import CliRunner
 
-from ideogram_app.__main__ import app
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.sources import BRANCHES
 from ideogram_app.checkpoints.prepared import storage as formats
 from ideogram_app.checkpoints.prepared.manifest import read_manifest
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.prepared.store import Store
+from ideogram_app.cli.app import app
 from ideogram_app.errors import CheckpointError, RequestError
 from ideogram_app.files import hash_file, project_folder
 from ideogram_app.model.loader import load_transformers

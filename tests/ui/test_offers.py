@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ideogram_app import __main__ as program
 from ideogram_app.catalog.reasons import Reason
+from ideogram_app.cli import app as command_line
 from ideogram_app.cli.output import describe_offer, describe_result
 from ideogram_app.errors import RequestError
 from ideogram_app.generation.captions import wrap_plain
@@ -128,12 +128,12 @@ def test_flags_of_the_command_line_reach_the_request(
         return Job(submit(), "compare", "miniature", state="done", results=(RAN_OUT,))
 
     monkeypatch.setattr(Studio, "submit_compare", submitted)
-    monkeypatch.setattr(program, "_run", done)
+    monkeypatch.setattr(command_line, "run_job", done)
     line = [command, "--prompt", "a red circle", "--out", str(tmp_path / "a.png"), "--data-dir", str(tmp_path)]
     line += ["--recipe", INT8] if command == "generate" else ["--recipes", INT8]
     flags = ["--adapt", "--device-limit", "9.5", "--host-limit", "8", "--reserve-vram", "1.5"]
     for further in ([], flags):
-        CliRunner().invoke(program.app, [*line, *further])
+        CliRunner().invoke(command_line.app, [*line, *further])
     (plain, nothing), (limited, reserve) = seen
     assert (plain.adapt, plain.device_limit_bytes, plain.host_limit_bytes, nothing) == (False, None, None, 0)
     assert (limited.adapt, limited.device_limit_bytes, limited.host_limit_bytes) == (True, 9_500_000_000, 8_000_000_000)
