@@ -4,8 +4,7 @@ Its modules (this list is made by tools/docs.py):
 
     cache.py            Model cache: transformers, and text encoder where it fits, stay loaded between pictures.
     components.py       Components beside the transformers: tokenizer, text encoder, VAE decoder, scheduler's shift.
-    fill.py             UnitWriter a module built on the meta device: a tensor by its name, an error where one is
-                        missing.
+    fill.py             Filling a module built on the meta device: a tensor by its name, an error where one is missing.
     loader.py           Loading both transformers of a recipe from prepared files to modules, resident or offloaded.
     reference_model.py  Reference model: diffusers' own transformers, filled from our files, to test and to calibrate.
     vae.py              VAE decoder (FLUX.2's autoencoder), written for inference: latents to pixels, also in tiles.

@@ -1,4 +1,4 @@
-"""UnitWriter a module built on the meta device: a tensor by its name, an error where one is missing.
+"""Filling a module built on the meta device: a tensor by its name, an error where one is missing.
 
 transformers and diffusers fill theirs while they load their own files. Left out: which tensor is whose (assemble.py).
 """

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,21 +47,22 @@ class Streams(BlockingCopyStream):
         self._random, self._lock = random.Random(seed), threading.RLock()
         self._copying, self._computing = deque[Work](), deque[Work]()
         self._awaited: list[Work] = []  # by whatever is computed next
-        self._memory = torch.zeros(MEMORY, dtype=torch.uint8)
-        self._given: dict[int, tuple[int, weakref.ref[Tensor]]] = {}
+        self._bytes = np.zeros(MEMORY, np.uint8)
+        self._memory = torch.from_numpy(self._bytes)
+        self._given: dict[int, tuple[int, weakref.ref[np.ndarray]]] = {}  # arrays live as long as any view of theirs
 
     def _allocate(self, size: int, device: torch.device) -> Tensor:
         """The first gap that is large enough, whatever the device has yet to do with it."""
         with self._lock:
             start = 0
-            for begin, (taken, tensor) in sorted(self._given.items()):
-                if tensor() is not None:
+            for begin, (taken, array) in sorted(self._given.items()):
+                if array() is not None:
                     if begin - start >= size:
                         break
                     start = max(start, begin + taken)
-            memory = self._memory[start : start + size]
+            memory = self._bytes[start : start + size]
             self._given[start] = size, weakref.ref(memory)
-            return memory
+            return torch.from_numpy(memory)
 
     def copy_async(self, source: Tensor, target: Tensor, after: Any) -> Any:
         start, end = self.place(target), self.place(target) + len(target)  # so that it holds no memory itself
@@ -84,7 +86,7 @@ class Streams(BlockingCopyStream):
 
     def synchronize(self, event: Any) -> None:
         while event and not event.is_done:
-            assert self.step(), "the streams wait for each other"
+            assert self.step() or event.is_done, "the streams wait for each other"  # done by another thread meanwhile
 
     def step(self) -> bool:
         """Do one of the works that may come next; whether there is one."""
