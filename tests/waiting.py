@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 Value = TypeVar("Value")
-LIMIT = 120.0  # seconds after which something is broken and not slow
+LIMIT = 300.0  # seconds after which something is broken and not slow
 
 
 def wait_until(condition: Callable[[], Value], limit: float = LIMIT, what: str = "") -> Value:

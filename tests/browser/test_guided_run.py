@@ -22,7 +22,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from ideogram_app.catalog.sources import find_source
 from ideogram_app.hub.access import TOKENS_PAGE
 from ideogram_app.studio.setup_status import STAGE_NAMES
-from tests.browser.conftest import PATIENCE, Site, leaves, stopped_while_held, watched
+from tests.browser.conftest import LONG, PATIENCE, Site, leaves, stopped_while_held, watched
 from tests.conftest import MINIATURE
 from tests.fake_backend import MACHINE
 from tests.replica import TOKEN
@@ -38,7 +38,6 @@ pytestmark = pytest.mark.slow
 expect.set_options(timeout=PATIENCE)
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, RECIPE, TITLE = find_source("ideogram-4"), "int8-w8a8-rotated", "INT8 W8A8 rotated"
-LONG = 240_000  # milliseconds; a busy machine takes its time to import torch and to draw
 MEGABYTE = 2**20
 # Started in place of app.py: the published model is small, its repository as large as the replica, waits are short,
 # and packing takes as long as a person needs to press a button, where the environment says so.

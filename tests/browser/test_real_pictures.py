@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.wire import from_plain
-from tests.browser.conftest import watched
+from tests.browser.conftest import LONG, watched
 from tests.serving import free_port, wait_until_it_answers
 from training.miniature.scenes import Scene, Thing
 from training.miniature.score import score
@@ -26,7 +26,6 @@ from training.miniature.score import score
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-MINUTES_2 = 120_000  # milliseconds; a busy machine takes its time to import torch
 PROMPT = "a large red circle at the top left and the word MOON in black letters on a yellow background"
 SCENE = Scene("yellow", (Thing("circle", "red", "top left", "large"),), "MOON")
 
@@ -64,7 +63,7 @@ def test_one_caption_in_five_precisions_from_first_use_to_download(tab: Page) ->
         tab.get_by_role("checkbox", name=recipe.title, exact=True).check()
     tab.get_by_label("Turbo 12").check()
     tab.get_by_role("button", name="Generate").click()
-    expect(tab.locator("#download-json")).to_be_visible(timeout=MINUTES_2)
+    expect(tab.locator("#download-json")).to_be_visible(timeout=LONG)
 
     comparison = from_plain(Comparison, json.loads(fetch(tab, tab.locator("#download-json").get_attribute("href"))))
     assert [result.recipe for result in comparison.results] == list(RECIPES)
@@ -84,7 +83,7 @@ def test_stop_ends_a_real_drawing(tab: Page) -> None:
     tab.get_by_label("Width").fill("1024")
     tab.get_by_label("Height").fill("1024")
     tab.get_by_role("button", name="Generate").click()
-    expect(tab.locator("#job")).to_contain_text("of 48", timeout=MINUTES_2)
+    expect(tab.locator("#job")).to_contain_text("of 48", timeout=LONG)
     tab.locator("#stop").click()
-    expect(tab.locator("#results")).to_contain_text("Stopped.", timeout=MINUTES_2)
+    expect(tab.locator("#results")).to_contain_text("Stopped.", timeout=LONG)
     expect(tab.locator("#stop")).to_be_disabled()
