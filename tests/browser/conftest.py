@@ -35,8 +35,8 @@ FLAGS = [
     "--disable-sync",
     "--disable-renderer-backgrounding",
 ]
-# Milliseconds that an assertion waits, and one for which models are loaded and pictures drawn: a machine whose cores are
-# all taken by others needs more than a minute to show a first page. What comes earlier waits no longer.
+# Milliseconds that an assertion waits, and one for which models are loaded and pictures drawn: a machine whose cores
+# are all taken by others needs more than a minute to show a first page. What comes earlier waits no longer.
 PATIENCE, LONG = 300_000, 600_000
 
 
