@@ -76,6 +76,7 @@ def shown_commands() -> Iterator[tuple[str, list[str]]]:
 # Pages and what makes them ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_page_is_what_the_tool_makes() -> None:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("IDEOGRAM_APP_", "GRADIO_"))}
     answer = subprocess.run(

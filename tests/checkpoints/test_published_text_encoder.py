@@ -27,6 +27,8 @@ from ideogram_app.checkpoints.published.text_encoder import TextEncoderCheckpoin
 from ideogram_app.checkpoints.safetensors import SafetensorsFile
 from ideogram_app.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 MODEL = stock_model()
 GATE = "language_model.layers.1.mlp.gate_proj.weight"
 

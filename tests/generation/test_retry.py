@@ -32,6 +32,8 @@ from ideogram_app.records import Fallback, Request, Result
 from ideogram_app.wire import from_json
 from tests.plan_by_name import plan, planned
 
+pytestmark = pytest.mark.slow
+
 HOST = Hardware(name="A processor", host_memory_bytes=32 * 10**9, host_free_bytes=24 * 10**9, disk_free_bytes=10**12)
 CAPTION = parse_prompt("a red circle on a yellow background").caption
 REQUEST = Request("miniature", CAPTION, ("reference", "gguf-q4_k"), "turbo-12", 96, 64, seed=5)

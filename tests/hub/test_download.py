@@ -28,6 +28,8 @@ from tests.replica import OTHERS, SIZES, SOURCE, TOTAL, WEIGHTS, holds, serving,
 from tests.waiting import wait_until
 from tools.hub import Hub
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

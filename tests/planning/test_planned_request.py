@@ -34,6 +34,8 @@ from ideogram_app.studio.studio import Studio
 from tests.fake_backend import Fake
 from tests.plan_by_name import plan, planned
 
+pytestmark = pytest.mark.slow
+
 HOST = Hardware(name="A processor", host_memory_bytes=32 * 10**9, host_free_bytes=24 * 10**9, disk_free_bytes=10**12)
 CARD = Hardware(
     kind="cuda",
