@@ -28,6 +28,10 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.cards import CARDS, described  # noqa: E402
+
 RECORD = ROOT / "tools" / "golden.json"
 RECIPES = (
     "reference",
@@ -42,24 +46,6 @@ RECIPES = (
 )
 COMMANDS = ("doctor", "plan", "prepare", "quantize", "calibrate", "generate", "compare", "benchmark")
 CAPTIONS = ROOT / "assets" / "prompts" / "calibration-miniature.jsonl"
-# Cards as they are sold: name as the driver has it, compute capability, memory in GiB, RAM in GiB, how many.
-CARDS = (
-    ("GTX 1660", (7, 5), 6, 16, 1),
-    ("RTX 2060", (7, 5), 6, 16, 1),
-    ("RTX 2060", (7, 5), 6, 32, 1),
-    ("RTX 4060 Laptop GPU", (8, 9), 8, 16, 1),
-    ("RTX 4060", (8, 9), 8, 32, 1),
-    ("RTX 3080", (8, 6), 10, 32, 1),
-    ("RTX 3060", (8, 6), 12, 16, 1),
-    ("RTX 3060", (8, 6), 12, 32, 1),
-    ("RTX 5070", (12, 0), 12, 32, 1),
-    ("RTX 4060 Ti", (8, 9), 16, 16, 1),
-    ("RTX 4060 Ti", (8, 9), 16, 32, 2),
-    ("RTX 3090", (8, 6), 24, 32, 1),
-    ("RTX 4090", (8, 9), 24, 64, 1),
-    ("RTX 5090", (12, 0), 32, 64, 1),
-    ("H100", (9, 0), 80, 256, 1),
-)
 # The width of help, its default folders, and the order in which a sum is made.
 SAME_EVERYWHERE = {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb", "OMP_NUM_THREADS": "1"} | {
     "IDEOGRAM_APP_DATA": "/data",
@@ -95,21 +81,6 @@ def without(value: Any, names: set[str]) -> Any:
     return [without(item, names) for item in value] if isinstance(value, list) else value
 
 
-def described(name: str, capability: tuple[int, int], memory: int, ram: int, count: int) -> dict[str, Any]:
-    """A machine with one kind of card, mostly idle, as `doctor --json` would print it."""
-    return {
-        "kind": "cuda",
-        "name": name,
-        "compute_capability": capability,
-        "device_count": count,
-        "device_memory_bytes": memory * 2**30,
-        "device_free_bytes": int(memory * 2**30 * 0.96),
-        "host_memory_bytes": ram * 2**30,
-        "host_free_bytes": int(ram * 2**30 * 0.75),
-        "disk_free_bytes": 500 * 10**9,
-    }
-
-
 def helps() -> dict[str, str]:
     made = {f"help/{name}": command(name, "--help") for name in COMMANDS}
     return {"help": command("--help"), "help/app.py": run("app.py", "--help"), **made}
@@ -120,7 +91,7 @@ def plans(work: Path) -> dict[str, str]:
     made = {}
     for card in CARDS:
         file = work / "machine.json"
-        file.write_text(json.dumps(described(*card)), encoding="utf-8")
+        file.write_text(json.dumps(described(card)), encoding="utf-8")
         name = f"plan/{card[4]} x {card[0]}, {card[2]} GB, RAM {card[3]} GB"
         made[name] = command("plan", "--hardware", str(file), "--json")
     return made

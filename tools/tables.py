@@ -23,31 +23,11 @@ from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.studio.setup_status import EXAMPLE_RATE, SetupStatus, lasting
 from ideogram_app.studio.state import State
+from tools.cards import CARDS, Card, described
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-GIB = 2**30
 DEVICES = {"Intel(R) Xeon(R) Processor": "Xeon", "NVIDIA H100 80GB HBM3": "H100"}  # as a cell of a table has room for
-# Cards as they are sold: name as the driver has it, compute capability, device memory in GiB, RAM in GiB, how many.
-Card = tuple[str, tuple[int, int], int, int, int]
-CARDS: tuple[Card, ...] = (
-    ("GTX 1660", (7, 5), 6, 16, 1),
-    ("RTX 2060", (7, 5), 6, 16, 1),
-    ("RTX 2060", (7, 5), 6, 32, 1),
-    ("RTX 4060 Laptop GPU", (8, 9), 8, 16, 1),
-    ("RTX 4060", (8, 9), 8, 32, 1),
-    ("RTX 3080", (8, 6), 10, 32, 1),
-    ("RTX 3060", (8, 6), 12, 16, 1),
-    ("RTX 3060", (8, 6), 12, 32, 1),
-    ("RTX 5070", (12, 0), 12, 32, 1),
-    ("RTX 4060 Ti", (8, 9), 16, 16, 1),
-    ("RTX 4060 Ti", (8, 9), 16, 32, 2),
-    ("RTX 3090", (8, 6), 24, 32, 1),
-    ("RTX 4090", (8, 9), 24, 64, 1),
-    ("RTX 5090", (12, 0), 32, 64, 1),
-    ("H100", (9, 0), 80, 256, 1),
-)
 AT_HOME = tuple(card for card in CARDS if card[0] != "H100" and card[-1] == 1)
-TAKEN_SHARE = 0.04  # of a card's memory is in use by the desktop before anything starts
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -139,22 +119,7 @@ def _seconds(seconds: float) -> str:
 
 def planned(card: Card) -> Plan:
     """What the planner decides for a card as it is sold, at 1024 x 1024."""
-    return plan(PlanInputs.of(described(*card), "ideogram-4"))
-
-
-def described(name: str, capability: tuple[int, int], memory: int, ram: int, count: int = 1) -> Hardware:
-    """A machine with one kind of card, mostly idle: a quarter of its RAM is taken."""
-    return Hardware(
-        kind="cuda",
-        name=name,
-        compute_capability=capability,
-        device_count=count,
-        device_memory_bytes=memory * GIB,
-        device_free_bytes=int(memory * GIB * (1 - TAKEN_SHARE)),
-        host_memory_bytes=ram * GIB,
-        host_free_bytes=int(ram * GIB * 0.75),
-        disk_free_bytes=500 * 10**9,
-    )
+    return plan(PlanInputs.of(Hardware(**described(card)), "ideogram-4"))
 
 
 def _home(decided: Plan) -> str:
