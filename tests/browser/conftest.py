@@ -1,4 +1,4 @@
-"""One page on a fake backend and one browser for all tests here; each test gets a fresh tab.
+"""One browser for all tests here, one page on a fake backend for each module; each test gets a fresh tab.
 
 The browser is the system's Chromium. A tab notes every request that leaves this machine and every complaint of the
 page's scripts, and each test ends by finding neither.
@@ -49,7 +49,7 @@ class Site:
     fake: Fake
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # what one file left on the fake disk must not be there in the next
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     fake = Fake()
     root = tmp_path_factory.mktemp("site")
