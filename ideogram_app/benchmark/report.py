@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ideogram_app.machine.gpu_specs import Ceiling
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.machine.microbench import Ceiling
 from ideogram_app.text import gb
 
 

@@ -37,10 +37,10 @@ from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.benchmark.stock import build_stock, load_packages
 from ideogram_app.benchmark.weights import Tiles
 from ideogram_app.errors import AppError
-from ideogram_app.machine.gpu_specs import Flops
+from ideogram_app.machine.gpu_specs import Ceiling, Flops
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.meter import PhaseMeter, bytes_in_use, release, trim
-from ideogram_app.machine.microbench import Ceiling, measure_ceiling
+from ideogram_app.machine.microbench import measure_ceiling
 from ideogram_app.machine.versions import commit, versions
 from ideogram_app.planning.step_time import step_flops
 from ideogram_app.text import gb

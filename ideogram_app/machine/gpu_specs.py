@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DISK_BYTES_PER_SECOND = 2.0e9  # an ordinary NVMe drive reading large files; an assumption, not a measurement
 LINK_BYTES_PER_SECOND = 12e9  # PCIe 3 x16 or 4 x8 in practice; taken where the card's own link is not known
@@ -67,6 +67,36 @@ class MeasuredRates:
             tops_int8=newer.tops_int8 or self.tops_int8,
             link=newer.link or self.link,
             disk=newer.disk or self.disk,
+        )
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The device at its best.
+
+    Attributes:
+        tflops_bf16, tops_int8: of large products; 10^12 operations a second, multiply and add counted apart.
+        copy_gb_s: bytes read plus bytes written, in 10^9 a second.
+        tflops: of products in the computing type `dtype`.
+        problem: why a number is missing.
+    """
+
+    tflops_bf16: float | None
+    tops_int8: float | None
+    copy_gb_s: float
+    tflops: float
+    dtype: str
+    problem: str = ""
+
+    def better(self, other: Ceiling) -> Ceiling:
+        """The higher of each number, of two measurements of one device: what else ran on it lowers a ceiling."""
+        bf16, int8 = self.tflops_bf16, self.tops_int8
+        return replace(
+            self,
+            tflops_bf16=bf16 and max(bf16, other.tflops_bf16 or 0.0),
+            tops_int8=int8 and max(int8, other.tops_int8 or 0.0),
+            copy_gb_s=max(self.copy_gb_s, other.copy_gb_s),
+            tflops=max(self.tflops, other.tflops),
         )
 
 

@@ -18,12 +18,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ideogram_app.machine.gpu_specs import MeasuredRates
+from ideogram_app.machine.gpu_specs import Ceiling, MeasuredRates
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import PhaseMeter
 
@@ -42,36 +41,6 @@ F_NOCACHE = 48  # macOS: reads of this file neither use nor fill the cache
 CEILING_ON_A_DEVICE: tuple[Shape, ...] = ((8192, 8192, 8192), (4096, 12288, 4608))
 CEILING_ON_A_CPU: tuple[Shape, ...] = ((2048, 2048, 2048), (512, 4608, 4608))
 COPIED_BYTES = {"cpu": 2**28}  # larger than any cache; 1 GiB elsewhere
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """The device at its best.
-
-    Attributes:
-        tflops_bf16, tops_int8: of large products; 10^12 operations a second, multiply and add counted apart.
-        copy_gb_s: bytes read plus bytes written, in 10^9 a second.
-        tflops: of products in the computing type `dtype`.
-        problem: why a number is missing.
-    """
-
-    tflops_bf16: float | None
-    tops_int8: float | None
-    copy_gb_s: float
-    tflops: float
-    dtype: str
-    problem: str = ""
-
-    def better(self, other: Ceiling) -> Ceiling:
-        """The higher of each number, of two measurements of one device: what else ran on it lowers a ceiling."""
-        bf16, int8 = self.tflops_bf16, self.tops_int8
-        return replace(
-            self,
-            tflops_bf16=bf16 and max(bf16, other.tflops_bf16 or 0.0),
-            tops_int8=int8 and max(int8, other.tops_int8 or 0.0),
-            copy_gb_s=max(self.copy_gb_s, other.copy_gb_s),
-            tflops=max(self.tflops, other.tflops),
-        )
 
 
 def probe(device: torch.device, folder: Path | None = None) -> MeasuredRates:

@@ -32,6 +32,12 @@ def command(*arguments: str, text: str | None = None) -> subprocess.CompletedPro
     return subprocess.run(line, cwd=ROOT, input=text, capture_output=True, text=True, timeout=600)
 
 
+def test_a_command_that_computes_nothing_does_not_wait_for_torch() -> None:
+    asked = "import sys, ideogram_app.cli.app; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
+
+
 @pytest.fixture
 def described(tmp_path: Path) -> str:
     file = tmp_path / "rtx3060.json"
