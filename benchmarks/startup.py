@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -35,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 from ideogram_app.machine.hardware import detect  # noqa: E402
 from ideogram_app.machine.versions import commit, versions  # noqa: E402
 from ideogram_app.wire import to_plain  # noqa: E402
+from tools.chromium import find_chromium  # noqa: E402
 
 LIMIT = 1.5  # times the empty page's time to answer
 POLL_SECONDS = 0.005
@@ -141,7 +141,7 @@ def wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
 @contextmanager
 def a_browser() -> Iterator[Any]:
     """A running Chromium, or None."""
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    path = find_chromium()
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from ideogram_app.studio.studio import Studio  # noqa: E402
 from ideogram_app.ui.form import request_of  # noqa: E402
 from ideogram_app.ui.page import build  # noqa: E402
 from ideogram_app.ui.style import launch_options  # noqa: E402
+from tools.chromium import find_chromium  # noqa: E402
 
 LARGEST = 400_000  # bytes of one screenshot
 PROMPT = (
@@ -68,7 +67,7 @@ def photograph(folder: Path, prompt: str, seed: int, to: Path) -> None:
         print(f"compared with {job.request.preset if job.request else ''}: {job.state} {job.error}", flush=True)
     if job.state != "done":
         raise SystemExit(f"The comparison failed: {job.error}")
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    path = find_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         url = f"http://127.0.0.1:{port}"

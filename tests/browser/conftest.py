@@ -7,7 +7,6 @@ page's scripts, and each test ends by finding neither.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlparse
@@ -24,6 +23,7 @@ from ideogram_app.ui.style import launch_options
 from tests.fake_backend import Fake
 from tests.serving import free_port
 from tests.waiting import LIMIT, wait_until
+from tools.chromium import find_chromium
 
 FLAGS = [
     "--no-sandbox",
@@ -70,7 +70,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    path = find_chromium()
     if not path:
         pytest.skip("there is no Chromium on this machine; the environment variable CHROMIUM can name one")
     with sync_playwright() as playwright:

@@ -47,10 +47,10 @@ def test_its_files_are_the_ones_that_were_written() -> None:
     assert sorted({name.split("/")[0] for name in recorded}) == sorted(parts)
 
 
-@pytest.mark.parametrize(("form", "allowance"), [("json", 0), ("plain", 10), ("wrapped", 10)])
-def test_it_draws_what_held_out_captions_ask_for(stock: Any, form: str, allowance: int) -> None:
-    """Thirty captions and twelve steps: bars are a little below those of the full evaluation (benchmarks/results)."""
-    shares = evaluate(stock, 30, form, GUIDANCE, "turbo-12").shares()
+@pytest.mark.parametrize(("form", "count", "allowance"), [("json", 30, 0), ("plain", 15, 10), ("wrapped", 15, 10)])
+def test_it_draws_what_held_out_captions_ask_for(stock: Any, form: str, count: int, allowance: int) -> None:
+    """Few captions and twelve steps: bars are a little below those of the full evaluation (benchmarks/results)."""
+    shares = evaluate(stock, count, form, GUIDANCE, "turbo-12").shares()
     bars = {"background": 93, "colour": 88, "place": 88, "shape": 84, "letters": 80}
     assert all(shares[name] >= bar - allowance for name, bar in bars.items()), shares
 
