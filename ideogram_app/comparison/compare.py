@@ -75,7 +75,6 @@ def _encode(planned: PlannedRequest, session: Session) -> SharedInputs | OutOfMe
     try:
         return encode_prompt(planned, session)
     except DeviceError as problem:
-        log.warning("the caption could not be encoded", exc_info=True)
         return str(problem)
     except AppError:
         raise

@@ -11,6 +11,7 @@ Left out: prompt enhancement, and encoding on the processor while the device dra
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import torch
@@ -32,8 +33,10 @@ from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan
 
+log = logging.getLogger(__name__)
+
 STREAMED = "streamed"  # the encoder mode that takes the least memory
-HELPS = "No recipe can draw from them: update the device's driver, or draw with the text encoder in another recipe"
+HELPS = "No recipe can draw from them: update the device's driver, or keep the text encoder in another type (--encoder)"
 
 
 def caption_tokens(components: ComponentsFolder, caption: str) -> tuple[int, ...]:
@@ -78,6 +81,7 @@ def encode_prompt(planned: PlannedRequest, session: Session) -> SharedInputs | O
             forget(problem)
             lost = session.unload([chosen.device], "encode") or lost
             if lost:
+                log.exception("the text encoder lost its device")
                 session.lose(lost, [chosen.device])
                 raise DeviceError(lost.sentence()) from problem
             if oom is None:

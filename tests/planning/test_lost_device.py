@@ -34,9 +34,8 @@ WORDS = [
     ("level_zero backend failed with error: 20 (UR_RESULT_ERROR_DEVICE_LOST)", "xpu"),
     ("ZE_RESULT_ERROR_DEVICE_LOST", "xpu"),
     ("Caused GPU Hang Error (00000003:kIOGPUCommandBufferCallbackErrorHang)", "mps"),
-    ("Ignored (for causing prior/excessive GPU errors) (00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)",)
-    * 1
-    + ("mps",),
+    ("Ignored (for causing prior/excessive GPU errors)", "mps"),
+    ("(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)", "mps"),
     ("GPU is lost. Reboot the system to recover this GPU", ""),
     ("DXGI_ERROR_DEVICE_REMOVED", ""),
 ]
