@@ -264,7 +264,7 @@ def compare(
     job = drawing.draw(prompt, model, split_names(recipes))
     if job.entry:
         entry = find_entry(drawing.output.absolute(), job.entry)
-        if out:
+        if out and (entry.folder / SHEET_FILE).is_file():  # else the job says why it could not be written
             _copy(entry.folder / SHEET_FILE, out)
         if json_file:
             write_text(json_file, to_json(entry.comparison))
