@@ -311,6 +311,9 @@ def main(arguments: Sequence[str]) -> int:
     except LaunchError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return problem.code
+    except OSError as problem:  # a full disk, a folder that may not be written, a program that does not start
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Build:
     triton: bool = False
 
 
-# PyTorch's release matrix for 2.13: CUDA 12.6 and 13.0, ROCm 7.2, XPU, CPU (RELEASE.md of pytorch/pytorch).
+# PyTorch's release matrix for 2.13: CUDA 12.6 and 13.0, ROCm 7.2, XPU, CPU (the release page of pytorch/pytorch).
 BUILDS = {
     DEFAULT: Build("from the default index"),  # CUDA 13.0 on Linux, CPU on Windows, Metal on macOS
     "cu130": Build("for CUDA 13.0", "cu130", ("linux", "win32")),
@@ -61,7 +61,7 @@ REPLACED = ("torch", "triton", "triton-windows", "triton-rocm", "triton-xpu")  #
 
 CUDA_13_DRIVER = (580,)  # CUDA 13's first driver branch, on Linux and Windows (CUDA release notes, table 3)
 CUDA_12_DRIVER = {"linux": (525, 60), "win32": (528, 33)}  # minor version compatibility of CUDA 12.x (same table)
-# Architectures of the wheels (RELEASE.md): 12.6 from Maxwell to Hopper, 13.0 from Turing on.
+# Architectures of the wheels (same page): 12.6 from Maxwell to Hopper, 13.0 from Turing on.
 CUDA_12_OLDEST, CUDA_13_OLDEST, BLACKWELL = (5, 0), (7, 5), (10, 0)
 # A snap may hold a nvidia-smi far older than the driver, which knows names but no capabilities.
 BLACKWELL_NAME = re.compile(r"RTX 50[5-9]0|Blackwell|\bG?B[123]00\b|\bGB10\b")
@@ -370,7 +370,7 @@ def advice_for_triton(compiler: bool, headers: bool, manager: str, version: tupl
 
 
 def missing_for_triton(machine: Machine) -> str:
-    """What Triton lacks, in words, where a card on Linux would use it; it looks where Triton 3.7's build.py does."""
+    """What Triton lacks, in words, where a card on Linux would use it; it looks where Triton 3.7 itself does."""
     if machine.system != "linux" or not (machine.nvidia or machine.gfx):
         return ""
     chosen = os.environ.get("CC")

@@ -6,7 +6,9 @@ hang or print rubbish are small shell scripts; AMD's and Intel's cards are files
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 import sysconfig
 import types
@@ -20,6 +22,7 @@ import pytest
 import launch
 import launch_torch
 from launch_torch import BUILDS, Machine, NvidiaCard, choose, parse_cards
+from tools import check_installs
 
 ROOT = Path(__file__).resolve().parents[2]
 INDEX = "https://download.pytorch.org/whl/"
@@ -592,6 +595,79 @@ def test_a_build_that_nobody_makes_is_refused_with_those_there_are(arguments: li
     with pytest.raises(launch.LaunchError, match="cu130, cu126, rocm, xpu, cpu, auto") as problem:
         launch.take_torch(arguments)
     assert problem.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "code"), [(["--torch", "cu118"], None, 2), ([], PermissionError(13, "no", ".venv"), 1)]
+)
+def test_what_stops_a_start_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    problem: OSError | None,
+    code: int,
+) -> None:
+    def prepare(*_: object) -> None:
+        assert problem
+        raise problem
+
+    monkeypatch.setattr(launch.Environment, "prepare", prepare)
+    assert launch.main(arguments) == code
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out
+
+
+# pip's resolver -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", list(check_installs.STAND_INS))
+def test_pip_takes_the_build_beside_the_pin_and_the_triton_that_belongs_to_it(tmp_path: Path, build: str) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    check_installs.write_stand_ins(wheels, "2.13.0")
+    for name in ("triton", *(re.split("[>=]", line)[0] for line in check_installs.OF_TORCH)):
+        check_installs.write_wheel(wheels, name, {"triton": "3.7.1"}.get(name, "99.0"))
+    (tmp_path / "requirements.txt").write_text(
+        'torch==2.13.0\ntriton==3.7.1; sys_platform == "linux"\n', encoding="utf-8"
+    )
+    (tmp_path / ".venv").mkdir()
+    without = launch_torch.requirement_lines(tmp_path, "requirements.txt", launch_torch.TRITONS)
+    launch.own_triton_file(tmp_path, "requirements.txt", build).write_text("\n".join(without), encoding="utf-8")
+    command = launch.install_command(Path(sys.executable), tmp_path, "requirements.txt", build)
+    place = command.index("--extra-index-url")
+    command[place : place + 2] = ["--no-index", "--find-links", str(wheels)]
+    report = tmp_path / "report.json"
+    command += ["--dry-run", "--ignore-installed", "--quiet", "--report", str(report)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    entries = json.loads(report.read_text(encoding="utf-8"))["install"]
+    packages = {entry["metadata"]["name"]: entry["metadata"]["version"] for entry in entries}
+    assert check_installs.wrong(check_installs.Row("linux", "3.11", build), packages, "2.13.0") == ""
+
+
+def test_every_system_python_and_build_is_checked_with_the_launchers_command_and_no_index_but_the_default(
+    tmp_path: Path,
+) -> None:
+    rows = list(check_installs.rows())
+    assert {row.build for row in rows} == set(BUILDS) and len(rows) == len(set(rows)) == 4 * (6 + 5 + 1)
+    for row in rows:
+        command = check_installs.dry_run(row, tmp_path, tmp_path)
+        assert not any(INDEX in word for word in command) and "--dry-run" in command
+        assert (f"torch==2.13.0+{BUILDS[row.build].local}" in command) == (row.build != "default")
+
+
+@pytest.mark.parametrize(
+    ("row", "packages"),
+    [
+        (("linux", "3.11", "rocm"), {"torch": "2.13.0+rocm7.2", "triton-rocm": "3.7.1", "triton": "3.7.1"}),
+        (("linux", "3.11", "cu126"), {"torch": "2.13.0", "triton": "3.7.1"}),
+        (("win32", "3.11", "default"), {"torch": "2.13.0"}),
+        (("darwin", "3.11", "default"), {}),
+    ],
+)
+def test_a_set_with_another_torch_or_triton_is_noticed(row: tuple[str, str, str], packages: dict[str, str]) -> None:
+    assert check_installs.wrong(check_installs.Row(*row), packages, "2.13.0")
 
 
 # What Triton needs --------------------------------------------------------------------------------------------------
