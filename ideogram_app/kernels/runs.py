@@ -59,6 +59,7 @@ def heads(
     for rows in row_runs(qkv.shape, WIDENED_AT_ONCE):
         query, key, _ = plain.heads(qkv[rows], norm_q, norm_k, cos[rows], sin[rows], epsilon)
         parts[rows, 0], parts[rows, 1] = query.transpose(0, 1), key.transpose(0, 1)
+        del query, key  # never beside what the next run takes
     query, key, value = parts.permute(1, 2, 0, 3)
     return query, key, value
 

@@ -16,8 +16,8 @@ WIDTH = 4  # of float32 and INT32
 # Float32 copies of a run: of what a norm or a rounding reads, by the format it makes ...
 OPERAND_COPIES = {"dense": 2.0, "int8": 2.25, "rotated": 3.25}
 # ... of gate and up together, of the residual, of q, k and v together, of a run of Q4_K that becomes INT8.
-SWIGLU_COPIES = {"dense": 2.0, "int8": 2.25, "rotated": 2.75}
-ADD_COPIES, HEADS_COPIES, DECODING_COPIES = 3.0, 1.5, 3.0
+SWIGLU_COPIES = {"dense": 2.0, "int8": 2.125, "rotated": 2.625}
+ADD_COPIES, HEADS_COPIES, DECODING_COPIES = 3.0, 1.17, 3.0
 EPILOGUE_COPIES, EPILOGUE_COPIES_WITH_BIAS = 2.0, 2.5  # of a run of sums
 
 

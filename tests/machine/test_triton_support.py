@@ -1,4 +1,4 @@
-"""Triton on machines that have it and cannot start it: words and a command, never an exception; nothing on processors."""
+"""Triton where it cannot start: words and a command, never an exception; on processors nothing is touched."""
 
 from __future__ import annotations
 
