@@ -350,6 +350,8 @@ def results(name: str) -> dict[str, Any]:
 
 def _short(instruction: str) -> str:
     """The kind of an instruction and its types: mma.sync ... s32.s8.s8.s32."""
+    if "." not in instruction:  # AMD's are short
+        return instruction
     words = instruction.split(".")
     first = next(index for index, word in enumerate(words) if word in ("s32", "s8"))
     return f"{'.'.join(words[:2])} … {'.'.join(words[first:])}"
