@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ideogram_app.files import disk_free
+from ideogram_app.machine.triton_support import usable_triton
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -68,6 +69,7 @@ class Hardware:
         cpu_allowed: processors' worth of time that a container may use; None without a limit.
         problem: what keeps a device from being used, if something does.
         problem_kind: what helps against it, a key of `capabilities.REMEDIES`; "" for another PyTorch or driver.
+        triton_problem: what keeps Triton from working on it, and what would help (machine/triton_support.py).
 
     Raises:
         ValueError: `device_index` names none of the devices.
@@ -100,6 +102,7 @@ class Hardware:
     torch: str = ""
     problem: str = ""
     problem_kind: str = ""
+    triton_problem: str = ""
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest, so that a described machine need not repeat it."""
@@ -212,6 +215,7 @@ def detect(disk: Path) -> Hardware:
         cpu_cores=os.cpu_count(),
         cpu_allowed=asked(lambda: parse_quota(_text(Path("/sys/fs/cgroup/cpu.max"))), None),
         os=asked(lambda: f"{platform.system()} {platform.release()}", ""),
+        triton_problem=asked(lambda: usable_triton(device["kind"], disk), ""),
         **device,
     )
 
