@@ -7,7 +7,7 @@ Modules, kernels' wrappers, the denoising loop and the decoder are the program's
 CUDA device that need not exist: fake tensors have shapes, types and lifetimes, which is all that memory asks for.
 `pretended` keeps from it the calls that would reach a driver: launches of Triton kernels, the query for a card's
 capability, and making a device the current one. Which attention kernel runs is a rule read in PyTorch's source
-(`ledger.attention_on`).
+(`ledger.backend_on`).
 
 Left out: numbers, time, and what is no tensor (planning/footprint.py's constants); cuDNN's workspace is an assumption
 (`activations.CONVOLVES_IN_COPIES`).
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting.allocator import fits, reserved_bytes
-from benchmarks.counting.ledger import Ledger, Unguarded, attention_on
+from benchmarks.counting.ledger import Ledger, Unguarded, attention_on, backend_on
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly
 from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
@@ -39,8 +39,9 @@ from ideogram_app.checkpoints.prepared.storage import held_as, held_packed, held
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
-from ideogram_app.kernels.attention import backends
+from ideogram_app.kernels import attention
 from ideogram_app.kernels.choice import choose_kernels, fused_kernels
+from ideogram_app.machine.capabilities import type_of_decoder
 from ideogram_app.machine.copies import BlockingCopyStream
 from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.loader import Loaded
@@ -67,6 +68,7 @@ class Case:
         arithmetic: of Q4_K, as for `Placement`.
         tile: side of the decoder's tiles in pixels; None decodes at once.
         decodes: whether latents become pictures, a small one between two steps and the last one.
+        flash: whether PyTorch has FlashAttention: not on Windows.
         offloaded: how many blocks of each transformer are copied to the device in every step, through so many `slots`.
     """
 
@@ -76,6 +78,7 @@ class Case:
     capability: tuple[int, int] = AMPERE_CAPABILITY
     tile: int | None = None
     decodes: bool = True
+    flash: bool = True
     offloaded: tuple[int, int] = (0, 0)
     slots: int = FEWEST_SLOTS
 
@@ -121,15 +124,22 @@ class Counted:
 
 
 @contextmanager
-def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY) -> Iterator[None]:
-    """A CUDA device of a capability that computes nothing: tensors made inside are fake, and the ledger counts them."""
+def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY, flash: bool = True) -> Iterator[None]:
+    """A CUDA device of a capability that computes nothing: tensors made inside are fake, and the ledger counts them.
+
+    flash: whether its PyTorch has FlashAttention, which no Windows wheel has.
+    """
     from triton.runtime.jit import KernelInterface
+
+    def ask(query: Tensor, key: Tensor, value: Tensor, order: Any = (), causal: bool = False) -> Any:
+        return backend_on(capability, flash, query, key)
 
     with (
         patch.object(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None),
         patch.object(torch.cuda, "get_device_capability", lambda device=None: capability),
         patch.object(torch.cuda, "device", lambda device: nullcontext()),
         patch.object(torch.cuda, "empty_cache", lambda: ledger.events.append((-1, DEVICE, 0))),
+        patch.object(attention, "ask", ask),
         patch.object(torch.utils, "swap_tensors", _become),
         patch.object(layers, "row_scales", _no_scales),
         warnings.catch_warnings(),
@@ -197,8 +207,9 @@ def count_pictures(case: Case, workloads: Sequence[Workload]) -> Iterator[Counte
     Args:
         workloads: sizes and texts; of the same model and type.
     """
-    ledger, vae = Ledger(attention_on(case.capability)), _autoencoder(case.dtype, case.tile)
-    with pretended(ledger, case.capability), torch.inference_mode():
+    decoder = getattr(torch, type_of_decoder(case.workload.dtype, case.capability))
+    ledger, vae = Ledger(attention_on(case.capability, case.flash)), _autoencoder(decoder, case.tile)
+    with pretended(ledger, case.capability, case.flash), torch.inference_mode():
         with ledger.phase("load"):
             loaded = _loaded(case)
         kept = ledger.live[DEVICE]
@@ -270,7 +281,6 @@ def _loaded(case: Case) -> Loaded:
         placement = Placement(case.dtype, DEVICE, kernels=kernels, arithmetic=case.arithmetic, offloaded=away)
         blocks = hooks.add_some(blocks_of(weights, branch, placement), away)
         backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0, blocks=blocks)
-        backbone.trunk.order = backends(case.capability)
         backbones.append(backbone)
     first, second = backbones
     offload.start()
@@ -328,12 +338,17 @@ def count_decode(
 
 
 def count_encode(
-    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED_ENCODER.num_hidden_layers
+    recipe: Recipe,
+    tokens: int,
+    dtype: torch.dtype,
+    layers: int = PUBLISHED_ENCODER.num_hidden_layers,
+    capability: tuple[int, int] = AMPERE_CAPABILITY,
+    flash: bool = True,
 ) -> Counted:
     """The published text encoder, or its first layers alone: its weights are kept, `phases` has encode."""
     shape = replace(PUBLISHED_ENCODER, num_hidden_layers=layers)
-    ledger = Ledger(attention_on(AMPERE_CAPABILITY))
-    with pretended(ledger), torch.inference_mode():
+    ledger = Ledger(attention_on(capability, flash))
+    with pretended(ledger, capability, flash), torch.inference_mode():
         file: Any = FakeEncoderFile(shape, recipe, dtype)
         encoder = encoder_from_file(file, shape, {"text_config": vars(shape)}, DEVICE, dtype)
         kept = ledger.live[DEVICE]

@@ -26,6 +26,7 @@ from ideogram_app.model.components import ComponentsFolder, find_components
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES
 from ideogram_app.model.text_encoder import features as text
 from ideogram_app.model.text_encoder.on_device import encoder_on_device
+from ideogram_app.model.vae import decoder_dtype
 from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan
@@ -51,7 +52,7 @@ def encode_prompt(planned: PlannedRequest, session: Session) -> SharedInputs | O
     request, chosen = planned.request, planned.encoding
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
     components = find_components(request.model, store=session.store)
-    vae, shift = components.vae("cpu", dtype), components.shift()
+    vae, shift = components.vae("cpu", decoder_dtype(dtype, device)), components.shift()
     key = text.FeatureKey(request.model, components.identity, dtype, request.caption)
     ids = torch.tensor([planned.tokens])  # (1, n)
     oom: OutOfMemory | None = None

@@ -27,7 +27,6 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
-from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.machine.copies import CopyStream
@@ -65,7 +64,13 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """What did not go as it should while this was loaded, a sentence each."""
-        return self.offload.notes
+        attention = (note for module in self.modules for note in module.trunk.attention.notes)
+        return tuple(dict.fromkeys((*self.offload.notes, *attention)))
+
+    @property
+    def attention(self) -> str:
+        """What attention of the last picture ran on, for reports; "" before the first step."""
+        return ", ".join(dict.fromkeys(name for module in self.modules if (name := module.trunk.attention.engaged)))
 
     def release_scratch(self) -> None:
         """Free the scratch that weights are decoded in; the next step allocates it again."""
@@ -124,15 +129,13 @@ def load_transformers(
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
             hooks = offload.on(homes.devices[number])
             device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
-            capability = compute_capability(device)
-            engaged = find_kernels(kernels or choose_kernels(device, capability)[0])
+            engaged = find_kernels(kernels or choose_kernels(device, compute_capability(device))[0])
             engaged = compiled_kernels(engaged, device) if compiled else engaged
             placement = Placement(dtype, device, kernels=engaged, arithmetic=arithmetic, offloaded=offloaded)
             with _prefetching(weights, branch, device) as read:
                 made = blocks_of(read, branch, placement)
                 blocks = hooks.add_some(made, offloaded, _spans_of(weights, homes.from_disk))
                 backbone = assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks)
-            backbone.trunk.order = backends(capability)
             backbones.append(backbone)
         weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots
