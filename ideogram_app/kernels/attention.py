@@ -105,7 +105,8 @@ class Attention:
             found = self._chosen[seen] = self._choose(query, key, value, causal, power is not None)
         mixed = _mixed(found, query, key, value, causal, scale)  # (M, H, D)
         if power is not None:
-            mixed = _in_place(mixed, dtype).mul_(power.to(dtype).transpose(0, 1))
+            power = _repeated(power, query.shape[0]).to(dtype)
+            mixed = _in_place(mixed, dtype).mul_(power.transpose(0, 1))
         return mixed.flatten(1)  # most backends write (M, H, D), and nothing is copied
 
     def _choose(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, narrowed: bool) -> Choice:
