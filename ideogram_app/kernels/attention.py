@@ -66,11 +66,12 @@ class Attention:
     """Scaled dot-product attention of one model; asks what runs when it first sees tensors of a shape.
 
     Args:
-        excluded: backends that are not to be tried on this device, by the names of machine/attention.py.
+        order: backends to try, best first; those of the device that the tensors are on where None.
+        excluded: of those, the ones that are not to be tried, by the names of machine/attention.py.
     """
 
-    def __init__(self, excluded: Collection[str] = ()) -> None:
-        self.excluded = frozenset(excluded)
+    def __init__(self, order: Order | None = None, excluded: Collection[str] = ()) -> None:
+        self.order, self.excluded = order, frozenset(excluded)
         self._chosen: dict[Any, Choice] = {}
 
     def begin(self) -> None:
@@ -110,7 +111,9 @@ class Attention:
         return mixed.flatten(1)  # most backends write (M, H, D), and nothing is copied
 
     def _choose(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, narrowed: bool) -> Choice:
-        order = backends(query.device, self.excluded)
+        order = self.order
+        if order is None:
+            order = backends(compute_capability(query.device), self.excluded)
         backend = ask(query[None], key[None], value[None], order, causal)
         grouped = query.shape[0] > key.shape[0]
         if backend == MATH and grouped and query.device.type != "cpu":
@@ -119,9 +122,19 @@ class Attention:
         return Choice(backend, order, narrowed)
 
 
-def backends(device: torch.device, excluded: Collection[str] = ()) -> Order:
-    """The backends to try on a device, best first; () leaves it to PyTorch."""
-    names = table.order(compute_capability(device), torch.backends.cudnn.version())
+def attend(query: Tensor, key: Tensor, value: Tensor, order: Order = ()) -> Tensor:
+    """(H, M, D) each -> (M, H D), once and by backends of the caller's choice, for checks; nothing is overwritten.
+
+    Raises:
+        RuntimeError: none of them takes these; () leaves it to PyTorch.
+    """
+    parts = (query.clone(), key.clone(), value.clone()) if _narrows(query) else (query, key, value)
+    return Attention(order)(*parts)
+
+
+def backends(capability: tuple[int, int] | None, excluded: Collection[str] = ()) -> Order:
+    """The backends to try on a card, best first; () leaves it to PyTorch, on devices that are not NVIDIA's."""
+    names = table.order(capability, torch.backends.cudnn.version())
     return tuple(BACKENDS[name] for name in names if name == table.MATH or name not in excluded)
 
 

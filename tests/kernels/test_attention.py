@@ -14,7 +14,6 @@ from ideogram_app.kernels.attention import CUDNN, EFFICIENT, FLASH, MATH, Attent
 from ideogram_app.machine import attention as table
 
 TURING, HOPPER, BLACKWELL = (7, 5), (9, 0), (10, 0)
-CPU = torch.device("cpu")
 
 
 def of_heads(tokens: int, heads: int = 3, size: int = 16, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -115,12 +114,27 @@ def test_math_on_a_card_that_should_have_a_kernel_is_noted(on_card: Any) -> None
 
 def test_the_order_is_that_of_the_card_without_what_was_excluded(on_card: Any) -> None:
     on_card(HOPPER)
-    assert backends(CPU) == (CUDNN, FLASH, EFFICIENT, MATH)
-    assert backends(CPU, {"cudnn", "math"}) == (FLASH, EFFICIENT, MATH), "what is always there stays"
+    assert backends(HOPPER) == (CUDNN, FLASH, EFFICIENT, MATH)
+    assert backends(HOPPER, {"cudnn", "math"}) == (FLASH, EFFICIENT, MATH), "what is always there stays"
     on_card(HOPPER, cudnn=91_002)
-    assert backends(CPU) == (FLASH, EFFICIENT, MATH)
-    on_card(BLACKWELL)
-    assert CUDNN not in backends(CPU)
+    assert backends(HOPPER) == (FLASH, EFFICIENT, MATH)
+    assert CUDNN not in backends(BLACKWELL)
+
+
+def test_what_was_chosen_elsewhere_is_all_that_is_tried(on_card: Any) -> None:
+    on_card(HOPPER)
+    attend = Attention((MATH,))
+    attend(*of_heads(9))
+    assert attend.engaged == "math in runs"
+
+
+@pytest.mark.parametrize("capability", [TURING, HOPPER])
+def test_a_check_may_ask_again_with_the_same_tensors(on_card: Any, capability: tuple[int, int]) -> None:
+    given = of_heads(9, dtype=torch.bfloat16)
+    exact = whole(*given).flatten(1)
+    on_card(capability)
+    for _ in range(2):
+        assert (attention.attend(*given, (MATH,)).double() - exact).abs().max() < 0.02
 
 
 # Groups of queries, as the text encoder has them.
