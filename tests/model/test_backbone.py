@@ -191,6 +191,6 @@ def test_a_gpu_draws_what_the_processor_draws(miniature: Store, recipe: str, tmp
     for device, kernels in (("cpu", "plain"), ("cuda", None)):
         loaded = load_transformers(miniature, "miniature", recipe, device, torch.bfloat16, kernels=kernels)
         with torch.inference_mode():
-            prepared = loaded.conditional.prepare(features.to(device), times, 6, 6)
+            prepared = loaded.conditional.prepare(features.to(device), times.to(device), 6, 6)
             answers.append(loaded.conditional(latents.to(device), prepared, 1).cpu())
     assert relative_error(answers[1], answers[0]) < 0.05
