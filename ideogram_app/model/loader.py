@@ -27,7 +27,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
-from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
+from ideogram_app.kernels.choice import choose_kernels, compiled_kernels, kernels_note
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.machine.copies import CopyStream
 from ideogram_app.machine.hardware import compute_capability
@@ -56,6 +56,7 @@ class Loaded:
     arithmetic: str  # bits of weights and activations in a product
     kernels: str  # their name, for reports
     offload: Offload = field(default_factory=Offload)
+    kernels_note: str = ""  # why they are slower than this device's could be, if they are
 
     @property
     def modules(self) -> tuple[Backbone, Backbone]:
@@ -65,7 +66,7 @@ class Loaded:
     def notes(self) -> tuple[str, ...]:
         """What did not go as it should while this was loaded, a sentence each."""
         attention = (note for module in self.modules for note in module.trunk.attention.notes)
-        return tuple(dict.fromkeys((*self.offload.notes, *attention)))
+        return tuple(dict.fromkeys((*self.offload.notes, *filter(None, (self.kernels_note,)), *attention)))
 
     @property
     def attention(self) -> str:
@@ -129,7 +130,8 @@ def load_transformers(
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
             hooks = offload.on(homes.devices[number])
             device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
-            engaged = find_kernels(kernels or choose_kernels(device, compute_capability(device))[0])
+            chosen, why = (kernels, "") if kernels else choose_kernels(device, compute_capability(device))
+            engaged = find_kernels(chosen)
             engaged = compiled_kernels(engaged, device) if compiled else engaged
             placement = Placement(dtype, device, kernels=engaged, arithmetic=arithmetic, offloaded=offloaded)
             with _prefetching(weights, branch, device) as read:
@@ -151,6 +153,7 @@ def load_transformers(
         arithmetic=arithmetic or find_recipe(recipe_name).arithmetic,
         kernels=engaged.name,
         offload=offload,
+        kernels_note=kernels_note(device, chosen, why),
     )
 
 

@@ -52,8 +52,8 @@ AMPERE, TURING = (8, 6), (7, 5)
 # width, height, text tokens: both ends of each, and what is usual
 PICTURES = ((1024, 1024, 300), (2048, 2048, 2048), (512, 512, 20), (1536, 640, 300), (512, 512, 2048), (2048, 2048, 20))
 # What a plan counts with on other cards than Ampere's under Linux.
-ON_TURING = {"kernels": "int_mm", "attention": EFFICIENT, "decoder_bytes": 4, "widens": True}
-# recipe, arithmetic, card, and how many of the pictures are counted
+ON_TURING = {"attention": EFFICIENT, "decoder_bytes": 4, "widens": True}
+# recipe, arithmetic, card, how many of the pictures are counted, and kernels other than the card's with Triton
 RECIPES_COUNTED = [
     ("reference", "", AMPERE, 2),
     ("int8-w8a8-rotated", "", AMPERE, 6),
@@ -67,6 +67,14 @@ RECIPES_COUNTED = [
     ("gguf-q8_0", "", AMPERE, 1),
     ("fp8", "", AMPERE, 2),
 ]
+WITHOUT_TRITON = [
+    ("reference", "", AMPERE, 1, "torch"),
+    ("int8-w8a8-rotated", "", AMPERE, 2, "torch"),
+    ("int8-w8a8", "", AMPERE, 2, "torch"),
+    ("gguf-q4_k", "w4a8", AMPERE, 1, "torch"),
+    ("gguf-q4_k", "w4a16", AMPERE, 1, "torch"),
+    ("int8-w8a8-rotated", "", AMPERE, 1, "plain"),
+]
 
 
 def workload(width: int, height: int, text_tokens: int, dtype: str = "bfloat16") -> Workload:
@@ -79,15 +87,18 @@ def predicted(recipe: Recipe, asked: Workload, arithmetic: str, **how: Any) -> t
     return footprint(drawing), drawing
 
 
-@pytest.mark.parametrize(("name", "arithmetic", "capability", "pictures"), RECIPES_COUNTED)
+@pytest.mark.parametrize(
+    ("name", "arithmetic", "capability", "pictures", "kernels"),
+    [*((*row, "int_mm" if row[2] == TURING else "triton") for row in RECIPES_COUNTED), *WITHOUT_TRITON],
+)
 def test_every_phase_takes_what_was_predicted_or_a_little_less(
-    name: str, arithmetic: str, capability: tuple[int, int], pictures: int
+    name: str, arithmetic: str, capability: tuple[int, int], pictures: int, kernels: str
 ) -> None:
-    recipe, how = RECIPES[name].protecting(), ON_TURING if capability == TURING else {}
+    recipe, how = RECIPES[name].protecting(), {"kernels": kernels} | (ON_TURING if capability == TURING else {})
     workloads = [workload(*picture) for picture in PICTURES[:pictures]]
     if recipe.gguf_type == "Q4_K":  # the first picture finds no scratch yet, those after it keep what it took
         workloads.insert(0, workloads[0])
-    case = Case(workloads[0], recipe, arithmetic, capability, decodes=False)
+    case = Case(workloads[0], recipe, arithmetic, capability, decodes=False, kernels=kernels)
     all_counted = list(zip(workloads, count_pictures(case, workloads), strict=True))
     for asked, found in all_counted[-pictures:]:
         made, drawing = predicted(recipe, asked, arithmetic, **how)
