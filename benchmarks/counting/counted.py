@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting.allocator import fits, reserved_bytes
-from benchmarks.counting.ledger import Ledger, Unguarded, attention_on, backend_on
+from benchmarks.counting.ledger import Capability, Ledger, Unguarded, asked_on, attention_on
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly
 from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
@@ -56,7 +56,7 @@ from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 from ideogram_app.quantization import k_quants, rotation
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
-AMPERE_CAPABILITY = (8, 6)  # the cards that matter most
+AMPERE_CAPABILITY: Capability = (8, 6)  # the cards that matter most
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Case:
     workload: Workload
     recipe: Recipe
     arithmetic: str = ""
-    capability: tuple[int, int] = AMPERE_CAPABILITY
+    capability: Capability = AMPERE_CAPABILITY
     tile: int | None = None
     decodes: bool = True
     flash: bool = True
@@ -126,15 +126,9 @@ class Counted:
 
 
 @contextmanager
-def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY, flash: bool = True) -> Iterator[None]:
-    """A CUDA device of a capability that computes nothing: tensors made inside are fake, and the ledger counts them.
-
-    flash: whether its PyTorch has FlashAttention, which no Windows wheel has.
-    """
+def pretended(ledger: Ledger, capability: Capability = AMPERE_CAPABILITY, flash: bool = True) -> Iterator[None]:
+    """A CUDA device of a capability, with FlashAttention or without, that computes nothing: tensors are fake."""
     from triton.runtime.jit import KernelInterface
-
-    def ask(query: Tensor, key: Tensor, value: Tensor, order: Any = (), causal: bool = False) -> Any:
-        return backend_on(capability, flash, query, key)
 
     with (
         _no_rotation_kept(),
@@ -142,7 +136,7 @@ def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY, f
         patch.object(torch.cuda, "get_device_capability", lambda device=None: capability),
         patch.object(torch.cuda, "device", lambda device: nullcontext()),
         patch.object(torch.cuda, "empty_cache", lambda: ledger.events.append((-1, DEVICE, 0))),
-        patch.object(attention, "ask", ask),
+        patch.object(attention, "ask", asked_on(capability, flash)),
         patch.object(torch.utils, "swap_tensors", _become),
         patch.object(layers, "row_scales", _no_scales),
         warnings.catch_warnings(),
@@ -337,7 +331,7 @@ def count_decode(
     height: int,
     dtype: torch.dtype,
     tile: int | None = None,
-    capability: tuple[int, int] = AMPERE_CAPABILITY,
+    capability: Capability = AMPERE_CAPABILITY,
 ) -> Counted:
     """The published decoder alone: its weights are kept, `phases` has decode."""
     ledger, vae = Ledger(attention_on(capability)), _autoencoder(dtype, tile)
@@ -356,7 +350,7 @@ def count_encode(
     tokens: int,
     dtype: torch.dtype,
     layers: int = PUBLISHED_ENCODER.num_hidden_layers,
-    capability: tuple[int, int] = AMPERE_CAPABILITY,
+    capability: Capability = AMPERE_CAPABILITY,
     flash: bool = True,
 ) -> Counted:
     """The published text encoder, or its first layers alone: its weights are kept, `phases` has encode."""

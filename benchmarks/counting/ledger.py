@@ -48,6 +48,7 @@ WHOLE_OPERATORS = frozenset(
     )
 )
 Attention = Callable[..., Tensor]
+Capability = tuple[int, int]
 # Heads up to this size keep their sums in registers in PyTorch's memory-efficient kernels; of larger ones the sums lie
 # in memory in float32 until they are rounded (kNeedsOutputAccumulatorBuffer in mem_eff_attention/kernel_forward.h).
 IN_REGISTERS = 128
@@ -137,7 +138,7 @@ class Ledger(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, ended)
 
 
-def backend_on(capability: tuple[int, int], flash: bool, query: Tensor, key: Tensor) -> SDPBackend:
+def backend_on(capability: Capability, flash: bool, query: Tensor, key: Tensor) -> SDPBackend:
     """What scaled_dot_product_attention without a mask takes on NVIDIA cards of a compute capability.
 
     FlashAttention where there is one, for heads up to 256; else the memory-efficient kernels, which take any size that
@@ -154,7 +155,12 @@ def backend_on(capability: tuple[int, int], flash: bool, query: Tensor, key: Ten
     return SDPBackend.MATH if refused else SDPBackend.EFFICIENT_ATTENTION
 
 
-def attention_on(capability: tuple[int, int], flash: bool = True) -> Attention:
+def asked_on(capability: Capability, flash: bool = True) -> Callable[..., SDPBackend]:
+    """A stand-in for `kernels.attention.ask`."""
+    return lambda query, key, *_: backend_on(capability, flash, query, key)
+
+
+def attention_on(capability: Capability, flash: bool = True) -> Attention:
     """A stand-in for scaled_dot_product_attention that takes what `backend_on` says, or MATH where there is a mask or
     nothing else was allowed."""
 

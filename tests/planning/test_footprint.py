@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from benchmarks.counting import counted, ledger
+from benchmarks.counting import ledger
 from benchmarks.counting.counted import (
     Case,
     Counted,
@@ -99,8 +99,8 @@ def test_every_phase_takes_what_was_predicted_or_a_little_less(
     if recipe.gguf_type == "Q4_K":  # the first picture finds no scratch yet, those after it keep what it took
         workloads.insert(0, workloads[0])
     case = Case(workloads[0], recipe, arithmetic, capability, decodes=False, kernels=kernels)
-    all_counted = list(zip(workloads, count_pictures(case, workloads), strict=True))
-    for asked, found in all_counted[-pictures:]:
+    counted = list(zip(workloads, count_pictures(case, workloads), strict=True))
+    for asked, found in counted[-pictures:]:
         made, drawing = predicted(recipe, asked, arithmetic, **how)
         phases = phase_bytes(drawing)
         assert made.weights == pytest.approx(found.kept, rel=1e-4)
@@ -122,8 +122,7 @@ def test_sums_in_float32_are_counted_where_flash_attention_is_not_built() -> Non
 @pytest.fixture
 def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No fused attention, as on a Mac or an RDNA card."""
-    for module in (ledger, counted):
-        monkeypatch.setattr(module, "backend_on", lambda *asked: SDPBackend.MATH)
+    monkeypatch.setattr(ledger, "backend_on", lambda *asked: SDPBackend.MATH)
 
 
 @pytest.mark.usefixtures("unfused")
