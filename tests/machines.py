@@ -55,8 +55,8 @@ INT8, Q4_K = PREFERRED_RECIPES
 TABLE: list[tuple[Hardware, str | None, str | None, str, str]] = [
     # Too old for INT8, however much RAM there is.
     (GTX_1060, Q4_K, "streamed", "float32", "not_taken+int8_before_turing"),
-    (GTX_1660, Q4_K, "streamed", "float16", "not_taken+int8_gtx_16"),
-    (geforce("GTX 1660 SUPER", (7, 5), 6, 64), Q4_K, "streamed", "float16", "not_taken+int8_gtx_16"),
+    (GTX_1660, Q4_K, "disk", "float32", "not_taken+int8_gtx_16"),
+    (geforce("GTX 1660 SUPER", (7, 5), 6, 64), Q4_K, "streamed", "float32", "not_taken+int8_gtx_16"),
     (machine("Tesla V100-SXM2-32GB", (7, 0), 32, 64), Q4_K, "resident", "float32", "not_taken+int8_before_turing"),
     # Six and eight GB: most of INT8 is on the road, for which 16 GB of RAM are too few.
     (geforce("RTX 2060", (7, 5), 6, 16), Q4_K, "streamed", "bfloat16", "not_taken+disk_unmeasured"),

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.reasons import Reason  # noqa: E402
+from ideogram_app.machine.capabilities import REMEDIES  # noqa: E402
 from ideogram_app.machine.hardware import DeviceUser, Hardware  # noqa: E402
 from ideogram_app.planning.fallbacks import fallbacks  # noqa: E402
 from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
@@ -98,6 +99,39 @@ CASES: list[tuple[str, Hardware, dict[str, Any]]] = [
         ),
         {},
     ),
+    (
+        "two devices of two generations",
+        replace(
+            RTX_3090,
+            device_count=2,
+            devices_free_bytes=(22 * GB, 10 * GB),
+            device_names=("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 2080 Ti"),
+        ),
+        {},
+    ),
+    (
+        "a second device that torch has no kernels for",
+        replace(
+            RTX_3060,
+            device_count=2,
+            devices_free_bytes=(11 * GB, 30 * GB),
+            device_names=("NVIDIA GeForce RTX 3060", "Tesla V100-SXM2-32GB"),
+            device_capabilities=((8, 6), (7, 0)),
+            devices_supported=(True, False),
+        ),
+        {},
+    ),
+    (
+        "a second device of unknown speed",
+        replace(RADEON, device_names=("AMD Radeon RX 7900 XTX", "AMD Radeon RX 7800 XT")),
+        {},
+    ),
+    *(
+        (f"a device that cannot be used: {kind}", replace(PROCESSOR, problem="It is not used.", problem_kind=kind), {})
+        for kind in REMEDIES
+        if kind
+    ),
+    ("Turing without tensor cores", machine("NVIDIA T1000 8GB", (7, 5), 8), {}),
     ("more device memory than is free", replace(RX_9070_XT, device_memory_bytes=32 * 2**30), {}),
     ("Q4_K", RTX_2080_TI, {"recipe": Q4_K}),
     ("the reference", apple(128), {"recipe": "reference"}),

@@ -76,7 +76,7 @@ def choose_device(hardware: Hardware, asked: str) -> str:
     """The device as torch names it; RequestError where it is not there."""
     usable = "cuda" if hardware.kind == "rocm" else hardware.kind
     if asked == "auto":
-        return usable
+        return f"{usable}:{hardware.device_index}" if hardware.device_index else usable
     if asked.split(":")[0] not in (usable, "cpu"):
         problem = f" {hardware.problem}" if hardware.problem else ""
         raise RequestError(f"There is no {asked!r:.40} here.{problem}", expected=f"auto, cpu or {usable}")

@@ -42,6 +42,8 @@ def compare(planned: PlannedRequest, session: Session) -> Iterator[Event]:
     if device.type == "cpu":  # more threads than a container's share of time wait for each other, spinning
         count, _ = threads(*usable_cores(), planned.inputs.hardware.cpu_allowed)
         torch.set_num_threads(min(torch.get_num_threads(), count))
+    for limit in planned.inputs.memory_limits:  # before anything is loaded, the text encoder included
+        limit.apply()
     yield Event("encode")
     try:
         shared = encode_prompt(planned, session)

@@ -74,8 +74,13 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Every `.to`, `.half`, `.cuda` passes here: take the new device, keep the old type."""
+
+        def as_bytes(tensor: Tensor) -> Tensor:  # not every device lets float8 in (quantization/fp8_codes.py)
+            is_float8 = tensor.dtype == torch.float8_e4m3fn
+            return fn(tensor.view(torch.uint8)).view(tensor.dtype) if is_float8 else fn(tensor)
+
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(as_bytes, recurse)
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
