@@ -36,10 +36,17 @@ _SLOWER = (
 SENTENCES: dict[str, str] = {
     # The computing type.
     "computes_float32": "Computes in float32: what every processor does exactly.",
+    "computes_bfloat16_turing": (
+        "Stores bfloat16 between matrices and computes attention in float16: {generation} has no bfloat16 units, and "
+        "what this model makes between matrices may be larger than float16 holds."
+    ),
+    "computes_float32_old": (
+        "Computes in float32: {generation} has no bfloat16 units, and what this model makes between matrices may be "
+        "larger than float16 holds."
+    ),
     "computes_float32_turing": (
         "Computes in float32: the {device} is Turing without tensor cores, and its float16 gives wrong numbers."
     ),
-    "computes_float16": "Computes in float16: {generation} has no bfloat16 units (from sm_80 on).",
     "computes_bfloat16": "Computes in bfloat16, the checkpoint's own type.",
     # Why INT8 products gain nothing on a device.
     "int8_apple": "Apple GPUs have no INT8 matrix products in PyTorch, and Q4_K is the smaller.",

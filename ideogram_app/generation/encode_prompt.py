@@ -27,6 +27,7 @@ from ideogram_app.model.components import ComponentsFolder, find_components
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES
 from ideogram_app.model.text_encoder import features as text
 from ideogram_app.model.text_encoder.on_device import encoder_on_device
+from ideogram_app.model.vae import decoder_dtype
 from ideogram_app.planning.failures import forget
 from ideogram_app.planning.lost_device import lost_device
 from ideogram_app.planning.oom import OutOfMemory, classify
@@ -62,7 +63,7 @@ def encode_prompt(planned: PlannedRequest, session: Session) -> SharedInputs | O
         raise DeviceError(before.again())
     device, dtype = torch.device(chosen.device), COMPUTE_DTYPES[chosen.compute_dtype]
     components = find_components(request.model, store=session.store)
-    vae, shift = components.vae("cpu", dtype), components.shift()
+    vae, shift = components.vae("cpu", decoder_dtype(dtype, device)), components.shift()
     key = text.FeatureKey(request.model, components.identity, dtype, request.caption)
     ids = torch.tensor([planned.tokens])  # (1, n)
     oom: OutOfMemory | None = None

@@ -17,6 +17,16 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.text import gb
 
 PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz x 16 products; most have less
+Capability = tuple[int, int]
+BFLOAT16_UNITS: Capability = (8, 0)  # NVIDIA's, from Ampere on
+# NVIDIA cards before Ampere: from capability, computing type, row of reasons; the first row that fits is taken. float16
+# alone is out of the question, as in ComfyUI (supported_models.py: Ideogram4 takes bfloat16 or float32): `o` and `down`
+# feed a norm, so nothing bounds what they make. Turing stores bfloat16, for which every row kernel compiles. Before it
+# nothing of bfloat16 is sure (cuBLAS refuses it on sm_52 and sm_60, pytorch #57773), so all is float32.
+BEFORE_AMPERE: tuple[tuple[Capability, str, str], ...] = (
+    ((7, 5), "bfloat16", "computes_bfloat16_turing"),
+    ((0, 0), "float32", "computes_float32_old"),
+)
 SMALL_GAIN = 3.0  # INT8 products over 16-bit ones: 4 on GeForce cards, 2 on A100, H100, B200 (NVIDIA's datasheets)
 # Turing without tensor cores (TU116, TU117), by a word of the driver's name: capability 7.5 like an RTX 20, but float16
 # gives wrong numbers there (ComfyUI's model_management.py, `nvidia_16_series`; Forge has the same list), and there are
@@ -43,9 +53,40 @@ def compute_type(hardware: Hardware) -> tuple[str, Reason]:
         return "float32", reason("computes_float32")
     if without_tensor_cores(hardware):
         return "float32", reason("computes_float32_turing", device=hardware.name)
-    if hardware.kind == "cuda" and capability is not None and capability < (8, 0):
-        return "float16", reason("computes_float16", generation=_generation(hardware))
+    if hardware.kind == "cuda" and capability is not None and capability < BFLOAT16_UNITS:
+        dtype, row = next(row[1:] for row in BEFORE_AMPERE if capability >= row[0])
+        return dtype, reason(row, generation=_generation(hardware))
     return "bfloat16", reason("computes_bfloat16")
+
+
+def multiplies_bfloat16(capability: Capability | None) -> bool:
+    """Whether a device has units for it; None stands for all that are not NVIDIA's."""
+    return capability is None or capability >= BFLOAT16_UNITS
+
+
+def type_in_attention(dtype: str, capability: Capability | None) -> str:
+    """Of q, k and v, where a model computes in `dtype`: no fused kernel takes bfloat16 on cards without its units."""
+    return "float16" if dtype == "bfloat16" and not multiplies_bfloat16(capability) else dtype
+
+
+def type_of_decoder(dtype: str, capability: Capability | None) -> str:
+    """Of the VAE: in float16 its pictures are black, and bfloat16 convolutions need units."""
+    return dtype if multiplies_bfloat16(capability) else "float32"
+
+
+def attention_type(hardware: Hardware) -> str:
+    """`type_in_attention` on a described machine."""
+    return type_in_attention(compute_type(hardware)[0], _nvidia(hardware))
+
+
+def decoder_type(hardware: Hardware) -> str:
+    """`type_of_decoder` on a described machine."""
+    return type_of_decoder(compute_type(hardware)[0], _nvidia(hardware))
+
+
+def widens_products(hardware: Hardware) -> bool:
+    """Whether dense products are float32 of what is stored in bfloat16 (kernels/dense.py)."""
+    return compute_type(hardware)[0] == "bfloat16" and not multiplies_bfloat16(_nvidia(hardware))
 
 
 def without_tensor_cores(hardware: Hardware) -> bool:
@@ -169,8 +210,7 @@ def _kind_of_arithmetic(hardware: Hardware) -> tuple[str, bool, bool, str]:
 
     Units for bfloat16 beside the type, because cards before Ampere may keep it and yet have attention only in float16.
     """
-    capability = hardware.compute_capability
-    has_bfloat16 = hardware.kind != "cuda" or capability is None or capability >= (8, 0)
+    has_bfloat16 = multiplies_bfloat16(_nvidia(hardware))
     return compute_type(hardware)[0], has_bfloat16, bool(int8_units(hardware)), products(hardware)
 
 
@@ -213,6 +253,11 @@ def users_note(hardware: Hardware) -> Reason:
         return NOTHING
     held = ", ".join(f"{user.name} ({gb(user.bytes)})" if user.bytes else user.name for user in users)
     return reason("device_users", users=held)
+
+
+def _nvidia(hardware: Hardware) -> Capability | None:
+    """Compute capability, which AMD's torch gives, too, in numbers of its own."""
+    return hardware.compute_capability if hardware.kind == "cuda" else None
 
 
 def _generation(hardware: Hardware) -> str:

@@ -19,7 +19,16 @@ from ideogram_app.catalog.models import Model, check_size, find_model
 from ideogram_app.catalog.reasons import NOTHING, Reason
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.speedups import cached_bytes
-from ideogram_app.machine.capabilities import arithmetic, compute_type, device_name, pair_objection, products
+from ideogram_app.machine.attention import expected
+from ideogram_app.machine.capabilities import (
+    arithmetic,
+    compute_type,
+    decoder_type,
+    device_name,
+    pair_objection,
+    products,
+    widens_products,
+)
 from ideogram_app.machine.gpu_specs import Rates, find_rates
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory_limit import MemoryLimit, memory_limits
@@ -205,6 +214,11 @@ class PlanInputs:
         """Bytes of a number in the computing type."""
         return 4 if self.dtype == "float32" else 2
 
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes of a number in the VAE."""
+        return 4 if decoder_type(self.hardware) == "float32" else 2
+
     def measure(self, recipe: Recipe) -> Footprint:
         """What a recipe takes here."""
         cached = cached_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
@@ -216,7 +230,9 @@ class PlanInputs:
             text_tokens=self.text_tokens,
             arithmetic=arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
             kernels=products(self.hardware),
-            fused_attention=self.hardware.kind != "mps",
+            attention=expected(self.hardware),
+            decoder_bytes=self.decoder_bytes,
+            widens=widens_products(self.hardware),
         )
         counted = footprint(drawing)
         return replace(counted, workspace=counted.workspace + cached) if cached else counted
@@ -229,8 +245,8 @@ class PlanInputs:
     def decoding(self, size: Footprint, side: int = 0) -> int:
         """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""
         (width, height), tile = self.size, side or None
-        gaps = tile_gaps(self.model, width, height, self.dense_bytes, tile)
-        return size.standing + decode_bytes(self.model, width, height, self.dense_bytes, tile) + gaps
+        gaps = tile_gaps(self.model, width, height, self.decoder_bytes, tile)
+        return size.standing + decode_bytes(self.model, width, height, self.decoder_bytes, tile) + gaps
 
     def rates(self, device: int | None = None) -> Rates | None:
         """Peaks of a device, measured or published; of that which is described where None. None: there are neither."""

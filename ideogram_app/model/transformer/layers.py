@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.errors import CheckpointError
+from ideogram_app.kernels import dense
 from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import held_bytes
-from ideogram_app.quantization import fp8, int8, k_quants
+from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
+from ideogram_app.quantization.rows import dequantize_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,6 +52,9 @@ class DenseLinear(nn.Linear):
         self.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dense.linear(x, self.weight, self.bias)
 
 
 class PackedLinear(nn.Module):
@@ -100,7 +105,7 @@ class Fp8Linear(PackedLinear):
             raise CheckpointError("This is no FP8 weight", expected="torch.float8_e4m3fn", got=str(weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return fp8.linear(x, self.weight, self.scale, self.bias)
+        return dense.linear(x, dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
 
 
 class GgufLinear(PackedLinear):
@@ -123,8 +128,8 @@ class GgufLinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gguf_type == "Q4_K":
-            return nn.functional.linear(x, self.kernels.decode(self.weight, x.dtype), self.bias)
-        return nn.functional.linear(x, k_quants.decode(self.weight, self.gguf_type, x.dtype), self.bias)
+            return dense.linear(x, self.kernels.decode(self.weight, x.dtype), self.bias)
+        return dense.linear(x, k_quants.decode(self.weight, self.gguf_type, x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gguf_type={self.gguf_type}"
