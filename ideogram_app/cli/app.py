@@ -1,4 +1,4 @@
-"""Commands of `python -m ideogram_app`: doctor, plan, prepare, quantize, calibrate, generate, compare, benchmark.
+"""Commands of `python -m ideogram_app`: doctor, plan, prepare, quantize, calibrate, generate, compare, check ...
 
 Every command prints for people, or one JSON object on standard output with `--json`; progress goes to standard error.
 What a user can act upon ends in one line on standard error and exit code 1, anything else keeps its traceback.
@@ -25,6 +25,7 @@ from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import find_encoder_recipe
 from ideogram_app.cli import flags
+from ideogram_app.cli.check import check
 from ideogram_app.cli.flags import DATA, FIRST_RUN, OUTPUTS, in_bytes, run_program, split_names
 from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, run_job
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
@@ -266,6 +267,7 @@ def compare(
 
 
 app.command()(benchmark)
+app.command()(check)
 
 
 def _copy(file: Path, out: Path) -> None:
