@@ -252,8 +252,8 @@ def assembled(rows: Sequence[Checked], names: Sequence[str], build: Build) -> Ke
         elif kernel in ("add", "heads", "decode", "decode_int8"):
             made[kernel] = getattr(build(name), kernel)
     made["name"] = _named(first.name, rows, names)
-    sets = [first, *(build(name) for name in dict.fromkeys(chosen.values()))]
-    return replace(first, release_scratch=lambda: _release(sets), **made)
+    sets = {id(each): each for each in (first, *map(build, chosen.values()))}
+    return replace(first, release_scratch=lambda: _release(list(sets.values())), **made)
 
 
 def _buildable(names: Sequence[str], build: Build) -> Kernels:
@@ -290,5 +290,8 @@ def _named(first: str, rows: Sequence[Checked], names: Sequence[str]) -> str:
     for row in rows:
         if row.engaged != names[0]:
             groups.setdefault((row.engaged or names[-1], row.reason), []).append(row.kernel)
+    if len({name for name, _ in groups}) == 1 and sum(map(len, groups.values())) == len(rows):
+        name, why = next(iter(groups))
+        return f"{name} in place of {names[0]} ({why})"
     said = [f"{listed(kernels)} by {name} ({why})" for (name, why), kernels in groups.items()]
     return "; ".join([first, *said])
