@@ -288,11 +288,13 @@ def kernel_table() -> str:
         compiled = [row for row in results("kernels-offline")["rows"] if row["target"] == target]
         products = [row for row in compiled if row["instruction"]]
         largest = max(products, key=lambda row: row["shared_bytes"], default=None)
+        amd = isinstance(target, str)
+        registers = 255 if not amd else 512 if target.startswith("gfx9") else 256
         rows.append(
             [
-                f"sm_{target}",
+                target if amd else f"sm_{target}",
                 str(len(compiled)),
-                f"{max(row['registers'] for row in compiled)} of 255",
+                f"{max(row['registers'] for row in compiled)} of {registers}",
                 f"{max(row['shared_bytes'] for row in compiled) // 1024} of {compiled[0]['shared_limit'] // 1024} KB",
                 f"{max(row['local_bytes'] for row in compiled)} B",
                 f"`{_short(largest['instruction'])}`" if largest else "PyTorch's product",

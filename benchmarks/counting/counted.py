@@ -40,7 +40,7 @@ from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose_kernels, fused_kernels
+from ideogram_app.kernels.choice import choose_kernels, new_kernels
 from ideogram_app.machine.copies import BlockingCopyStream
 from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.loader import Loaded
@@ -68,6 +68,7 @@ class Case:
         tile: side of the decoder's tiles in pixels; None decodes at once.
         decodes: whether latents become pictures, a small one between two steps and the last one.
         offloaded: how many blocks of each transformer are copied to the device in every step, through so many `slots`.
+        kernels: by name; "" takes those of a card of this capability on which Triton works.
     """
 
     workload: Workload
@@ -78,6 +79,7 @@ class Case:
     decodes: bool = True
     offloaded: tuple[int, int] = (0, 0)
     slots: int = FEWEST_SLOTS
+    kernels: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -261,7 +263,8 @@ def _loaded(case: Case) -> Loaded:
 
     Blocks are offloaded as to any device, but without streams: a copy is over when it returns, and takes no memory.
     """
-    kernels = fused_kernels(choose_kernels(DEVICE, case.capability)[0])  # with scratch that no other counting has seen
+    chosen = case.kernels or choose_kernels(DEVICE, case.capability, triton="", int_mm="")[0]
+    kernels = new_kernels(chosen)  # with scratch that no other counting has seen
     offload = Offload(case.slots, {DEVICE: BlockingCopyStream(DEVICE)})
     hooks, backbones = offload.on(DEVICE), []
     for number, branch in enumerate(case.workload.model.branches):

@@ -20,7 +20,7 @@ from ideogram_app.benchmark.rows import rows_for
 from ideogram_app.benchmark.shapes import DTYPE_LABELS, ask, choose_dtype
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
-from ideogram_app.files import write_text
+from ideogram_app.files import data_folder, write_text
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.wire import to_json, to_plain
 
@@ -50,7 +50,7 @@ def benchmark(
     from ideogram_app.benchmark.session import BenchmarkSession
 
     print("Looking at this machine ...", file=sys.stderr)
-    hardware = detect(Path())
+    hardware = detect(data_folder())
     chosen = torch.device(choose_device(hardware, device))
     computing, reason = choose_dtype(hardware, chosen.type, dtype)
     workload = ask(shape, size, text_tokens, padding, steps, computing)

@@ -52,6 +52,7 @@ SENTENCES: dict[str, str] = {
     "int8_of_pytorch": (
         "INT8 products are PyTorch's own: Triton compiles none for Turing. All that stands between them is fused."
     ),
+    "no_triton": "Kernels are PyTorch's own, which are slower. {problem}",
     # What rules the published model out, or moves the miniature.
     "problem": "{problem}",
     "no_gpu": (

@@ -37,6 +37,7 @@ from ideogram_app.kernels import plain
 from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
+from ideogram_app.quantization.rows import EXACT_RUN
 
 # Numbers that a run reads for each thread: 1 MB in float32. Of 2^15 to 2^19, from 2^17 on nearly all kernels are within
 # a fifth of their best at (1054 and 4126, 256 to 1536) and (1024, 4608 to 24576). Second-level caches hold 0.5 to 2 MB.
@@ -211,7 +212,7 @@ def _multiply_int_mm(values: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _multiply_float(values: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    if values.shape[1] <= int8.EXACT_RUN:
+    if values.shape[1] <= EXACT_RUN:
         return functional.linear(values.float(), weight.float()).mul_(scale)
     return int8.int32_product(values, weight).float().mul_(scale)
 

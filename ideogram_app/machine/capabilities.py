@@ -62,15 +62,29 @@ def arithmetic(hardware: Hardware, recipe: Recipe) -> tuple[str, Reason]:
 
 
 def products(hardware: Hardware) -> str:
-    """Whose INT8 product runs: triton's, or PyTorch's `int_mm` (kernels/choice.py decides by the same rule)."""
-    return "int_mm" if hardware.kind == "cuda" and hardware.compute_capability == (7, 5) else "triton"
+    """Which set of kernels runs, named after its INT8 product: triton, int_mm, torch, plain or processor.
+
+    kernels/choice.py decides by the same rule, for a device that it can ask.
+    """
+    capability = hardware.compute_capability
+    if hardware.kind == "cpu":
+        return "processor"
+    if hardware.kind not in ("cuda", "rocm"):
+        return "plain"
+    nvidias = capability if hardware.kind == "cuda" else None
+    if nvidias is not None and nvidias < (7, 5):
+        return "plain"
+    if hardware.triton_problem:
+        return "torch"
+    return "int_mm" if nvidias == (7, 5) else "triton"
 
 
 def product_note(hardware: Hardware, recipe: Recipe) -> Reason:
-    """A word on the INT8 product where it is not Triton's."""
-    if not arithmetic(hardware, recipe)[0].endswith("a8") or products(hardware) == "triton":
-        return NOTHING
-    return reason("int8_of_pytorch")
+    """A word on the kernels where they are not Triton's and could be: on its absence, or on the INT8 product alone."""
+    runs = products(hardware)
+    if runs == "torch":
+        return reason("no_triton", problem=hardware.triton_problem)
+    return reason("int8_of_pytorch") if runs == "int_mm" and arithmetic(hardware, recipe)[0].endswith("a8") else NOTHING
 
 
 def obstacle(hardware: Hardware, work: Flops) -> tuple[Reason, Reason] | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ideogram_app.files import disk_free
+from ideogram_app.machine.triton_support import usable_triton
 
 # Compute capability -> generation, from NVIDIA's table of CUDA GPUs. 16-series cards are Turing without tensor cores.
 NVIDIA_GENERATIONS: dict[tuple[int, int], str] = {
@@ -57,6 +58,7 @@ class Hardware:
         device_users: other programs that hold device memory.
         cpu_allowed: processors' worth of time that a container may use; None without a limit.
         problem: what keeps a device from being used, if something does.
+        triton_problem: what keeps Triton from working on it, and what would help (machine/triton_support.py).
     """
 
     kind: str = "cpu"
@@ -81,6 +83,7 @@ class Hardware:
     os: str = ""
     torch: str = ""
     problem: str = ""
+    triton_problem: str = ""
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest, so that a described machine need not repeat it."""
@@ -166,7 +169,7 @@ def usable_cores() -> tuple[int, int | None]:
 
 
 def detect(disk: Path) -> Hardware:
-    """Ask this machine; disk: a folder on the disk where weights will rest, which need not exist yet."""
+    """Ask this machine; disk: the data folder, on the disk where weights will rest; it need not exist yet."""
     device = _device()
     cpu_name, cpu_features = _processor()
     total, free = host_memory()
@@ -183,6 +186,7 @@ def detect(disk: Path) -> Hardware:
         cpu_cores=os.cpu_count(),
         cpu_allowed=parse_quota(_text(Path("/sys/fs/cgroup/cpu.max"))),
         os=f"{platform.system()} {platform.release()}",
+        triton_problem=usable_triton(device["kind"], disk),
         **device,
     )
 

@@ -28,7 +28,7 @@ from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
 from ideogram_app.kernels.attention import backends
-from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
+from ideogram_app.kernels.choice import choose_kernels, compiled_kernels, kernels_note
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.machine.copies import BlockingCopyStream, CopyStream
 from ideogram_app.machine.hardware import compute_capability
@@ -58,6 +58,7 @@ class Loaded:
     arithmetic: str  # bits of weights and activations in a product
     kernels: str  # their name, for reports
     offload: Offload = field(default_factory=Offload)
+    kernels_note: str = ""  # why they are slower than this device's could be, if they are
 
     @property
     def modules(self) -> tuple[Backbone, Backbone]:
@@ -66,7 +67,7 @@ class Loaded:
     @property
     def notes(self) -> tuple[str, ...]:
         """What did not go as it should while this was loaded, a sentence each."""
-        return self.offload.notes
+        return (*self.offload.notes, *((self.kernels_note,) if self.kernels_note else ()))
 
     def release_scratch(self) -> None:
         """Free the scratch that weights are decoded in; the next step allocates it again."""
@@ -126,11 +127,12 @@ def load_transformers(
             hooks = offload.on(homes.devices[number])
             device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
             capability = compute_capability(device)
-            if kernels is None:
-                uses = uses_of(store.effective(model_name, recipe_name), model_name, arithmetic)
-                found = checked(choose_kernels(device, capability)[0], device, dtype, store.root, uses)
-            else:
+            chosen, why = (kernels, "") if kernels else choose_kernels(device, capability)
+            if kernels:
                 found = Found(find_kernels(kernels), backends(capability))
+            else:
+                uses = uses_of(store.effective(model_name, recipe_name), model_name, arithmetic)
+                found = checked(chosen, device, dtype, store.root, uses)
             if found.blocking and not homes.copies:
                 hooks.copies = BlockingCopyStream(device)
                 hooks.copies.notes.append(f"Copies to the device wait for each other: {found.blocking}.")
@@ -156,6 +158,7 @@ def load_transformers(
         arithmetic=arithmetic or find_recipe(recipe_name).arithmetic,
         kernels=engaged.name,
         offload=offload,
+        kernels_note=kernels_note(device, chosen, why),
     )
 
 

@@ -9,8 +9,8 @@ Every function names the tensors that are alive at once in the code that it spea
 allocator is asked for. `benchmarks/counting/counted.py` counts the same by running that code on tensors that hold
 nothing, and tests hold the two together: never below, at most 8 % above.
 
-Left out: gaps that an allocator leaves and what libraries allocate for themselves (planning/footprint.py), and plain
-kernels, which run where there are no others and hold more for a moment.
+What kernels that are not Triton's hold for a moment is counted in planning/kernel_bytes.py and added here. Left out:
+gaps that an allocator leaves and what libraries allocate for themselves (planning/footprint.py).
 """
 
 from __future__ import annotations
@@ -27,8 +27,17 @@ from ideogram_app.catalog.models import (
     Model,
 )
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.planning.kernel_bytes import (
+    WITHOUT_TRITON,
+    add_bytes,
+    decoding_bytes,
+    heads_bytes,
+    operand_bytes,
+    product_bytes,
+    swiglu_bytes,
+)
 from ideogram_app.planning.weight_bytes import linear_bytes
-from ideogram_app.quantization.rows import INT32_ROWS, WIDENED_AT_ONCE
+from ideogram_app.quantization.rows import WIDENED_AT_ONCE
 
 MAX_TEXT_TOKENS = 2048  # the longest caption the text encoder takes
 STEPS = 48  # of the longest preset
@@ -44,7 +53,8 @@ DECODER_SHARE = 1.06
 # Tiles of 1024 pixels and more leave gaps to the next row of tiles: 0.4 GB beside Q4_K at 2048 x 2048, a fifth of what
 # a tile takes. Smaller ones fit into what steps leave behind (the same file).
 LARGE_TILE, LARGE_TILE_GAPS = 1024 * 1024, 0.2
-ROUNDING_KERNELS = ("int8", "scratch8")  # kinds of matrices whose inputs are INT8 rows
+DECODED_TO_INT8 = ("scratch8", "decoded8")  # kinds of matrices that have a scale a row beside their Q4_K
+ROUNDING_KERNELS = ("int8", *DECODED_TO_INT8)  # kinds of matrices whose inputs are INT8 rows
 PREVIEW_TOKENS = 16  # a preview decodes at most 16 x 16 tokens, 256 pixels a side
 # A block's matrices in the order of its forward pass: q, k, v (one matrix where they are of one kind), o, gate and up
 # (likewise), down.
@@ -63,7 +73,7 @@ class Drawing:
     Attributes:
         dense_bytes: of the computing type, 2 or 4.
         arithmetic: of Q4_K, w4a8 or w4a16; "" takes the one that needs more.
-        kernels: triton, or int_mm for cards whose INT8 product is torch's (Turing).
+        kernels: their name in kernels/choice.py, as `machine.capabilities.products` tells it.
         fused_attention: whether scores are never held as a whole.
     """
 
@@ -86,14 +96,24 @@ class Drawing:
         return self.image_tokens + (self.text_tokens if sees_text else 0)
 
     def kind(self, linear: str) -> str:
-        """How a matrix is multiplied: dense, int8, scratch (decoded to one INT8 or 16-bit buffer) or decoded (anew)."""
+        """How a matrix is multiplied: dense, int8, scratch (decoded to one INT8 or 16-bit buffer) or decoded (anew).
+
+        With an 8 behind it, it is decoded to INT8.
+        """
         if not self.recipe.packs(linear):
             return "dense"
         if self.recipe.quantizes_activations:
             return "int8"
         if self.recipe.gguf_type == "Q4_K":
-            return "scratch8" if self.arithmetic == "w4a8" else "scratch"
+            place = "decoded" if self.kernels in WITHOUT_TRITON else "scratch"
+            return f"{place}8" if self.arithmetic == "w4a8" else place
         return "decoded"
+
+    def input_format(self, kind: str) -> str:
+        """What a matrix of a kind reads (`kernels.contract.InputFormat`)."""
+        if kind not in ROUNDING_KERNELS:
+            return "dense"
+        return "int8" if kind == "int8" and self.recipe.storage == "int8" else "rotated"
 
 
 def prepared_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
@@ -132,15 +152,22 @@ def scratch_bytes(drawing: Drawing, once: bool) -> int:
 def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
     """While the layers that run once a picture are on the device one after another (`conditioner.Conditioner`)."""
     tokens, width, hidden = drawing.text_tokens if sees_text else 0, drawing.dense_bytes, branch.hidden_size
+    kernels = drawing.kernels
     features = tokens * branch.llm_features_dim * width  # as they come; normed they are as large
     text = tokens * hidden * width
 
-    def staged(name: str, rows: int, columns: int, beside: int = 0) -> int:
-        """A layer, and the most of: its weight decoded, its product made."""
-        linear = Linear(name, rows, columns, True)
-        scales = rows * 4 if drawing.kind(name) == "scratch8" else 0
+    def staged(name: str, rows: int, columns: int, beside: int = 0, count: int = drawing.steps) -> int:
+        """A layer of `count` rows of input, and the most of: its weight decoded, its product made."""
+        linear, kind = Linear(name, rows, columns, True), drawing.kind(name)
+        scales = rows * 4 if kind in DECODED_TO_INT8 else 0
         layer = round(linear_bytes(linear, drawing.recipe, width)) + rows * width + scales
-        if drawing.kind(name) != "decoded":
+        if kind in ROUNDING_KERNELS:
+            rounding = operand_bytes(kernels, drawing.input_format(kind), count, columns)
+            made = product_bytes(kernels, count, rows, biased=True) + beside
+            if kind == "decoded8":
+                made = rows * columns + max(decoding_bytes(kernels, rows * columns), made)
+            return layer + max(rounding, made)
+        if kind != "decoded":
             return layer + beside
         decoded = rows * columns * width
         return layer + decoded + max(_unpacking(drawing, rows * columns), beside)
@@ -153,7 +180,7 @@ def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
     }
     if sees_text:
         rounded = tokens * branch.llm_features_dim if drawing.kind(TEXT_PROJECTION) in ROUNDING_KERNELS else 0
-        projected = staged(TEXT_PROJECTION, hidden, branch.llm_features_dim, rounded + text)
+        projected = rounded + staged(TEXT_PROJECTION, hidden, branch.llm_features_dim, text, tokens)
         moments |= {"text_norm": 2 * features, "text_project": features + projected}
     norms = (4 * branch.num_layers + 1) * hidden * width + (branch.llm_features_dim * width if sees_text else 0)
     waves = 8 * drawing.steps * hidden * 4  # times between two layers; a block's vectors are as much
@@ -224,7 +251,7 @@ def _unpacking(drawing: Drawing, weights: int) -> int:
 def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, kinds: tuple[str, ...]) -> int:
     """The most that is alive in `backbone.Block.forward`, of matrices of these kinds (`BLOCK_LINEARS`)."""
     hidden, inner, width = branch.hidden_size, branch.intermediate_size, drawing.dense_bytes
-    tokens = drawing.tokens(sees_text)
+    tokens, kernels = drawing.tokens(sees_text), drawing.kernels
     qkv, o, gate_up, down = _merged_kind(kinds[:3]), kinds[3], _merged_kind(kinds[4:6]), kinds[6]
 
     def operand(kind: str, columns: int) -> int:
@@ -234,10 +261,13 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, kinds: tuple
     def product(kind: str, rows: int, columns: int) -> int:
         """A product's result, with what it takes to make it."""
         result = tokens * rows * width
-        if kind in ROUNDING_KERNELS and drawing.kernels == "int_mm":
-            return result + min(tokens, INT32_ROWS) * rows * 4
+        made = result + product_bytes(kernels, tokens, rows)
+        if kind == "decoded8":
+            return rows * columns + max(decoding_bytes(kernels, rows * columns), made)
+        if kind in ROUNDING_KERNELS:
+            return made
         if kind == "apart":  # each by itself, then side by side
-            return 2 * result + rows * columns * (4 + width)
+            return max(made, 2 * result + rows * columns * (4 + width))
         if kind != "decoded":
             return result
         return rows * columns * width + max(_unpacking(drawing, rows * columns), result)
@@ -246,14 +276,17 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, kinds: tuple
     residual = update + operand(qkv, hidden)  # and x, what the first matrix reads, which the caller holds
     attended = update + tokens * branch.num_attention_heads * 4 + _attention_bytes(drawing, branch, tokens)
     rounded = operand(o, hidden) if o in ROUNDING_KERNELS else 0
+    rounding = operand_bytes(kernels, drawing.input_format(o), tokens, hidden) if rounded else 0
     x, wide = operand(gate_up, hidden), operand(down, inner)
+    read = max(operand_bytes(kernels, drawing.input_format(kind), tokens, hidden) for kind in (qkv, gate_up))
     moments = {
         "qkv": product(qkv, 3 * hidden, hidden),
+        "heads": tokens * 3 * hidden * width + heads_bytes(kernels, tokens, hidden),
         "attention": tokens * 3 * hidden * width + attended,
-        "o": update + rounded + product(o, hidden, hidden),
-        "add_norm": update + x,
+        "o": update + rounded + max(rounding, product(o, hidden, hidden)),
+        "add_norm": update + max(add_bytes(kernels, tokens, hidden), x + read),
         "gate_up": x + product(gate_up, 2 * inner, hidden),
-        "swiglu": tokens * 2 * inner * width + wide,
+        "swiglu": tokens * 2 * inner * width + wide + swiglu_bytes(kernels, drawing.input_format(down), tokens, inner),
         "down": wide + product(down, hidden, inner),
     }
     return residual + max(moments.values())

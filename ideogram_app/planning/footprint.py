@@ -18,6 +18,7 @@ from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.text_encoder import DEFAULT, DENSE, ENCODERS, encoder_bytes, find_encoder_recipe
 from ideogram_app.machine.staging import BUFFERS, CHUNK
 from ideogram_app.planning.activations import (
+    DECODED_TO_INT8,
     Drawing,
     decode_bytes,
     encode_bytes,
@@ -199,7 +200,7 @@ def room_for_weights(free: int, busy: int) -> int:
 def _loaded(drawing: Drawing, branch: Branch, sees_text: bool) -> tuple[int, int]:
     """Bytes for every step, and once; Q4_K that is rounded to INT8 has a scale a row besides."""
     every_step, once = loaded_bytes(branch, drawing.recipe, drawing.dense_bytes, sees_text)
-    scaled = [linear for linear in branch.linears() if drawing.kind(linear.name) == "scratch8"]
+    scaled = [linear for linear in branch.linears() if drawing.kind(linear.name) in DECODED_TO_INT8]
     rows = sum(linear.rows for linear in scaled if not linear.once)
     return every_step + 4 * rows, once + 4 * (sum(linear.rows for linear in scaled) - rows)
 

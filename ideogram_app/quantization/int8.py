@@ -17,14 +17,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ideogram_app.quantization.rows import EXACT_RUN
+
 WEIGHT_LEVELS = 127.0
 ACTIVATION_LEVELS = 127.5  # (127 + 128) / 2: torchao's MappingType.SYMMETRIC for int8
 # Floors under the scales keep 1 / scale finite for rows of zeros. Weights: the smallest normal float32. Activations:
 # torchao's floor for int8, a token below 1.5e-5 counts as nearly silent.
 SMALLEST_WEIGHT_SCALE = torch.finfo(torch.float32).tiny
 SMALLEST_ACTIVATION_SCALE = torch.finfo(torch.float32).eps
-# A sum of so many products of int8 stays within 2^24 = 1024 * 128 * 128, where float32 still holds every whole number.
-EXACT_RUN = 1024
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 RowReader = Callable[[str, slice], "Tensor"]  # (name of a tensor, rows) -> those rows of it
 
 WIDENED_AT_ONCE = 2**24  # weights: 64 MB in float32, where the largest matrix would take 450
+DECODED_AT_ONCE = 2**22  # weights of Q4_K that become INT8 without Triton: a few float32 copies of 16 MB
+# A sum of so many products of int8 stays within 2^24 = 1024 * 128 * 128, where float32 still holds every whole number.
+EXACT_RUN = 1024
 INT32_ROWS = 2048  # of a product by torch._int_mm at a time: INT32 sums of the widest matrix (24576 rows) take 201 MB
 
 

@@ -7,6 +7,7 @@ last bit. One exception is the interpreter's: it cuts float32 to bfloat16 where 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from exact_cpu import cpu_multiplies_exactly
 from torch import Tensor
 
 pytest.importorskip("triton")
+
+from triton.runtime.errors import OutOfResources
 
 from ideogram_app.errors import DeviceError
 from ideogram_app.kernels import plain
@@ -189,6 +192,53 @@ def test_tables_of_tiles_end_in_a_row_for_everything(card: tiles.Capability) -> 
 @pytest.mark.parametrize("m", [1, 300, 4396])
 def test_unlisted_cards_get_the_tiles_that_fit_99_kilobytes(m: int) -> None:
     assert tiles.tile_for((13, 7), m, 4608) == tiles.tile_for((8, 6), m, 4608)
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, most: int) -> list[tiles.Tile]:
+    """A card that gives a program so many bytes of shared memory; the tiles that were tried."""
+    tried: list[tiles.Tile] = []
+    launch = matmul.matmul_with
+
+    def launched(tile: tiles.Tile, *given: Any) -> torch.Tensor:
+        tried.append(tile)
+        if tile.shared_bytes > most:
+            raise OutOfResources(tile.shared_bytes, most, "shared memory")
+        return launch(tile, *given)
+
+    monkeypatch.setattr(matmul, "matmul_with", launched)
+    return tried
+
+
+@pytest.mark.parametrize(("most", "tries"), [(2**17, 1), (65536, 2), (10_000, 5)])
+def test_a_card_without_room_for_a_tile_gets_a_smaller_one_and_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, most: int, tries: int
+) -> None:
+    tried = refusing(monkeypatch, most)
+    x, weight, scale, bias = operands(70, 16, 32)
+    monkeypatch.setattr(matmul, "tile_for", lambda *_: tiles.COMMON_TILES[-1].tile)
+    product = matmul.Matmul()
+    for _ in range(2):
+        assert torch.equal(
+            product(x, weight, scale, bias, torch.float32), plain.matmul(x, weight, scale, bias, torch.float32)
+        )
+    assert len(tried) == len(set(tried)) + 1  # the one that fits, again
+    assert [tile.shared_bytes for tile in tried[:-1]] == sorted(
+        (tile.shared_bytes for tile in tried[:-1]), reverse=True
+    )
+    assert len(tried) == tries + 1
+
+
+def test_a_card_that_refuses_every_tile_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing(monkeypatch, 0)
+    with pytest.raises(OutOfResources):
+        matmul.matmul(*operands(70, 16, 32), torch.float32)
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (9, 4), (10, 3), (11, 0), (12, 0)])
+@pytest.mark.parametrize(("m", "n"), [(1, 4608), (300, 4608), (2048, 24576), (4396, 24576)])
+def test_amds_tiles_fit_its_64_kilobytes(capability: tiles.Capability, m: int, n: int) -> None:
+    tile = tiles.tile_for(capability, m, n, amd=True)
+    assert tile.shared_bytes <= 65536 and 64 * tile.warps <= 1024
 
 
 def test_turing_has_no_tile() -> None:

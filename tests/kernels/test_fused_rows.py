@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 
 from ideogram_app.kernels.fused import heads as fused_heads
 from ideogram_app.kernels.fused import rows as fused
-from ideogram_app.kernels.fused.blocks import MOST_WARPS, shape_of
+from ideogram_app.kernels.fused.blocks import MOST_THREADS, WARP, shape_of
 
 # The interpreter's NumPy warns where a GPU is silent: exp(1000) in the sigmoid of -1000, which is 0 as it should be.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:overflow encountered in exp")]
@@ -256,8 +256,16 @@ def test_what_a_kernel_would_read_wrongly_is_refused(sentence: str, call: Callab
 def test_a_program_holds_its_row_and_less_than_a_chunk_more(K: int) -> None:
     shape = shape_of(K)
     assert 0 <= shape.block * shape.chunks - K < shape.block
-    assert shape.chunks <= 6 or shape.warps == MOST_WARPS
+    assert shape.chunks <= 6 or shape.warps * WARP == MOST_THREADS
     assert shape.block == 256 * shape.warps
+
+
+@pytest.mark.parametrize("K", [16, 256, 4608, 12288, 53248])
+@pytest.mark.parametrize("threads", [32, 64])
+def test_no_program_has_more_threads_than_a_card_gives_it(K: int, threads: int) -> None:
+    shape = shape_of(K, threads)
+    assert shape.warps * threads <= MOST_THREADS
+    assert 0 <= shape.block * shape.chunks - K < shape.block and shape.block % GROUP == 0
 
 
 @pytest.mark.parametrize("row", [*fused.signatures(), *fused_heads.signatures()], ids=lambda row: row.name)

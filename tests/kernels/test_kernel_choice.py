@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from exact_cpu import cpu_multiplies_exactly
@@ -10,11 +12,15 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import Branch
 from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
+from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.kernels import choice
-from ideogram_app.kernels.choice import BETWEEN_MATRICES, choose_kernels, compiled_kernels, kernels
+from ideogram_app.kernels.choice import BETWEEN_MATRICES, choose_kernels, compiled_kernels, kernels, kernels_note
 from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.plain import PLAIN
+from ideogram_app.machine.capabilities import products
+from ideogram_app.machine.hardware import Hardware
+from ideogram_app.model import loader
 from ideogram_app.model.transformer.assemble import Placement, assemble
 from ideogram_app.model.transformer.layers import W4A8
 from ideogram_app.quantization import int8, k_quants
@@ -28,6 +34,7 @@ SETTINGS = {"rope_theta": 1000, "mrope_section": (12, 10, 10)}
 @pytest.mark.parametrize(
     ("device", "capability", "name", "because"),
     [
+        (CUDA, None, "triton", "compiles"),
         (CUDA, (8, 6), "triton", "compiles"),
         (CUDA, (12, 0), "triton", "compiles"),
         (CUDA, (7, 5), "int_mm", "Turing"),
@@ -39,13 +46,58 @@ SETTINGS = {"rope_theta": 1000, "mrope_section": (12, 10, 10)}
 def test_each_device_gets_its_kernels_and_a_reason(
     device: torch.device, capability: tuple[int, int] | None, name: str, because: str
 ) -> None:
-    chosen, reason = choose_kernels(device, capability)
+    chosen, reason = choose_kernels(device, capability, triton="", int_mm="")
     assert chosen == name and because in reason
 
 
-def test_without_triton_plain_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "find_spec", lambda _: None)
-    assert choose_kernels(CUDA, (8, 6)) == ("plain", "Triton is not installed")
+NO_COMPILER = "Triton cannot start: it needs a C compiler. This helps: sudo apt install gcc"
+
+
+@pytest.mark.parametrize("capability", [None, (7, 5), (8, 6), (12, 0)])
+def test_where_triton_cannot_start_torchs_products_run_and_say_why(capability: tuple[int, int] | None) -> None:
+    assert choose_kernels(CUDA, capability, triton=NO_COMPILER, int_mm="") == ("torch", NO_COMPILER)
+    name, reason = choose_kernels(CUDA, capability, triton=NO_COMPILER, int_mm="torch._int_mm does not run here")
+    assert name == "plain" and NO_COMPILER in reason and "_int_mm" in reason
+
+
+def test_this_machine_is_asked_only_where_the_answer_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(choice, "usable_triton", never)
+    monkeypatch.setattr(choice, "int_mm_problem", never)
+    for device, capability in ((CPU, None), (torch.device("mps"), None), (CUDA, (6, 1))):
+        choose_kernels(device, capability)
+    monkeypatch.setattr(choice, "usable_triton", lambda kind: "")
+    assert choose_kernels(CUDA, (8, 6))[0] == "triton"
+    monkeypatch.setattr(choice, "usable_triton", lambda kind: NO_COMPILER)
+    monkeypatch.setattr(choice, "int_mm_problem", lambda device: "")
+    assert choose_kernels(CUDA, (8, 6)) == ("torch", NO_COMPILER)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "rocm", "mps", "xpu", "cpu"])
+@pytest.mark.parametrize("capability", [(6, 1), (7, 5), (8, 6), (10, 3), (12, 0)])
+@pytest.mark.parametrize("problem", ["", NO_COMPILER])
+def test_a_plan_knows_which_kernels_will_run(kind: str, capability: tuple[int, int], problem: str) -> None:
+    card = Hardware(kind=kind, name="a card", compute_capability=capability, triton_problem=problem)
+    device = torch.device("cuda" if kind == "rocm" else kind)
+    nvidias = capability if kind == "cuda" else None
+    assert products(card) == choose_kernels(device, nvidias, triton=problem, int_mm="")[0]
+
+
+def test_results_tell_of_slower_kernels_alone() -> None:
+    assert NO_COMPILER in kernels_note(CUDA, "torch", NO_COMPILER)
+    assert kernels_note(CUDA, "triton", "every kernel compiles") == ""
+    assert kernels_note(CPU, "plain", "asked for") == kernels_note(CUDA, "plain", "") == ""
+
+
+def test_a_loaded_model_carries_the_reason_of_its_kernels_into_the_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loader, "choose_kernels", lambda device, capability: ("plain", NO_COMPILER))
+    monkeypatch.setattr(loader, "kernels_note", lambda device, name, reason: f"{name}: {reason}")
+    loaded = loader.load_transformers(Store(tmp_path), "miniature", "reference", CPU, torch.float32)
+    assert loaded.kernels == "plain" and loaded.notes == (f"plain: {NO_COMPILER}",)
 
 
 def test_kernels_that_do_not_exist_are_refused_with_those_that_do() -> None:
@@ -90,7 +142,8 @@ def velocity(storage: str, arithmetic: str, used: Kernels, device: torch.device 
 
 
 STORAGES = [("dense", ""), ("int8", ""), ("rotated", ""), ("Q4_K", "w4a16"), ("Q4_K", W4A8)]
-SETS = [(name, *storage) for name in ("triton", "processor") for storage in STORAGES] + [("int_mm", "rotated", "")]
+SETS = [(name, *storage) for name in ("triton", "processor", "torch", "plain") for storage in STORAGES]
+SETS.append(("int_mm", "rotated", ""))
 
 
 @pytest.mark.slow
@@ -98,7 +151,7 @@ SETS = [(name, *storage) for name in ("triton", "processor") for storage in STOR
 def test_every_set_of_kernels_draws_what_the_plain_ones_draw(name: str, storage: str, arithmetic: str) -> None:
     """Triton's run in its interpreter. One INT8 value on the edge between two moves a token by 1 / 127.5 of its largest
     in one of 256 channels: some 0.2 % of it."""
-    if name == "int_mm" and not cpu_multiplies_exactly():
+    if name in ("int_mm", "torch") and not cpu_multiplies_exactly():
         pytest.skip("torch._int_mm saturates on this CPU")
     truth = velocity(storage, arithmetic, PLAIN)
     bound = 1e-5 if storage == "dense" or arithmetic == "w4a16" else 5e-3
@@ -122,6 +175,12 @@ def test_compiled_kernels_draw_what_the_plain_ones_draw(monkeypatch: pytest.Monk
     assert used.name == "plain, compiled" and used.matmul is PLAIN.matmul
     for storage in ("dense", "rotated"):
         assert relative_error(velocity(storage, "", used), velocity(storage, "", PLAIN)) < 1e-5
+
+
+def test_a_card_without_triton_is_told_that_nothing_compiles_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "usable_triton", lambda kind: NO_COMPILER)
+    with pytest.raises(DeviceError, match="sudo apt install gcc"):
+        compiled_kernels(PLAIN, CUDA)
 
 
 def test_a_processor_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ SMALL_CHANGE = 4096  # tensors are counted in whole 512 bytes
 AMPERE, TURING = (8, 6), (7, 5)
 # width, height, text tokens: both ends of each, and what is usual
 PICTURES = ((1024, 1024, 300), (2048, 2048, 2048), (512, 512, 20), (1536, 640, 300), (512, 512, 2048), (2048, 2048, 20))
-# recipe, arithmetic, card, and how many of the pictures are counted
+# recipe, arithmetic, card, how many of the pictures are counted, and kernels other than the card's with Triton
 RECIPES_COUNTED = [
     ("reference", "", AMPERE, 2),
     ("int8-w8a8-rotated", "", AMPERE, 6),
@@ -57,6 +57,14 @@ RECIPES_COUNTED = [
     ("gguf-q4_k", "w4a16", AMPERE, 3),
     ("gguf-q8_0", "", AMPERE, 1),
     ("fp8", "", AMPERE, 2),
+]
+WITHOUT_TRITON = [
+    ("reference", "", AMPERE, 1, "torch"),
+    ("int8-w8a8-rotated", "", AMPERE, 2, "torch"),
+    ("int8-w8a8", "", AMPERE, 2, "torch"),
+    ("gguf-q4_k", "w4a8", AMPERE, 1, "torch"),
+    ("gguf-q4_k", "w4a16", AMPERE, 1, "torch"),
+    ("int8-w8a8-rotated", "", AMPERE, 1, "plain"),
 ]
 
 
@@ -71,16 +79,18 @@ def predicted(recipe: Recipe, asked: Workload, arithmetic: str, kernels: str) ->
     return footprint(drawing), drawing
 
 
-@pytest.mark.parametrize(("name", "arithmetic", "capability", "pictures"), RECIPES_COUNTED)
+@pytest.mark.parametrize(
+    ("name", "arithmetic", "capability", "pictures", "kernels"),
+    [*((*row, "int_mm" if row[2] == TURING else "triton") for row in RECIPES_COUNTED), *WITHOUT_TRITON],
+)
 def test_every_phase_takes_what_was_predicted_or_a_little_less(
-    name: str, arithmetic: str, capability: tuple[int, int], pictures: int
+    name: str, arithmetic: str, capability: tuple[int, int], pictures: int, kernels: str
 ) -> None:
     recipe, dtype = RECIPES[name].protecting(), "float16" if capability == TURING else "bfloat16"
-    kernels = "int_mm" if capability == TURING else "triton"
     workloads = [workload(*picture, dtype) for picture in PICTURES[:pictures]]
     if recipe.gguf_type == "Q4_K":  # the first picture finds no scratch yet, those after it keep what it took
         workloads.insert(0, workloads[0])
-    case = Case(workloads[0], recipe, arithmetic, capability, decodes=False)
+    case = Case(workloads[0], recipe, arithmetic, capability, decodes=False, kernels=kernels)
     counted = list(zip(workloads, count_pictures(case, workloads), strict=True))
     for asked, found in counted[-pictures:]:
         made, drawing = predicted(recipe, asked, arithmetic, kernels)

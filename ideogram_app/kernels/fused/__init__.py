@@ -1,8 +1,9 @@
 """Fused Triton kernels: those of `kernels.contract`, each one launch, judged by `kernels.plain`.
 
 Importing a module here imports Triton; nothing is compiled before the first launch. With TRITON_INTERPRET=1 in the
-environment before that import, the same code runs on CPU tensors. Left out: search for launch parameters at run time,
-and kernels for other than NVIDIA cards, which Triton may run and nobody here has tried.
+environment before that import, the same code runs on CPU tensors. NVIDIA's cards and AMD's have tiles of their own, and
+`offline.py` compiles all of it for both; on AMD's nobody here has run it. Left out: search for launch parameters at run
+time.
 
 Its modules (this list is made by tools/docs.py):
 

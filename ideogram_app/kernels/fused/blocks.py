@@ -19,7 +19,9 @@ Left out: rows kept in shared memory, several rows a program, rotations of other
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
+import torch
 import triton
 import triton.language as tl
 
@@ -39,7 +41,8 @@ WHOLE_NUMBER = tl.constexpr(12582912.0)
 # sm_100, spills none, and a multiprocessor of sm_86 holds 20 to 40 warps. Rows of 4608 take 4 warps, 12288 take 8. From
 # 49152 on, with all the warps a program may have, there are more chunks: 53248 are seven and spill 16 to 60 bytes.
 MOST_CHUNKS = 6
-MOST_WARPS = 32
+MOST_THREADS = 1024  # of a program, on NVIDIA's cards and AMD's
+WARP = 32  # threads; of AMD's cards before RDNA (gfx9) 64
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,24 @@ class Shape:
     warps: int
 
 
-def shape_of(columns: int) -> Shape:
-    """The smallest number of warps, a power of two, that holds a row in six chunks."""
-    warps, chunk = 1, rotation.GROUP
-    while warps < MOST_WARPS and warps * chunk * MOST_CHUNKS < columns:
+def shape_of(columns: int, warp_size: int = WARP) -> Shape:
+    """The smallest number of warps, a power of two, that holds a row in six chunks.
+
+    Args:
+        warp_size: threads of a warp. Of 64 each warp holds twice as much, and half as many may be had.
+    """
+    warps, chunk = 1, warp_size * VALUES.value
+    while 2 * warps * warp_size <= MOST_THREADS and warps * chunk * MOST_CHUNKS < columns:
         warps *= 2
     return Shape(warps * chunk, -(-columns // (warps * chunk)), warps)
+
+
+@cache
+def warp_size(device: torch.device) -> int:
+    """Threads of a warp of a device."""
+    if device.type != "cuda" or torch.version.hip is None:
+        return WARP
+    return int(torch.cuda.get_device_properties(device).warp_size)
 
 
 @triton.jit

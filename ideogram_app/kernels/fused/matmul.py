@@ -12,27 +12,28 @@ Scales and bias are applied in the order of `kernels.plain`, each result rounded
 last bit. Two more functions serve cards whose INT8 product Triton cannot compile (Turing): `int_mm` is torch's product,
 a run of rows at a time, and `epilogue` the scales; the sums pass through memory between the two.
 
+A card without room for a tile (`OutOfResources` at its first launch) gets a smaller one, and is not asked again.
+
 Left out: search at run time, split or streamed K (`tiles.py` says why), float scales per group of columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.nn import functional
+from triton.runtime.errors import OutOfResources
 
-from ideogram_app.kernels import plain
+from ideogram_app.kernels import runs, torch_products
 from ideogram_app.kernels.contract import QuantizedActivations
 from ideogram_app.kernels.fused.signature import Compilable
-from ideogram_app.kernels.fused.tiles import Capability, Tile, choices_of, multiplies_int8, tile_for
-from ideogram_app.quantization.rows import INT32_ROWS
+from ideogram_app.kernels.fused.tiles import Capability, Tile, choices_of, multiplies_int8, smaller_tiles, tile_for
 
 INTERPRETED: Capability = (8, 6)  # whose tiles the interpreter takes; it has no hardware
-LEAST_ROWS = 17  # of torch._int_mm on CUDA
 EPILOGUE_COLUMNS = 1024  # of one program of `epilogue`: two loads of 16 bytes for each of 128 threads
 
 
@@ -125,15 +126,39 @@ def epilogue_kernel(
     tl.store(out_ptr + row * N + column, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@dataclass
+class Matmul:
+    """`matmul`, which remembers the tiles that a card refused: one set of `Kernels` asks for each once."""
+
+    _refused: set[tuple[torch.device, Tile]] = field(default_factory=set, repr=False)
+
+    def __call__(
+        self, x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        m, n, device = x.values.shape[0], values.shape[0], values.device
+        capability = torch.cuda.get_device_capability(device) if values.is_cuda else INTERPRETED
+        amd = values.is_cuda and torch.version.hip is not None
+        first = tile_for(capability, m, n, amd)
+        tiles = [first, *smaller_tiles(choices_of(capability, amd), first)]
+        for tile in tiles:
+            if (device, tile) in self._refused and tile is not tiles[-1]:
+                continue
+            try:
+                return matmul_with(tile, x, values, scale, bias, dtype)
+            except OutOfResources:  # more shared memory or threads than this card gives a program
+                if tile is tiles[-1]:
+                    raise
+                self._refused.add((device, tile))
+        raise AssertionError("there is always a last tile")
+
+
 def matmul(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """INT8 (M, K) times INT8 (N, K), summed exactly, with scales and bias: (M, N) of `dtype`.
 
-    All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow. Raises DeviceError
-    on cards older than compute capability 8.0.
+    All contiguous; K and N are multiples of 16 for 16-byte loads, other values are right but slow. A card that has no
+    room for a tile gets the next smaller one. Raises DeviceError on NVIDIA cards older than compute capability 8.0.
     """
-    m = x.values.shape[0]
-    capability = torch.cuda.get_device_capability(values.device) if values.is_cuda else INTERPRETED
-    return matmul_with(tile_for(capability, m, values.shape[0]), x, values, scale, bias, dtype)
+    return Matmul()(x, values, scale, bias, dtype)
 
 
 def matmul_with(
@@ -152,21 +177,8 @@ def matmul_with(
 
 
 def int_mm(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """`matmul` by torch's own INT8 product and `epilogue`, for cards whose INT8 product Triton cannot compile.
-
-    K and N are multiples of 8 on CUDA. Few rows are padded, for CUDA's product wants more than 16.
-    """
-    out = torch.empty(x.values.shape[0], values.shape[0], dtype=dtype, device=values.device)
-    for left, row_scale, part in zip(*(each.split(INT32_ROWS) for each in (x.values, x.scale, out)), strict=True):
-        count = left.shape[0]
-        padded = functional.pad(left, (0, 0, 0, 32 - count)) if count < LEAST_ROWS else left
-        sums = torch._int_mm(padded, values.t())[:count]
-        if sums.is_cuda:
-            epilogue(sums, row_scale, scale, bias, dtype, part)
-        else:
-            part.copy_(plain.epilogue(sums, row_scale, scale, bias, dtype))
-        del sums  # never beside those of the next rows
-    return out
+    """`matmul` by torch's own INT8 product and `epilogue`, for cards whose INT8 product Triton cannot compile."""
+    return torch_products.int_mm(x, values, scale, bias, dtype, epilogue if values.is_cuda else runs.epilogue)
 
 
 def epilogue(
@@ -193,12 +205,12 @@ def _constants(tile: Tile, k: int, has_bias: bool) -> dict[str, int | bool]:
     }
 
 
-def signatures(capability: Capability) -> Iterator[Compilable]:
+def signatures(capability: Capability, amd: bool = False) -> Iterator[Compilable]:
     """What runs on cards of a capability: every tile of its table, the last one also with bias and a ragged K."""
     scales = {"row_scale_ptr": "*fp32", "scale_ptr": "*fp32", "bias_ptr": "*fp32"}
-    if multiplies_int8(capability):
+    if amd or multiplies_int8(capability):
         types = {"x_ptr": "*i8", "weight_ptr": "*i8", **scales, "M": "i32", "N": "i32", "K": "i32"}
-        tiles = [choice.tile for choice in choices_of(capability)]
+        tiles = [choice.tile for choice in choices_of(capability, amd)]
         variants = [(tile, 0, False, "bf16") for tile in tiles]
         variants += [(tiles[-1], 1, True, "bf16"), (tiles[-1], 0, False, "fp16")]
         for tile, left, has_bias, kind in variants:

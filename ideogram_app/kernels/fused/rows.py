@@ -20,7 +20,17 @@ from torch import Tensor
 
 from ideogram_app.errors import RequestError
 from ideogram_app.kernels.contract import InputFormat, Operand, QuantizedActivations
-from ideogram_app.kernels.fused.blocks import load, load_row, normed, shape_of, store_dense, store_operand, with_chunk
+from ideogram_app.kernels.fused.blocks import (
+    WARP,
+    load,
+    load_row,
+    normed,
+    shape_of,
+    store_dense,
+    store_operand,
+    warp_size,
+    with_chunk,
+)
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.quantization.rotation import GROUP
 
@@ -123,7 +133,7 @@ def norm(x: Tensor, vector: Tensor, epsilon: float, input_format: InputFormat) -
     """
     M, K = x.shape
     out, scale = _output(K, input_format, (x,), (vector,))
-    norm_kernel[(M,)](x, x.stride(0), vector, out, scale, epsilon, **_launch(K, input_format))
+    norm_kernel[(M,)](x, x.stride(0), vector, out, scale, epsilon, **_launch(K, input_format, warp_size(x.device)))
     return _operand(out, scale)
 
 
@@ -137,7 +147,7 @@ def add_norm(
     """
     M, K = hidden.shape
     out, scale = _output(K, input_format, (hidden, update), (gate, vector))
-    launch = _launch(K, input_format)
+    launch = _launch(K, input_format, warp_size(hidden.device))
     add_norm_kernel[(M,)](
         hidden, hidden.stride(0), update, update.stride(0), gate, vector, out, scale, epsilon, **launch
     )
@@ -148,7 +158,7 @@ def add(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Tensor:
     """hidden + update / rms(update) * gate, (M, K); `hidden` is overwritten and returned."""
     M, K = hidden.shape
     _check(K, "dense", (hidden, update), (gate,))
-    launch = _launch(K, None)
+    launch = _launch(K, None, warp_size(hidden.device))
     add_norm_kernel[(M,)](hidden, hidden.stride(0), update, update.stride(0), gate, None, None, None, epsilon, **launch)
     return hidden
 
@@ -157,7 +167,8 @@ def swiglu(gate_up: Tensor, input_format: InputFormat) -> Operand:
     """gate_up: (M, 2 F) -> silu(first half) * second half, (M, F)."""
     M, K = gate_up.shape[0], gate_up.shape[1] // 2
     out, scale = _output(K, input_format, (gate_up,))
-    swiglu_kernel[(M,)](gate_up, gate_up.stride(0), out, scale, **_launch(K, input_format))
+    launch = _launch(K, input_format, warp_size(gate_up.device))
+    swiglu_kernel[(M,)](gate_up, gate_up.stride(0), out, scale, **launch)
     return _operand(out, scale)
 
 
@@ -167,13 +178,13 @@ def quantize(x: Tensor, input_format: InputFormat) -> Operand:
         return x
     M, K = x.shape
     out, scale = _output(K, input_format, (x,))
-    quantize_kernel[(M,)](x, x.stride(0), out, scale, **_launch(K, input_format))
+    quantize_kernel[(M,)](x, x.stride(0), out, scale, **_launch(K, input_format, warp_size(x.device)))
     return _operand(out, scale)
 
 
-def _launch(columns: int, input_format: str | None) -> dict[str, Any]:
-    """What every kernel here is launched with."""
-    shape = shape_of(columns)
+def _launch(columns: int, input_format: str | None, threads: int) -> dict[str, Any]:
+    """What every kernel here is launched with; threads: of a warp."""
+    shape = shape_of(columns, threads)
     constants = {"K": columns, "BLOCK": shape.block, "CHUNKS": shape.chunks, "INPUT_FORMAT": input_format}
     return constants | {"num_warps": shape.warps, "num_stages": STAGES}
 
@@ -210,19 +221,19 @@ HIDDEN, INNER = 4608, 12288  # the widths of rows: of a token, and inside the ML
 TYPES = ("bf16", "fp16")
 
 
-def signatures() -> Iterator[Compilable]:
-    """Every variant that the real model launches, for the compiler."""
+def signatures(threads: int = WARP) -> Iterator[Compilable]:
+    """Every variant that the real model launches, for the compiler; threads: of a warp."""
     for dtype in TYPES:
         for input_format in ("dense", "int8", "rotated"):
-            yield _row(norm_kernel, HIDDEN, dtype, input_format)
-            yield _row(add_norm_kernel, HIDDEN, dtype, input_format)
-            yield _row(swiglu_kernel, INNER, dtype, input_format)
+            yield _row(norm_kernel, HIDDEN, dtype, input_format, threads)
+            yield _row(add_norm_kernel, HIDDEN, dtype, input_format, threads)
+            yield _row(swiglu_kernel, INNER, dtype, input_format, threads)
         for columns, input_format in ((HIDDEN, "int8"), (HIDDEN, "rotated"), (INNER, "int8"), (INNER, "rotated")):
-            yield _row(quantize_kernel, columns, dtype, input_format)
-        yield _row(add_norm_kernel, HIDDEN, dtype, None)
+            yield _row(quantize_kernel, columns, dtype, input_format, threads)
+        yield _row(add_norm_kernel, HIDDEN, dtype, None, threads)
 
 
-def _row(kernel: Any, columns: int, dtype: str, input_format: str | None) -> Compilable:
+def _row(kernel: Any, columns: int, dtype: str, input_format: str | None, threads: int) -> Compilable:
     """A kernel at one width; the names of its arguments say their types."""
     absent = {None: ("vector_ptr", "out_ptr", "scale_ptr"), "dense": ("scale_ptr",)}.get(input_format, ())
     types = {
@@ -232,7 +243,7 @@ def _row(kernel: Any, columns: int, dtype: str, input_format: str | None) -> Com
         "epsilon": "fp32",
         "out_ptr": f"*{dtype}" if input_format == "dense" else "*i8",
     }
-    launch = _launch(columns, input_format)
+    launch = _launch(columns, input_format, threads)
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     constants = launch | dict.fromkeys(absent)
     signature = {

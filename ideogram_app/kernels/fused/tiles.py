@@ -42,6 +42,11 @@ class Tile:
     warps: int
     stages: int  # depth of the pipeline of loads; stages - 1 steps lie in shared memory, on sm_90 one more
 
+    @property
+    def shared_bytes(self) -> int:
+        """Of the steps in shared memory, both operands; what a compiler lays beside them is not counted."""
+        return (self.block_m + self.block_n) * self.block_k * (self.stages - 1)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -73,6 +78,19 @@ HOPPER_TILES = (
     Choice(UNBOUNDED, UNBOUNDED, Tile(128, 256, 128, group_m=8, warps=8, stages=3)),
 )
 TILES: dict[Capability, tuple[Choice, ...]] = {(8, 0): AMPERE_TILES, (9, 0): HOPPER_TILES}
+# AMD: 64 KB of local data share (LDS) for a program, on every generation but gfx950. The widest tile takes 48 KB of it,
+# the others 16 and less. Nobody seems to have published timings of INT8 tiles there: these are NVIDIA's, with fewer
+# stages.
+AMD_TILES = (
+    Choice(64, UNBOUNDED, Tile(64, 64, 64, group_m=8, warps=4, stages=2)),
+    Choice(512, UNBOUNDED, Tile(64, 128, 64, group_m=8, warps=4, stages=2)),
+    Choice(2048, 8191, Tile(128, 128, 64, group_m=8, warps=8, stages=2)),
+    Choice(UNBOUNDED, UNBOUNDED, Tile(128, 256, 64, group_m=8, warps=8, stages=3)),
+)
+# RDNA 2 adds four products at a time in ordinary registers (v_dot4): 128x256 sums and their operands spill 594 of them.
+RDNA_2_TILES = (*AMD_TILES[:2], Choice(UNBOUNDED, UNBOUNDED, Tile(64, 128, 64, group_m=8, warps=8, stages=2)))
+RDNA_2 = 10  # the first number of gfx1030
+LEAST_TILE = Tile(64, 64, 64, group_m=8, warps=4, stages=2)  # 8 KB; fits whatever there is
 
 
 def multiplies_int8(capability: Capability) -> bool:
@@ -80,18 +98,34 @@ def multiplies_int8(capability: Capability) -> bool:
     return capability >= (8, 0)
 
 
-def choices_of(capability: Capability) -> tuple[Choice, ...]:
-    """The rows of the table for a capability. Raises DeviceError: Triton has no INT8 product there."""
+def choices_of(capability: Capability, amd: bool = False) -> tuple[Choice, ...]:
+    """The rows of the table for a capability, or for the first two numbers of an AMD gfx name.
+
+    Raises:
+        DeviceError: Triton has no INT8 product there.
+    """
+    if amd:
+        return RDNA_2_TILES if capability[0] == RDNA_2 else AMD_TILES
     if not multiplies_int8(capability):
         got = f"{capability[0]}.{capability[1]}"
         raise DeviceError("This card has no INT8 product in Triton", expected="compute capability 8.0", got=got)
     return TILES.get(capability, COMMON_TILES)
 
 
-def tile_for(capability: Capability, m: int, n: int) -> Tile:
+def tile_for(capability: Capability, m: int, n: int, amd: bool = False) -> Tile:
     """The tile for (m, k) times (n, k), whatever k: every tile walks it in steps.
 
     Raises:
         DeviceError: as `choices_of`.
     """
-    return next(row.tile for row in choices_of(capability) if m <= row.rows and n <= row.columns)
+    return next(row.tile for row in choices_of(capability, amd) if m <= row.rows and n <= row.columns)
+
+
+def smaller_tiles(choices: tuple[Choice, ...], tile: Tile) -> tuple[Tile, ...]:
+    """What to launch in place of a tile that a card refused: those of less shared memory, the largest first."""
+    tiles = {choice.tile for choice in choices} | {LEAST_TILE}
+    return tuple(sorted((each for each in tiles if each.shared_bytes < tile.shared_bytes), key=_by_size, reverse=True))
+
+
+def _by_size(tile: Tile) -> tuple[int, int]:
+    return tile.shared_bytes, tile.block_m * tile.block_n
