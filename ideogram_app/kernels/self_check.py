@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 
 BEST_FIRST = ("triton", "int_mm", "torch", "plain")
 LAST = "plain"
-# Of the time of the one before, at most so much: noise of short runs is within a tenth. Plain torch holds temporaries
-# that no plan counts, so it is taken for its speed only where a fused kernel cannot be what it should be.
+# Of the time of the one before, at most so much: noise of short runs is within a tenth. Plans count with the memory of
+# the device's own set, so plain torch is taken for its speed only where a fused kernel cannot be what it should be.
 WORTH_TAKING, PLAIN_WORTH_TAKING = 0.9, 0.5
 TIMED_SECONDS, ROUNDS = 0.01, 3  # of repeats, for each candidate of each size, and how often all take their turn
 BY_FORMAT = ("norm", "add_norm", "swiglu", "quantize")  # their last argument is the input format
+EVERYWHERE = {*BY_FORMAT, "add", "heads"} - {"quantize"}  # what every recipe runs
 Build = Callable[[str], Any]
 
 
@@ -290,7 +291,12 @@ def _named(first: str, rows: Sequence[Checked], names: Sequence[str]) -> str:
     for row in rows:
         if row.engaged != names[0]:
             groups.setdefault((row.engaged or names[-1], row.reason), []).append(row.kernel)
-    if len({name for name, _ in groups}) == 1 and sum(map(len, groups.values())) == len(rows):
+    replaced = {kernel.partition(", ")[0] for kernels in groups.values() for kernel in kernels}
+    if (
+        len({name for name, _ in groups}) == 1
+        and replaced >= EVERYWHERE
+        and len(rows) == sum(map(len, groups.values()))
+    ):
         name, why = next(iter(groups))
         return f"{name} in place of {names[0]} ({why})"
     said = [f"{listed(kernels)} by {name} ({why})" for (name, why), kernels in groups.items()]

@@ -118,7 +118,8 @@ def judge_dense(got: Tensor, truth: Truth) -> Verdict:
         return Verdict(f"gives {tuple(got.shape)} in place of {tuple(truth.values.shape)}")
     low, high = ((truth.values + sign * truth.slack).to(got.dtype).double() for sign in (-1, 1))
     made = got.detach().cpu().double()
-    return _verdict((made < low) | (made > high) | made.isnan(), made, truth.values)
+    largest = truth.values.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(got.dtype).smallest_normal)
+    return _verdict((made < low) | (made > high) | made.isnan(), made, truth.values, largest)
 
 
 def judge_rounded(got: QuantizedActivations, truth: Truth) -> Verdict:
