@@ -33,6 +33,7 @@ from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import RequestError
 from ideogram_app.files import write_text
 from ideogram_app.generation.captions import parse_prompt
+from ideogram_app.kernels.self_check_record import with_check
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
@@ -65,7 +66,7 @@ def doctor(
     """Say what this machine is and what would run on it. Fetches nothing."""
     print("Looking at this machine ...", file=sys.stderr)
     wishes = {"recipe": recipe, "reserve_bytes": in_bytes(reserve) or 0}
-    _report(PlanInputs.of(detect(data), model, width, height, **wishes), as_json)
+    _report(PlanInputs.of(with_check(detect(data), data), model, width, height, **wishes), as_json)
 
 
 @app.command("plan")

@@ -24,7 +24,7 @@ from ideogram_app.errors import DeviceError
 from ideogram_app.kernels import choice
 from ideogram_app.kernels.contract import InputFormat, Kernels
 from ideogram_app.kernels.self_check_cases import Case, Trial
-from ideogram_app.kernels.self_check_record import Checked, RecordFile
+from ideogram_app.kernels.self_check_record import RIGHT, Checked, RecordFile
 from ideogram_app.kernels.self_check_trial import LIMIT_SECONDS, NoRoom, TrialFailed, attempt, told
 from ideogram_app.machine.microbench import fastest
 from ideogram_app.text import listed
@@ -76,7 +76,7 @@ def pick(kernel: str, standings: Sequence[Standing]) -> Checked:
             best = other
     others = [each for each in right if each is not best and best.seconds]
     compared = [f"{each.name} takes {each.seconds / best.seconds:.1f} times as long" for each in others]
-    said = [*refused, *slower] or ["; ".join(["right", *compared])]
+    said = [*refused, *slower] or ["; ".join([RIGHT, *compared])]
     return Checked(kernel, best.name, "; ".join(said), best.error, best.seconds or None)
 
 

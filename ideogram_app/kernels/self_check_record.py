@@ -22,10 +22,11 @@ from typing import Any
 
 from ideogram_app.errors import RequestError
 from ideogram_app.files import locked, project_folder, write_json, write_text
-from ideogram_app.machine.hardware import parse_cpuinfo
+from ideogram_app.machine.hardware import Hardware, parse_cpuinfo
 from ideogram_app.machine.versions import driver_version, versions
 from ideogram_app.wire import from_json, to_json
 
+RIGHT = "right"  # what the reason of a row begins with that runs what was planned
 FILE, TRYING = "self-check.json", "self-check.trying"
 # Whose bytes decide what is computed: kernels, formats, and the blocks and copies that are checked as a whole.
 SOURCES = ("kernels", "quantization", "model/transformer", "model/offload", "model/self_check.py", "machine/copies.py")
@@ -59,6 +60,14 @@ class SelfCheck:
     versions: dict[str, str]
     kernels: tuple[Checked, ...] = ()
 
+    @property
+    def summary(self) -> str:
+        """For people: how many kernels are right, and which were replaced, by what and why."""
+        replaced = [row for row in self.kernels if not row.reason.startswith(RIGHT)]
+        said = [f"{row.kernel} by {row.engaged or 'nothing'}: {row.reason}" for row in replaced]
+        right = f"{len(self.kernels) - len(replaced)} of {len(self.kernels)} kernels are right in {self.dtype}"
+        return f"{right}; replaced: {'; '.join(said)}" if said else right
+
     def row(self, kernel: str) -> Checked | None:
         return next((row for row in self.kernels if row.kernel == kernel), None)
 
@@ -68,6 +77,20 @@ class Record:
     """Everything in the file."""
 
     checks: tuple[SelfCheck, ...] = field(default=())
+
+
+def with_check(hardware: Hardware, data: Path) -> Hardware:
+    """The machine with what its record says; "" where there is none, or where torch is another one by now.
+
+    The driver is not asked for again, so a check that the next picture makes anew may still be shown.
+    """
+    name = hardware.cpu_name if hardware.kind == "cpu" else hardware.name
+    checks = [
+        check
+        for check in RecordFile(data).read().checks
+        if name and check.device.startswith(name) and check.versions.get("torch") == hardware.torch
+    ]
+    return replace(hardware, self_check=" ".join(f"{check.summary}." for check in checks))
 
 
 def identity(device: Any, sets: tuple[str, ...]) -> tuple[str, dict[str, str]]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ideogram_app.cli.output import describe_hardware
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.files import locked
 from ideogram_app.kernels import self_check, self_check_cases, self_check_trial
@@ -21,8 +22,9 @@ from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import processor_kernels
 from ideogram_app.kernels.self_check import Standing, assembled, check_kernels, ladder, pick
 from ideogram_app.kernels.self_check_cases import Case, Trial, kernel_cases
-from ideogram_app.kernels.self_check_record import FILE, TRYING, Checked, RecordFile, SelfCheck
+from ideogram_app.kernels.self_check_record import FILE, TRYING, Checked, RecordFile, SelfCheck, with_check
 from ideogram_app.kernels.self_check_truths import Verdict
+from ideogram_app.machine.hardware import Hardware
 
 CPU = torch.device("cpu")
 TINY = replace(self_check_cases.ON_A_CPU, rows=9, timed_rows=9, tokens=19, most_columns=24)
@@ -292,6 +294,18 @@ def test_a_check_is_found_again_for_the_same_device_type_and_versions_alone(tmp_
     for name in CHECK.versions:
         assert record.find(CHECK.device, CHECK.dtype, {**CHECK.versions, name: "newer"}) is None
     assert record.notes == []
+
+
+def test_the_machine_says_what_was_found_on_it_and_nothing_of_others(tmp_path: Path) -> None:
+    hardware = Hardware(kind="cuda", name="A card", torch="2.13.0")
+    assert with_check(hardware, tmp_path) == hardware
+    rows = (*CHECK.kernels, Checked("matmul", "torch", "triton is wrong: row 3 differs"))
+    RecordFile(tmp_path).keep(replace(CHECK, kernels=rows))
+    said = with_check(hardware, tmp_path).self_check
+    assert said == "1 of 2 kernels are right in bfloat16; replaced: matmul by torch: triton is wrong: row 3 differs."
+    assert any(said in line for line in describe_hardware(with_check(hardware, tmp_path)))
+    for other in (replace(hardware, name="Another"), replace(hardware, torch="2.14.0"), Hardware(cpu_name="A CPU")):
+        assert with_check(other, tmp_path) == other
 
 
 def test_each_device_and_type_keeps_its_last_check(tmp_path: Path) -> None:
