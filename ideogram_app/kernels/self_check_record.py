@@ -1,7 +1,7 @@
 """Record of the self-check: what was found on which device with which versions, one JSON file in the data folder.
 
-    data/self-check.json        the last check of every device and computing type
-    data/self-check.trying      the implementation that is being tried; left behind where the program did not come back
+    `FILE`      the last check of every device and computing type
+    `TRYING`    the implementation that is being tried; left behind where the program did not come back from it
 
 A check is good for as long as nothing changes that it depends on: card, driver, torch, Triton, and the program's own
 sources. What is damaged, foreign or of other versions counts as no record, and the check is made again. Left out: times
