@@ -1,8 +1,8 @@
 """Self-check of the kernels on the user's own device: each against its truth, wrong or slow ones replaced by the next.
 
     implementations of one kernel, best first       triton -> int_mm -> torch -> plain
-    check_kernels(...)    every case, all candidates of it: right or not, and how fast         -> rows of a record
-    assembled(...)        one `Kernels` of the implementation that each row names
+    check_kernels(...)                              every case, all its candidates: right or not, and how fast
+    self_check_assembly.assembled(...)              one `Kernels` of the implementations that the rows name
 
 A candidate is out where it is wrong, does not compile or launch, or hangs past its limit. Of those that are right the
 first is taken, unless a later one is clearly faster: what is best by the table (choice.py) need not be so on a card
@@ -22,12 +22,11 @@ import torch
 
 from ideogram_app.errors import DeviceError
 from ideogram_app.kernels import choice
-from ideogram_app.kernels.contract import InputFormat, Kernels
+from ideogram_app.kernels.contract import Kernels
 from ideogram_app.kernels.self_check_cases import Case, Trial
 from ideogram_app.kernels.self_check_record import RIGHT, Checked, RecordFile
 from ideogram_app.kernels.self_check_trial import LIMIT_SECONDS, NoRoom, TrialFailed, attempt, told
 from ideogram_app.machine.microbench import fastest
-from ideogram_app.text import listed
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,6 @@ LAST = "plain"
 # the device's own set, so plain torch is taken for its speed only where a fused kernel cannot be what it should be.
 WORTH_TAKING, PLAIN_WORTH_TAKING = 0.9, 0.5
 TIMED_SECONDS, ROUNDS = 0.01, 3  # of repeats, for each candidate of each size, and how often all take their turn
-BY_FORMAT = ("norm", "add_norm", "swiglu", "quantize")  # their last argument is the input format
-EVERYWHERE = {*BY_FORMAT, "add", "heads"} - {"quantize"}  # what every recipe runs
 Build = Callable[[str], Any]
 
 
@@ -234,70 +231,3 @@ def _same(one: Any, other: Any, part: str) -> bool:
         return False
     first, second = (getattr(each, part) for each in (one, other))
     return getattr(first, "__func__", first) is getattr(second, "__func__", second)
-
-
-def assembled(rows: Sequence[Checked], names: Sequence[str], build: Build) -> Kernels:
-    """The kernels that the rows name; where they say nothing, or nothing is right, the first or the last of `names`."""
-    first = _buildable(names, build)
-    chosen = {row.kernel: row.engaged or names[-1] for row in rows}
-    if all(name == names[0] for name in chosen.values()):
-        return first
-    made: dict[str, Any] = {}
-    for part in BY_FORMAT:
-        forms = {key.partition(", ")[2]: name for key, name in chosen.items() if key.partition(", ")[0] == part}
-        if any(name != names[0] for name in forms.values()):
-            made[part] = _by_format({form: getattr(build(name), part) for form, name in forms.items()}, first, part)
-    for kernel, name in chosen.items():
-        if kernel == "matmul":  # the weight is in the order that the product wants
-            made |= {"matmul": build(name).matmul, "weight": build(name).weight}
-        elif kernel in ("add", "heads", "decode", "decode_int8"):
-            made[kernel] = getattr(build(name), kernel)
-    made["name"] = _named(first.name, rows, names)
-    sets = {id(each): each for each in (first, *map(build, chosen.values()))}
-    return replace(first, release_scratch=lambda: _release(list(sets.values())), **made)
-
-
-def _buildable(names: Sequence[str], build: Build) -> Kernels:
-    """The first set that can be built at all; plain torch always can."""
-    for name in names[:-1]:
-        try:
-            made: Kernels = build(name)
-        except Exception as problem:  # noqa: BLE001 (as above)
-            log.warning("The kernels %s cannot be used: %s", name, told(problem))
-            continue
-        return made
-    last: Kernels = build(names[-1])
-    return last
-
-
-def _by_format(parts: Mapping[str, Callable[..., Any]], first: Kernels, part: str) -> Callable[..., Any]:
-    """One function of several, each for an input format; formats that were not checked have the first set's."""
-
-    def dispatched(*arguments: Any) -> Any:
-        input_format: InputFormat = arguments[-1]
-        return parts.get(input_format, getattr(first, part))(*arguments)
-
-    return dispatched
-
-
-def _release(sets: Sequence[Kernels]) -> None:
-    for each in sets:
-        each.release_scratch()
-
-
-def _named(first: str, rows: Sequence[Checked], names: Sequence[str]) -> str:
-    """For reports: the set, then what was replaced, by what and why."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.engaged != names[0]:
-            groups.setdefault((row.engaged or names[-1], row.reason), []).append(row.kernel)
-    replaced = {kernel.partition(", ")[0] for kernels in groups.values() for kernel in kernels}
-    if (
-        len({name for name, _ in groups}) == 1
-        and replaced >= EVERYWHERE
-        and len(rows) == sum(map(len, groups.values()))
-    ):
-        name, why = next(iter(groups))
-        return f"{name} in place of {names[0]} ({why})"
-    said = [f"{listed(kernels)} by {name} ({why})" for (name, why), kernels in groups.items()]
-    return "; ".join([first, *said])

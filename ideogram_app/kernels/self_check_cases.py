@@ -268,7 +268,7 @@ class _Cases:
 
         @cache
         def truth() -> Tensor:
-            q, k, v = (part.double().cpu() for part in (query, key, value))
+            q, k, v = (part.cpu().double() for part in (query, key, value))
             return ((q @ k.mT / self.head**0.5).softmax(-1) @ v).transpose(0, 1)  # (M, H, D)
 
         def judge(got: Any) -> Verdict:

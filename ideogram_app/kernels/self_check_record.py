@@ -17,19 +17,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ideogram_app.errors import RequestError
-from ideogram_app.files import locked, project_folder, write_json, write_text
+from ideogram_app.files import locked, project_folder, write_text
 from ideogram_app.machine.hardware import Hardware, parse_cpuinfo
-from ideogram_app.machine.versions import driver_version, versions
+from ideogram_app.machine.versions import driver_version
 from ideogram_app.wire import from_json, to_json
 
 RIGHT = "right"  # what the reason of a row begins with that runs what was planned
 FILE, TRYING = "self-check.json", "self-check.trying"
 # Whose bytes decide what is computed: kernels, formats, and the blocks and copies that are checked as a whole.
 SOURCES = ("kernels", "quantization", "model/transformer", "model/offload", "model/self_check.py", "machine/copies.py")
+TRITON_PACKAGES = ("triton", "triton-windows", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-rocm", "triton-xpu")
 WAIT_SECONDS = 60.0  # for another process that checks: about as long as that takes
 
 
@@ -97,7 +99,7 @@ def identity(device: Any, sets: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """Name of a `torch.device`, and what a check on it depends on; sets: the implementations there are."""
     import torch
 
-    known = {"torch": str(torch.__version__), "triton": versions().get("triton", "")}
+    known = {"torch": str(torch.__version__), "triton": _triton_version()}
     known |= {"program": program_hash(), "sets": ", ".join(sets)}
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -108,6 +110,14 @@ def identity(device: Any, sets: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     if device.type == "mps":
         return f"Apple GPU, macOS {platform.mac_ver()[0]}", known
     return f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}", known
+
+
+def _triton_version() -> str:
+    """Of whichever package brings it here; "" where none does."""
+    for package in TRITON_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            return f"{package} {metadata.version(package)}"
+    return ""
 
 
 def _processor() -> str:
@@ -180,9 +190,10 @@ class RecordFile:
         return (kernel, name) if isinstance(kernel, str) and isinstance(name, str) else None
 
     def trying(self, kernel: str, name: str) -> None:
-        """Note what is tried next, before it is tried."""
+        """Note what is tried next, before it is tried; not synced: the program may end in it, hardly the machine."""
         with suppress(OSError):
-            write_json(self._trying, [kernel, name])
+            self._trying.parent.mkdir(parents=True, exist_ok=True)
+            self._trying.write_text(json.dumps([kernel, name]), encoding="utf-8")
 
     def came_back(self) -> None:
         with suppress(OSError):

@@ -22,6 +22,7 @@ from ideogram_app.machine.meter import synchronize
 T = TypeVar("T")
 LIMIT_SECONDS = 90.0  # of a first launch, compilation included: Q4_K's took 15 s and more on an H100's machine
 ANSWER_SECONDS = 20.0  # for one addition, behind whatever the device was given before
+NO_ROOM = ("out of memory", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "hipErrorOutOfMemory")
 LONGEST_REASON = 160  # characters of somebody else's message
 
 
@@ -56,12 +57,17 @@ def attempt(work: Callable[[], T], device: torch.device, limit: float = LIMIT_SE
     if outcome.problem is None:
         value: T = outcome.value
         return value
-    if isinstance(outcome.problem, torch.OutOfMemoryError | MemoryError):
+    if isinstance(outcome.problem, torch.OutOfMemoryError | MemoryError) or _tells_of_room(outcome.problem):
         raise NoRoom from outcome.problem
     if not _answers(device):
         said = told(outcome.problem)
         raise DeviceError(f"{device} stopped in the self-check", got=said, do="Restart the program")
     raise TrialFailed(f"fails: {told(outcome.problem)}") from outcome.problem
+
+
+def _tells_of_room(problem: Exception) -> bool:
+    """Whether a library below torch found no memory: its errors are any RuntimeError's."""
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in NO_ROOM)
 
 
 def told(problem: BaseException) -> str:

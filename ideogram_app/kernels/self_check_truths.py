@@ -54,39 +54,39 @@ class Truth:
 
 def normed(x: Tensor, epsilon: float) -> Tensor:
     """x / rms(x) along the last axis, in float64."""
-    x = x.double().cpu()
+    x = x.cpu().double()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
 
 def norm_truth(x: Tensor, vector: Tensor, epsilon: float) -> Truth:
-    return Truth.of(normed(x, epsilon) * vector.double().cpu())
+    return Truth.of(normed(x, epsilon) * vector.cpu().double())
 
 
 def add_truth(hidden: Tensor, update: Tensor, gate: Tensor, epsilon: float) -> Truth:
-    old, change = hidden.double().cpu(), normed(update, epsilon) * gate.double().cpu()
+    old, change = hidden.cpu().double(), normed(update, epsilon) * gate.cpu().double()
     return Truth.of(old + change, old.abs() + change.abs())
 
 
 def swiglu_truth(gate_up: Tensor) -> Truth:
-    gate, up = gate_up.double().cpu().chunk(2, -1)
+    gate, up = gate_up.cpu().double().chunk(2, -1)
     values = gate * torch.sigmoid(gate) * up
     return Truth.of(values, values * (1 + gate.abs()))  # an exponential is as wrong as its argument is large
 
 
 def exact_truth(x: Tensor) -> Truth:
     """Of numbers that are only handed on."""
-    return Truth.of(x.double().cpu(), share=0.0)
+    return Truth.of(x.cpu().double(), share=0.0)
 
 
 def heads_truth(
     qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor, epsilon: float
 ) -> tuple[Truth, Truth, Truth]:
     """qkv: (M, 3 H D) -> of q, k and v, each (H, M, D)."""
-    parts = qkv.double().cpu().unflatten(-1, (3, -1, norm_q.shape[0])).permute(1, 2, 0, 3)
-    cosines, sines = cos.double().cpu(), sin.double().cpu()
+    parts = qkv.cpu().double().unflatten(-1, (3, -1, norm_q.shape[0])).permute(1, 2, 0, 3)
+    cosines, sines = cos.cpu().double(), sin.cpu().double()
 
     def turned(x: Tensor, weight: Tensor) -> Truth:
-        first, second = (normed(x, epsilon) * weight.double().cpu()).chunk(2, -1)
+        first, second = (normed(x, epsilon) * weight.cpu().double()).chunk(2, -1)
         values = torch.cat((first * cosines - second * sines, second * cosines + first * sines), -1)
         terms = (first * cosines).abs() + (second * sines).abs(), (second * cosines).abs() + (first * sines).abs()
         return Truth.of(values, torch.cat(terms, -1))
@@ -96,8 +96,8 @@ def heads_truth(
 
 def product_truth(sums: Tensor, row_scale: Tensor, scale: Tensor, bias: Tensor | None, inexact: float = 0.0) -> Truth:
     """sums: exact INT32 (M, N); row_scale: (M, 1); scale, bias: (N,); inexact: what a sum may be off by."""
-    scales = row_scale.double().cpu() * scale.double().cpu()
-    product, added = sums.cpu().double() * scales, torch.zeros(1).double() if bias is None else bias.double().cpu()
+    scales = row_scale.cpu().double() * scale.cpu().double()
+    product, added = sums.cpu().double() * scales, torch.zeros(1).double() if bias is None else bias.cpu().double()
     slack = (product.abs() + added.abs()) * FEW_ROUNDINGS + scales * inexact + SMALLEST
     return Truth(product + added, slack)
 
@@ -161,7 +161,7 @@ def judge_close(got: Tensor, truth: Tensor, share: float) -> Verdict:
     """Every row (..., D) within a share of its own length: where a kernel's inner roundings are its own affair."""
     if got.shape != truth.shape:
         return Verdict(f"gives {tuple(got.shape)} in place of {tuple(truth.shape)}")
-    made, exact = got.detach().cpu().double().flatten(0, -2), truth.double().cpu().flatten(0, -2)
+    made, exact = got.detach().cpu().double().flatten(0, -2), truth.cpu().double().flatten(0, -2)
     distance = (made - exact).norm(dim=-1, keepdim=True) / exact.norm(dim=-1, keepdim=True).clamp(min=SMALLEST)
     bad = ~(distance <= share)
     error = float(distance.max())

@@ -30,6 +30,7 @@ from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.contract import InputFormat, Kernels
 from ideogram_app.kernels.plain import PLAIN
+from ideogram_app.kernels.self_check_assembly import assembled
 from ideogram_app.kernels.self_check_cases import ATTENTION, Case, attention_case, kernel_cases
 from ideogram_app.kernels.self_check_record import Checked, RecordFile, SelfCheck, identity
 from ideogram_app.kernels.self_check_trial import LIMIT_SECONDS, told
@@ -200,7 +201,7 @@ class _Run:
     def found(self, check: SelfCheck) -> Found:
         own = {case.kernel for case in self.cases}
         rows = [row for row in check.kernels if row.kernel in own and row.engaged in (*self.names, "")]
-        made = self_check.assembled(rows, self.names, find_kernels)
+        made = assembled(rows, self.names, find_kernels)
         blocks = [f"{BLOCK}, {storage}" for storage in self.uses.storages]
         broken = [row for row in check.kernels if row.kernel in blocks and row.engaged != CHOSEN]
         if broken:

@@ -20,7 +20,8 @@ from ideogram_app.kernels import self_check, self_check_cases, self_check_trial
 from ideogram_app.kernels.contract import Kernels, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import processor_kernels
-from ideogram_app.kernels.self_check import Standing, assembled, check_kernels, ladder, pick
+from ideogram_app.kernels.self_check import Standing, check_kernels, ladder, pick
+from ideogram_app.kernels.self_check_assembly import assembled
 from ideogram_app.kernels.self_check_cases import Case, Trial, kernel_cases
 from ideogram_app.kernels.self_check_record import FILE, TRYING, Checked, RecordFile, SelfCheck, with_check
 from ideogram_app.kernels.self_check_truths import Verdict
@@ -187,7 +188,9 @@ def trivial(kernel: str = "add") -> Case:
     return Case(kernel, "", trials)
 
 
-@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "problem", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
+)
 def test_want_of_memory_says_nothing_about_a_kernel(problem: BaseException, tmp_path: Path) -> None:
     def broken(*given: Any) -> Any:
         raise problem
