@@ -116,7 +116,7 @@ def _triton_version() -> str:
     """Of whichever package brings it here; "" where none does."""
     for package in TRITON_PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            return f"{package} {metadata.version(package)}"
+            return metadata.version(package) + ("" if package == "triton" else f" ({package})")
     return ""
 
 

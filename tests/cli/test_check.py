@@ -64,6 +64,7 @@ def test_people_read_a_line_for_each_kernel() -> None:
     assert "torch" in wrong and "row 2" in wrong
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "ideogram_app", "check", "--device", "tpu", "--data", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
