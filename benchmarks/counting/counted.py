@@ -52,7 +52,7 @@ from ideogram_app.model.transformer import layers
 from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of
 from ideogram_app.model.vae import Autoencoder, autoencoder
 from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
-from ideogram_app.quantization import k_quants
+from ideogram_app.quantization import k_quants, rotation
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 AMPERE_CAPABILITY = (8, 6)  # the cards that matter most
@@ -128,6 +128,7 @@ def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY) -
     from triton.runtime.jit import KernelInterface
 
     with (
+        _no_rotation_kept(),
         patch.object(KernelInterface, "__getitem__", lambda kernel, grid: lambda *args, **options: None),
         patch.object(torch.cuda, "get_device_capability", lambda device=None: capability),
         patch.object(torch.cuda, "device", lambda device: nullcontext()),
@@ -141,6 +142,16 @@ def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY) -
     ):
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         yield
+
+
+@contextmanager
+def _no_rotation_kept() -> Iterator[None]:
+    """Matrices that were cached outside are no fake ones, and those made inside are of no use later."""
+    rotation._halves.cache_clear()
+    try:
+        yield
+    finally:
+        rotation._halves.cache_clear()
 
 
 def _become(old: Any, new: Any) -> None:

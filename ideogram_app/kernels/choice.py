@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.files import data_folder
@@ -96,6 +98,7 @@ def fused_kernels(products: str) -> Kernels:
     from ideogram_app.kernels.fused import heads, matmul, q4_k, rows
 
     scratch = q4_k.Scratch()
+    multiply: dict[str, Callable[..., Tensor]] = {"triton": matmul.Matmul(), "int_mm": matmul.int_mm}
     return Kernels(
         name=products,
         norm=rows.norm,
@@ -105,7 +108,7 @@ def fused_kernels(products: str) -> Kernels:
         quantize=rows.quantize,
         heads=heads.heads,
         weight=PLAIN.weight,
-        matmul={"triton": matmul.Matmul(), "int_mm": matmul.int_mm}[products],
+        matmul=multiply[products],
         decode_int8=scratch.decode_int8,
         decode=scratch.decode,
         release_scratch=scratch.release,

@@ -85,13 +85,17 @@ def _in_runs(make: Callable[[Tensor], Operand], x: Tensor, columns: int, input_f
     if input_format == "dense":
         dense = x.new_empty(len(x), columns)
         for rows in row_runs(x.shape, WIDENED_AT_ONCE):
-            dense[rows] = make(x[rows])
+            written = make(x[rows])
+            assert isinstance(written, Tensor)
+            dense[rows] = written
+            del written  # never beside what the next run takes
         return dense
     made = QuantizedActivations(
         x.new_empty(len(x), columns, dtype=torch.int8), x.new_empty(len(x), 1, dtype=torch.float32)
     )
     for rows in row_runs(x.shape, WIDENED_AT_ONCE):
         part = make(x[rows])
+        assert isinstance(part, QuantizedActivations)
         made.values[rows], made.scale[rows] = part.values, part.scale
         del part  # never beside what the next run takes
     return made

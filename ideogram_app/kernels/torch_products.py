@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from ideogram_app.quantization.rows import INT32_ROWS, WIDENED_AT_ONCE
 LEAST_ROWS = 17  # of torch._int_mm on CUDA
 PADDED_ROWS = 32
 # (sums (m, N) int32, row scales (m, 1), scale (N,), bias (N,) or None, dtype, out (m, N)): numbers, written to `out`.
-Finish = Callable[[Tensor, Tensor, Tensor, Tensor | None, torch.dtype, Tensor], None]
+Finish = Callable[[Tensor, Tensor, Tensor, Tensor | None, torch.dtype, Tensor], Any]
 Multiply = Callable[[Tensor, Tensor], Tensor]  # (int8 (m, K), int8 (N, K)) -> int32 (m, N)
 
 

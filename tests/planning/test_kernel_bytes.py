@@ -21,7 +21,6 @@ from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning import kernel_bytes
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
-from ideogram_app.quantization import rotation
 from ideogram_app.quantization.k_quants import packed_columns
 
 HIDDEN, INNER, HEAD = 4608, 12288, 256
@@ -32,11 +31,9 @@ BF16, F32, I8 = torch.bfloat16, torch.float32, torch.int8
 
 @pytest.fixture
 def ledger() -> Iterator[Ledger]:
-    rotation._halves.cache_clear()  # other fake tensors
     counted = Ledger()
     with pretended(counted), torch.inference_mode():
         yield counted
-    rotation._halves.cache_clear()
 
 
 def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:

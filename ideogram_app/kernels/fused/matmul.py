@@ -178,7 +178,8 @@ def matmul_with(
 
 def int_mm(x: QuantizedActivations, values: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """`matmul` by torch's own INT8 product and `epilogue`, for cards whose INT8 product Triton cannot compile."""
-    return torch_products.int_mm(x, values, scale, bias, dtype, epilogue if values.is_cuda else runs.epilogue)
+    finish: torch_products.Finish = epilogue if values.is_cuda else runs.epilogue
+    return torch_products.int_mm(x, values, scale, bias, dtype, finish)
 
 
 def epilogue(

@@ -34,6 +34,7 @@ from triton.errors import TritonError
 from ideogram_app.errors import RequestError, choose
 from ideogram_app.files import write_json
 from ideogram_app.kernels.fused import heads, matmul, q4_k, rows
+from ideogram_app.kernels.fused.blocks import WARP
 from ideogram_app.kernels.fused.signature import Compilable
 from ideogram_app.machine.versions import commit, versions
 
@@ -81,7 +82,7 @@ def compilables(target: Target) -> Iterator[Compilable]:
         capability, threads = AMD_TARGETS[target]
         products = matmul.signatures(capability, amd=True)
     else:
-        threads, products = rows.WARP, matmul.signatures(divmod(target, 10))
+        threads, products = WARP, matmul.signatures(divmod(target, 10))
     yield from (*products, *rows.signatures(threads), *heads.signatures(), *q4_k.signatures())
 
 
@@ -104,7 +105,7 @@ def need_of(compilable: Compilable, target: Target) -> Need:
     if isinstance(target, str):
         machine, limit = GPUTarget("hip", target, AMD_TARGETS[target][1]), AMD_SHARED_LIMIT
     else:
-        machine, limit = GPUTarget("cuda", target, rows.WARP), SHARED_LIMITS[target]
+        machine, limit = GPUTarget("cuda", target, WARP), SHARED_LIMITS[target]
     compiled = triton.compile(source_of(compilable), target=machine, options=options)
     if isinstance(target, str):
         assembly = compiled.asm["amdgcn"]

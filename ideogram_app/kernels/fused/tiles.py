@@ -88,7 +88,7 @@ AMD_TILES = (
     Choice(UNBOUNDED, UNBOUNDED, Tile(128, 256, 64, group_m=8, warps=8, stages=3)),
 )
 # RDNA 2 adds four products at a time in ordinary registers (v_dot4): 128x256 sums and their operands spill 594 of them.
-RDNA_2_TILES = (*AMD_TILES[:2], Choice(UNBOUNDED, UNBOUNDED, Tile(64, 128, 64, group_m=8, warps=8, stages=2)))
+RDNA_2_TILES = (AMD_TILES[0], Choice(UNBOUNDED, UNBOUNDED, Tile(64, 128, 64, group_m=8, warps=8, stages=2)))
 RDNA_2 = 10  # the first number of gfx1030
 LEAST_TILE = Tile(64, 64, 64, group_m=8, warps=4, stages=2)  # 8 KB; fits whatever there is
 
