@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -45,13 +45,13 @@ class Sizes:
     rows: int  # odd: no multiple of any tile
     few_rows: int  # fewer than `torch._int_mm` takes on CUDA
     many_rows: int  # enough for the largest tiles
-    timed_rows: int
+    timed_rows: int  # on a card those of 1024 x 1024 pixels and 300 words
     tokens: int  # of attention
     timed_tokens: int
     most_columns: int
 
 
-ON_A_CARD = Sizes(301, 5, 2311, 2311, 333, 1301, 2**30)
+ON_A_CARD = Sizes(301, 5, 2311, 4396, 333, 1301, 2**30)
 ON_A_CPU = Sizes(33, 5, 0, 33, 77, 0, 1024)  # some seconds of one core
 
 
@@ -131,70 +131,89 @@ class _Cases:
     def vector(self, columns: int, seed: int) -> Tensor:
         return _noise(1, columns, seed)[0].to(self.device)
 
+    def both(
+        self, inputs: tuple[Tensor, ...], run: Callable[..., Any], judge: Callable[[Any], Verdict]
+    ) -> Iterator[Trial]:
+        """`run(kernels, *inputs)` to be judged; then on as many rows as a picture has to be timed, for with few of them
+        only launches would be."""
+        apart = self.sizes.timed_rows > len(inputs[0])
+        yield Trial(lambda kernels: lambda: run(kernels, *inputs), judge, timed=not apart)
+        if apart:
+            many = [_repeated(x, self.sizes.timed_rows) for x in inputs]
+            yield Trial(lambda kernels: lambda: run(kernels, *many), None)
+
     def norm(self, each: InputFormat) -> Iterator[Trial]:
         x, vector = self.rows(self.hidden, 1), self.vector(self.hidden, 2)
-        truth = cache(lambda: truths.norm_truth(x, vector, EPSILON))
-        yield Trial(
-            lambda kernels: lambda: kernels.norm(x, vector, EPSILON, each),
-            lambda got: truths.judge_operand(got, truth(), each),
-        )
+
+        def judge(got: Any) -> Verdict:
+            return truths.judge_operand(got, truths.norm_truth(x, vector, EPSILON), each)
+
+        yield from self.both((x,), lambda kernels, rows: kernels.norm(rows, vector, EPSILON, each), judge)
 
     def add(self) -> Iterator[Trial]:
         hidden, update, gate = self.rows(self.hidden, 3), self.rows(self.hidden, 4), self.vector(self.hidden, 5)
-        truth = cache(lambda: truths.add_truth(hidden, update, gate, EPSILON))
-        yield Trial(  # of a copy: kernels may write over the residual
-            lambda kernels: lambda: kernels.add(hidden.clone(), update, gate, EPSILON),
-            lambda got: truths.judge_dense(got, truth()),
-        )
+
+        def run(kernels: Kernels, old: Tensor, change: Tensor) -> Tensor:
+            return kernels.add(old.clone(), change, gate, EPSILON)  # kernels may write over the residual
+
+        def judge(got: Any) -> Verdict:
+            return truths.judge_dense(got, truths.add_truth(hidden, update, gate, EPSILON))
+
+        yield from self.both((hidden, update), run, judge)
 
     def add_norm(self, each: InputFormat) -> Iterator[Trial]:
         hidden, update = self.rows(self.hidden, 6), self.rows(self.hidden, 7)
         gate, vector = self.vector(self.hidden, 8), self.vector(self.hidden, 9)
-        truth = cache(lambda: truths.add_truth(hidden, update, gate, EPSILON))
+
+        def run(kernels: Kernels, old: Tensor, change: Tensor) -> Any:
+            return kernels.add_norm(old.clone(), change, gate, vector, EPSILON, each)
 
         def judge(got: Any) -> Verdict:
             added, operand = got  # the norm is that of what was added and rounded, so of what came out
             return truths.first_wrong(
-                lambda: truths.judge_dense(added, truth()),
+                lambda: truths.judge_dense(added, truths.add_truth(hidden, update, gate, EPSILON)),
                 lambda: truths.judge_operand(operand, truths.norm_truth(added, vector, EPSILON), each),
             )
 
-        yield Trial(
-            lambda kernels: lambda: kernels.add_norm(hidden.clone(), update, gate, vector, EPSILON, each), judge
-        )
+        yield from self.both((hidden, update), run, judge)
 
     def swiglu(self, each: InputFormat) -> Iterator[Trial]:
         gate_up = self.rows(2 * self.inner, 10, size=0.3)
-        truth = cache(lambda: truths.swiglu_truth(gate_up))
-        yield Trial(
-            lambda kernels: lambda: kernels.swiglu(gate_up, each),
-            lambda got: truths.judge_operand(got, truth(), each),
-        )
+        truth = cache(lambda: truths.swiglu_truth(gate_up))  # the candidates share it
+
+        def judge(got: Any) -> Verdict:
+            return truths.judge_operand(got, truth(), each)
+
+        yield from self.both((gate_up,), lambda kernels, rows: kernels.swiglu(rows, each), judge)
 
     def quantize(self, each: InputFormat) -> Iterator[Trial]:
-        """What attention mixed, and text features, of which a caption has few."""
-        shapes = [(self.hidden, None)] + ([(self.text, 17)] if each == "int8" else [])
-        for seed, (columns, rows) in enumerate(shapes, 11):
-            yield self._quantize_trial(each, self.rows(columns, seed, rows))
+        """What attention mixed; of text features, of which a caption has few, only whether they are right."""
+        x = self.rows(self.hidden, 11)
 
-    def _quantize_trial(self, each: InputFormat, x: Tensor) -> Trial:
-        truth = cache(lambda: truths.exact_truth(x))
-        return Trial(
-            lambda kernels: lambda: kernels.quantize(x, each), lambda got: truths.judge_operand(got, truth(), each)
-        )
+        def run(kernels: Kernels, rows: Tensor) -> Any:
+            return kernels.quantize(rows, each)
+
+        yield from self.both((x,), run, lambda got: truths.judge_operand(got, truths.exact_truth(x), each))
+        if each == "int8":
+            text = self.rows(self.text, 12, rows=17)
+            judge = partial(truths.judge_operand, truth=truths.exact_truth(text), input_format=each)
+            yield Trial(lambda kernels: lambda: run(kernels, text), judge, timed=False)
 
     def heads(self) -> Iterator[Trial]:
         qkv, half = self.rows(3 * self.hidden, 13), self.head // 2
         norms = self.vector(self.head, 14), self.vector(self.head, 15)
         angles = _noise(self.sizes.rows, half, 16) * 3
-        turns = angles.cos().to(self.device), angles.sin().to(self.device)
-        truth = cache(lambda: truths.heads_truth(qkv, *norms, *turns, EPSILON))
+        cos, sin = angles.cos().to(self.device), angles.sin().to(self.device)
+        truth = cache(lambda: truths.heads_truth(qkv, *norms, cos, sin, EPSILON))
+
+        def run(kernels: Kernels, rows: Tensor, cosines: Tensor, sines: Tensor) -> Any:
+            return kernels.heads(rows.clone(), *norms, cosines, sines, EPSILON)
 
         def judge(got: Any) -> Verdict:
             pairs = zip(got, truth(), strict=True)
-            return truths.first_wrong(*(lambda made=made, of=of: truths.judge_dense(made, of) for made, of in pairs))
+            return truths.first_wrong(*(partial(truths.judge_dense, made, truth) for made, truth in pairs))
 
-        yield Trial(lambda kernels: lambda: kernels.heads(qkv.clone(), *norms, *turns, EPSILON), judge)
+        yield from self.both((qkv, cos, sin), run, judge)
 
     def matmul(self, with_text: bool) -> Iterator[Trial]:
         """The Linears (N, K) of a block, and the text projection where it is packed: the published shapes."""
@@ -276,6 +295,11 @@ class _Cases:
 
         timed = not judged or not self.sizes.timed_tokens
         return Trial(lambda order: lambda: attend(query, key, value, order), judge if judged else None, timed)
+
+
+def _repeated(x: Tensor, rows: int) -> Tensor:
+    """(M, K) -> (rows, K), the same rows again and again."""
+    return x.repeat(-(-rows // len(x)), 1)[:rows]
 
 
 def _noise(rows: int, columns: int, seed: int) -> Tensor:

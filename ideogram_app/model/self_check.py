@@ -29,7 +29,6 @@ from ideogram_app.kernels import self_check
 from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.contract import InputFormat, Kernels
-from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.self_check_assembly import assembled
 from ideogram_app.kernels.self_check_cases import ATTENTION, Case, attention_case, kernel_cases
 from ideogram_app.kernels.self_check_record import Checked, RecordFile, SelfCheck, identity
@@ -189,7 +188,7 @@ class _Run:
             ring = Case(RING, "", partial(ring_trials, self.device), timed=False)
             rows += self._check([ring], tuple(self.copies), self.copies.__getitem__)
         found = self.found(replace(check, kernels=tuple(rows)))
-        both = {CHOSEN: found.kernels, "plain": PLAIN}
+        both = {CHOSEN: found.kernels, "plain": find_kernels("plain")}
         cases = [
             Case(BLOCK, storage, partial(block_trials, storage, self.device, self.dtype, found.order), timed=False)
             for storage in self.uses.storages
@@ -205,7 +204,7 @@ class _Run:
         blocks = [f"{BLOCK}, {storage}" for storage in self.uses.storages]
         broken = [row for row in check.kernels if row.kernel in blocks and row.engaged != CHOSEN]
         if broken:
-            made = replace(PLAIN, name=f"plain; {broken[0].kernel}: {broken[0].reason}")
+            made = replace(find_kernels("plain"), name=f"plain; {broken[0].kernel}: {broken[0].reason}")
         ring = check.row(RING)
         blocking = ring.reason if ring and ring.engaged == "blocking" and len(self.copies) > 1 else ""
         notes = (*self.record.notes, *(f"{row.kernel}: {row.reason}." for row in check.kernels if not row.engaged))

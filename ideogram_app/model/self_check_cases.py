@@ -42,8 +42,8 @@ RING_BYTES, RING_BLOCKS = 2**23, 3
 # matrix's inputs, and of these some fall to the other side, until the difference is as large as rounding itself: 3 to
 # 4 % of a row behind one block, plain torch in float32 against itself without rounding.
 ROUNDS_INPUTS = ("int8", "rotated", f"Q4_K {W4A8}")
-ROUNDED_SHARE = 2.0**-4
-DENSE_SHARE = {torch.float32: 2.0**-12, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-5}
+ROUNDED_SHARE = 0.2
+DENSE_SHARE = {torch.float32: 2.0**-12, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
 
 
 class _Bytes(nn.Module):

@@ -124,6 +124,24 @@ def test_a_kernel_that_gives_something_else_is_replaced(
     assert row.engaged == "plain" and row.reason.startswith("fast is wrong: ")
 
 
+@pytest.mark.parametrize("kernel", ["norm, rotated", "add", "heads", "quantize, int8", "matmul"])
+def test_on_a_card_few_rows_are_judged_and_as_many_as_a_picture_has_are_timed(
+    kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_check_cases, "ON_A_CPU", replace(TINY, timed_rows=20, many_rows=12))
+    seen: list[int] = []
+    part = kernel.partition(",")[0]
+
+    def watched(*given: Any) -> Any:
+        first = given[0].values if isinstance(given[0], QuantizedActivations) else given[0]
+        seen.append(len(first))
+        return getattr(PLAIN, part)(*given)
+
+    row = checked(case_of(kernel), replace(PLAIN, **{part: watched}), tmp_path)
+    assert row.engaged == "fast" and row.seconds
+    assert seen.count(9) <= 4 and seen.count(20) >= 2  # judged once each; once to warm up, then again and again
+
+
 def test_scales_that_are_off_are_found(tmp_path: Path) -> None:
     def broken(x: Tensor, input_format: Any) -> Any:
         right = PLAIN.quantize(x, input_format)
