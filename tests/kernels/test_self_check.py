@@ -139,7 +139,7 @@ def test_on_a_card_few_rows_are_judged_and_as_many_as_a_picture_has_are_timed(
 
     row = checked(case_of(kernel), replace(PLAIN, **{part: watched}), tmp_path)
     assert row.engaged == "fast" and row.seconds
-    assert seen.count(9) <= 4 and seen.count(20) >= 2  # judged once each; once to warm up, then again and again
+    assert seen.count(9) <= 5 and seen.count(20) >= 2  # each shape judged once; once to warm up, then again and again
 
 
 def test_scales_that_are_off_are_found(tmp_path: Path) -> None:
