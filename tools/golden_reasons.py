@@ -57,6 +57,7 @@ Made by `python tools/golden_reasons.py`; tests/catalog/test_reasons.py holds it
 
 UNKNOWN = {"torch_supports_device": False, "torch": "2.13.0+cu130"}
 KNOWN = MachineProfile(MeasuredRates(60.0, 240.0, 12e9, 7e9), {"ideogram-4/w8a8": (0.4,), "miniature/w8a8": (0.3,)})
+NO_COMPILER = "Triton cannot start: it needs a C compiler. This helps: sudo apt install gcc"
 SLOW_LINK = MachineProfile(MeasuredRates(link=3e9))
 RADEON = machine("AMD Radeon RX 7900 XTX", (11, 0), 24, kind="rocm", device_count=2)
 # what the machine is told besides, the machine, and how the plan is asked for
@@ -72,6 +73,7 @@ CASES: list[tuple[str, Hardware, dict[str, Any]]] = [
     ("the miniature without RAM", replace(PROCESSOR, host_free_bytes=GB), {"model": "miniature"}),
     ("measured, drawn before", RTX_4060, {"known": KNOWN}),
     ("a laptop", geforce("RTX 4060 Laptop GPU", (8, 9), 8), {}),
+    ("no compiler for Triton", replace(RTX_3060, triton_problem=NO_COMPILER), {}),
     ("Windows", replace(geforce("RTX 2060", (7, 5), 6), os="Windows 11"), {}),
     ("others at work", replace(RTX_3090, device_free_bytes=15 * GB, device_users=(DeviceUser("chrome", 9 * GB),)), {}),
     ("a reserve, a short caption", RTX_3060, {"reserve_bytes": GB, "text_tokens": 100}),
