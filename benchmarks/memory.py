@@ -38,7 +38,6 @@ from ideogram_app.benchmark.weights import RandomBranch, Tiles  # noqa: E402
 from ideogram_app.catalog.recipes import find_recipe  # noqa: E402
 from ideogram_app.generation.guidance import GuidedModel  # noqa: E402
 from ideogram_app.generation.sampler import decode, denoise, make_noise, schedule, times  # noqa: E402
-from ideogram_app.kernels.attention import backends  # noqa: E402
 from ideogram_app.kernels.choice import choose_kernels  # noqa: E402
 from ideogram_app.kernels.choice import kernels as find_kernels  # noqa: E402
 from ideogram_app.machine.hardware import Hardware, compute_capability, detect  # noqa: E402
@@ -281,8 +280,8 @@ def _loaded(
     workload: Workload, name: str, arithmetic: str, offloaded: tuple[int, int], offload: Offload, tiles: Tiles
 ) -> Loaded:
     """Both transformers of noise, some of whose blocks travel."""
-    device, capability = tiles.device, compute_capability(tiles.device)
-    kernels, made = find_kernels(choose_kernels(device, capability)[0]), []
+    device = tiles.device
+    kernels, made = find_kernels(choose_kernels(device, compute_capability(device))[0]), []
     hooks, recipe = offload.on(device), effective(find_recipe(name))
     for number, branch in enumerate(workload.model.branches):
         away = spread(offloaded[number], branch.num_layers)
@@ -290,7 +289,6 @@ def _loaded(
         weights = RandomBranch(branch, recipe, tiles)
         blocks = hooks.add_some(blocks_of(weights, branch, placement), away)
         backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0, blocks=blocks)
-        backbone.trunk.order = backends(capability)
         made.append(backbone)
     offload.start()
     first, second = made

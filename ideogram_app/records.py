@@ -80,6 +80,7 @@ class Result:
         warm: whether the weights were loaded already, so that `seconds.load` is next to nothing.
         weight_bytes: of both transformers as held while drawing.
         arithmetic: bits of weights and activations in a product (w8a8, w4a8, ...); kernels: which ran between them.
+        attention: which of PyTorch's backends ran, as PyTorch said; "math in runs" where none is fused.
         psnr, ssim: to the reference's picture; None for the reference and where there is none.
     """
 
@@ -111,6 +112,7 @@ class Result:
     guidance: tuple[float, ...] = ()
     arithmetic: str = ""
     kernels: str = ""
+    attention: str = ""
     savings: tuple[str, ...] = ()
     error: str | None = None
     versions: dict[str, str] = field(default_factory=dict)

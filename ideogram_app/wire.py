@@ -54,4 +54,6 @@ def from_json(kind: type[T], text: str) -> T:
         value = json.loads(text)
     except json.JSONDecodeError as problem:
         raise RequestError(f"This is not JSON: {problem.msg} at line {problem.lineno}") from problem
+    except RecursionError as problem:
+        raise RequestError("This is not JSON that can be read: it is nested too deeply") from problem
     return from_plain(kind, value)

@@ -54,13 +54,13 @@ INT8, Q4_K = PREFERRED_RECIPES
 # machine, recipe, residency, computing type, code of the first reason
 TABLE: list[tuple[Hardware, str | None, str | None, str, str]] = [
     # Too old for INT8, however much RAM there is.
-    (GTX_1060, Q4_K, "streamed", "float16", "not_taken+int8_before_turing"),
-    (GTX_1660, Q4_K, "streamed", "float16", "not_taken+int8_gtx_16"),
-    (geforce("GTX 1660 SUPER", (7, 5), 6, 64), Q4_K, "streamed", "float16", "not_taken+int8_gtx_16"),
-    (machine("Tesla V100-SXM2-32GB", (7, 0), 32, 64), Q4_K, "resident", "float16", "not_taken+int8_before_turing"),
+    (GTX_1060, Q4_K, "streamed", "float32", "not_taken+int8_before_turing"),
+    (GTX_1660, Q4_K, "disk", "float32", "not_taken+int8_gtx_16"),
+    (geforce("GTX 1660 SUPER", (7, 5), 6, 64), Q4_K, "streamed", "float32", "not_taken+int8_gtx_16"),
+    (machine("Tesla V100-SXM2-32GB", (7, 0), 32, 64), Q4_K, "resident", "float32", "not_taken+int8_before_turing"),
     # Six and eight GB: most of INT8 is on the road, for which 16 GB of RAM are too few.
-    (geforce("RTX 2060", (7, 5), 6, 16), Q4_K, "streamed", "float16", "not_taken+disk_unmeasured"),
-    (geforce("RTX 2060", (7, 5), 6, 32), INT8, "streamed", "float16", "streamed+copies_hidden"),
+    (geforce("RTX 2060", (7, 5), 6, 16), Q4_K, "streamed", "bfloat16", "not_taken+disk_unmeasured"),
+    (geforce("RTX 2060", (7, 5), 6, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (geforce("RTX 3060 Laptop GPU", (8, 6), 6, 16), Q4_K, "streamed", "bfloat16", "not_taken+disk_unmeasured"),
     (geforce("RTX 3060 Laptop GPU", (8, 6), 6, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (geforce("RTX 4060", (8, 9), 8, 16), Q4_K, "streamed", "bfloat16", "not_taken+disk_unmeasured"),
@@ -72,8 +72,8 @@ TABLE: list[tuple[Hardware, str | None, str | None, str, str]] = [
     # Ten to twelve: half of it.
     (geforce("RTX 3080", (8, 6), 10, 16), Q4_K, "streamed", "bfloat16", "not_taken+disk_unmeasured"),
     (geforce("RTX 3080", (8, 6), 10, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
-    (RTX_2080_TI, INT8, "streamed", "float16", "streamed+copies_hidden"),
-    (geforce("RTX 2060", (7, 5), 12, 32), INT8, "streamed", "float16", "streamed+copies_hidden"),
+    (RTX_2080_TI, INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
+    (geforce("RTX 2060", (7, 5), 12, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (geforce("RTX 3060", (8, 6), 12, 16), Q4_K, "streamed", "bfloat16", "not_taken+disk_unmeasured"),
     (RTX_3060, INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (geforce("RTX 4070", (8, 9), 12, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
@@ -82,7 +82,7 @@ TABLE: list[tuple[Hardware, str | None, str | None, str, str]] = [
     (geforce("RTX 4060 Ti", (8, 9), 16, 16), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (RTX_4060_TI, INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (geforce("RTX 5060 Ti", (12, 0), 16, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
-    (machine("Tesla T4", (7, 5), 16, 32), INT8, "streamed", "float16", "streamed+copies_hidden"),
+    (machine("Tesla T4", (7, 5), 16, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (machine("NVIDIA RTX A4000", (8, 6), 16, 32), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     (machine("NVIDIA RTX 4000 Ada Generation", (8, 9), 20), INT8, "streamed", "bfloat16", "streamed+copies_hidden"),
     # From 24 GB on everything stays, and RAM hardly matters.
@@ -91,7 +91,7 @@ TABLE: list[tuple[Hardware, str | None, str | None, str, str]] = [
     (RTX_4090, INT8, "resident", "bfloat16", "resident"),
     (RTX_5090, INT8, "resident", "bfloat16", "resident"),
     (machine("NVIDIA L4", (8, 9), 24, 64), INT8, "resident", "bfloat16", "resident"),
-    (machine("Quadro RTX 8000", (7, 5), 48, 64), INT8, "resident", "float16", "resident"),
+    (machine("Quadro RTX 8000", (7, 5), 48, 64), INT8, "resident", "bfloat16", "resident"),
     (machine("NVIDIA L40S", (8, 9), 48, 64), INT8, "resident", "bfloat16", "resident"),
     (
         machine("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", (12, 0), 96, 128),

@@ -287,7 +287,8 @@ def refuse_unknown(words: list[str]) -> None:
     elif words[:3] == ["python", "launch.py", "test"]:
         assert callable(launch.test)
     elif words[:2] in (["python", "launch.py"], ["python", "app.py"]):
-        get_command(serve.page).make_context("app.py", words[2:])
+        taken = launch.take_torch(words[2:])[1] if words[1] == "launch.py" else words[2:]
+        get_command(serve.page).make_context("app.py", taken)
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     else:

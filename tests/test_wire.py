@@ -10,7 +10,7 @@ from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import AppError, RequestError
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.records import Event, Request, Result, Seconds
-from ideogram_app.wire import from_json, to_json
+from ideogram_app.wire import from_json, to_json, to_plain
 from tests.plan_by_name import plan
 
 HARDWARE = Hardware(
@@ -55,6 +55,12 @@ RESULT = Result(
 )
 def test_everything_that_flows_survives_json(value: object) -> None:
     assert from_json(type(value), to_json(value)) == value
+
+
+def test_a_result_from_before_attention_was_named_still_reads() -> None:
+    older = to_plain(Result("reference", "reference", None, 64, 64, 0, "turbo-12", 12, "{}", attention="flash"))
+    del older["attention"]
+    assert from_json(Result, json.dumps(older)).attention == ""
 
 
 def test_json_uses_the_names_of_the_design() -> None:

@@ -146,6 +146,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "search": tables.search_table,
     "quantize": tables.quantize_table,
     "speed": tables.speed_table,
+    "receipts": tables.receipt_table,
     "kernels": tables.kernel_table,
     "savings": tables.saving_table,
     "choices": tables.choice_table,

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ideogram_app.catalog.reasons import Reason  # noqa: E402
+from ideogram_app.machine.capabilities import REMEDIES  # noqa: E402
 from ideogram_app.machine.hardware import DeviceUser, Hardware  # noqa: E402
 from ideogram_app.planning.fallbacks import fallbacks  # noqa: E402
 from ideogram_app.planning.inputs import PlanInputs  # noqa: E402
@@ -56,6 +57,7 @@ Made by `python tools/golden_reasons.py`; tests/catalog/test_reasons.py holds it
 
 UNKNOWN = {"torch_supports_device": False, "torch": "2.13.0+cu130"}
 KNOWN = MachineProfile(MeasuredRates(60.0, 240.0, 12e9, 7e9), {"ideogram-4/w8a8": (0.4,), "miniature/w8a8": (0.3,)})
+NO_COMPILER = "Triton cannot start: it needs a C compiler. This helps: sudo apt install gcc"
 SLOW_LINK = MachineProfile(MeasuredRates(link=3e9))
 RADEON = machine("AMD Radeon RX 7900 XTX", (11, 0), 24, kind="rocm", device_count=2)
 # what the machine is told besides, the machine, and how the plan is asked for
@@ -71,6 +73,7 @@ CASES: list[tuple[str, Hardware, dict[str, Any]]] = [
     ("the miniature without RAM", replace(PROCESSOR, host_free_bytes=GB), {"model": "miniature"}),
     ("measured, drawn before", RTX_4060, {"known": KNOWN}),
     ("a laptop", geforce("RTX 4060 Laptop GPU", (8, 9), 8), {}),
+    ("no compiler for Triton", replace(RTX_3060, triton_problem=NO_COMPILER), {}),
     ("Windows", replace(geforce("RTX 2060", (7, 5), 6), os="Windows 11"), {}),
     ("others at work", replace(RTX_3090, device_free_bytes=15 * GB, device_users=(DeviceUser("chrome", 9 * GB),)), {}),
     ("a reserve, a short caption", RTX_3060, {"reserve_bytes": GB, "text_tokens": 100}),
@@ -98,6 +101,39 @@ CASES: list[tuple[str, Hardware, dict[str, Any]]] = [
         ),
         {},
     ),
+    (
+        "two devices of two generations",
+        replace(
+            RTX_3090,
+            device_count=2,
+            devices_free_bytes=(22 * GB, 10 * GB),
+            device_names=("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 2080 Ti"),
+        ),
+        {},
+    ),
+    (
+        "a second device that torch has no kernels for",
+        replace(
+            RTX_3060,
+            device_count=2,
+            devices_free_bytes=(11 * GB, 30 * GB),
+            device_names=("NVIDIA GeForce RTX 3060", "Tesla V100-SXM2-32GB"),
+            device_capabilities=((8, 6), (7, 0)),
+            devices_supported=(True, False),
+        ),
+        {},
+    ),
+    (
+        "a second device of unknown speed",
+        replace(RADEON, device_names=("AMD Radeon RX 7900 XTX", "AMD Radeon RX 7800 XT")),
+        {},
+    ),
+    *(
+        (f"a device that cannot be used: {kind}", replace(PROCESSOR, problem="It is not used.", problem_kind=kind), {})
+        for kind in REMEDIES
+        if kind
+    ),
+    ("Turing without tensor cores", machine("NVIDIA T1000 8GB", (7, 5), 8), {}),
     ("more device memory than is free", replace(RX_9070_XT, device_memory_bytes=32 * 2**30), {}),
     ("Q4_K", RTX_2080_TI, {"recipe": Q4_K}),
     ("the reference", apple(128), {"recipe": "reference"}),

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ideogram_app.benchmark.receipts import read_all
+from ideogram_app.benchmark.receipts import table as receipts_as_table
 from ideogram_app.catalog.models import MODELS, Model
 from ideogram_app.catalog.presets import PRESETS
 from ideogram_app.catalog.recipes import RECIPES, Recipe
@@ -26,7 +28,7 @@ from ideogram_app.studio.state import State
 from tools.cards import CARDS, Card, described
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-DEVICES = {"Intel(R) Xeon(R) Processor": "Xeon", "NVIDIA H100 80GB HBM3": "H100"}  # as a cell of a table has room for
+DEVICES = {"Intel(R) Xeon(R) Processor": "Xeon"}  # as a cell of a table has room for
 AT_HOME = tuple(card for card in CARDS if card[0] != "H100" and card[-1] == 1)
 
 
@@ -281,6 +283,12 @@ def speed_table() -> str:
     return table(["device", "shape", "row", "computes in", "a step", "of the ceiling", split, "peak memory"], rows)
 
 
+def receipt_table() -> str:
+    """What strangers measured, from benchmarks/receipts/."""
+    kept = read_all(RESULTS.parent / "receipts")
+    return "\n".join(receipts_as_table(kept)) if kept else "*No receipt has come in yet.*"
+
+
 def kernel_table() -> str:
     """What the kernels need on each generation, as kernels/fused/offline.py had them compiled."""
     rows = []
@@ -350,6 +358,8 @@ def results(name: str) -> dict[str, Any]:
 
 def _short(instruction: str) -> str:
     """The kind of an instruction and its types: mma.sync ... s32.s8.s8.s32."""
+    if "." not in instruction:  # AMD's are short
+        return instruction
     words = instruction.split(".")
     first = next(index for index, word in enumerate(words) if word in ("s32", "s8"))
     return f"{'.'.join(words[:2])} … {'.'.join(words[first:])}"

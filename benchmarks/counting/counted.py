@@ -7,7 +7,7 @@ Modules, kernels' wrappers, the denoising loop and the decoder are the program's
 CUDA device that need not exist: fake tensors have shapes, types and lifetimes, which is all that memory asks for.
 `pretended` keeps from it the calls that would reach a driver: launches of Triton kernels, the query for a card's
 capability, and making a device the current one. Which attention kernel runs is a rule read in PyTorch's source
-(`ledger.attention_on`).
+(`ledger.backend_on`).
 
 Left out: numbers, time, and what is no tensor (planning/footprint.py's constants); cuDNN's workspace is an assumption
 (`activations.CONVOLVES_IN_COPIES`).
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counting.allocator import fits, reserved_bytes
-from benchmarks.counting.ledger import Ledger, Unguarded, attention_on
+from benchmarks.counting.ledger import Capability, Ledger, Unguarded, asked_on, attention_on
 from ideogram_app.benchmark.ours import GUIDANCE, SCHEDULE_SHIFT, evenly
 from ideogram_app.benchmark.shapes import Workload
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN, Branch
@@ -39,8 +39,9 @@ from ideogram_app.checkpoints.prepared.storage import held_as, held_packed, held
 from ideogram_app.checkpoints.span import Reader, Span
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import decode, denoise, preview, schedule, times
-from ideogram_app.kernels.attention import backends
+from ideogram_app.kernels import attention
 from ideogram_app.kernels.choice import choose_kernels, new_kernels
+from ideogram_app.machine.capabilities import type_of_decoder
 from ideogram_app.machine.copies import BlockingCopyStream
 from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.loader import Loaded
@@ -55,7 +56,7 @@ from ideogram_app.planning.streaming import FEWEST_SLOTS, spread
 from ideogram_app.quantization import k_quants, rotation
 
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
-AMPERE_CAPABILITY = (8, 6)  # the cards that matter most
+AMPERE_CAPABILITY: Capability = (8, 6)  # the cards that matter most
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Case:
         arithmetic: of Q4_K, as for `Placement`.
         tile: side of the decoder's tiles in pixels; None decodes at once.
         decodes: whether latents become pictures, a small one between two steps and the last one.
+        flash: whether PyTorch has FlashAttention: not on Windows.
         offloaded: how many blocks of each transformer are copied to the device in every step, through so many `slots`.
         kernels: by name; "" takes those of a card of this capability on which Triton works.
     """
@@ -74,9 +76,10 @@ class Case:
     workload: Workload
     recipe: Recipe
     arithmetic: str = ""
-    capability: tuple[int, int] = AMPERE_CAPABILITY
+    capability: Capability = AMPERE_CAPABILITY
     tile: int | None = None
     decodes: bool = True
+    flash: bool = True
     offloaded: tuple[int, int] = (0, 0)
     slots: int = FEWEST_SLOTS
     kernels: str = ""
@@ -123,8 +126,8 @@ class Counted:
 
 
 @contextmanager
-def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY) -> Iterator[None]:
-    """A CUDA device of a capability that computes nothing: tensors made inside are fake, and the ledger counts them."""
+def pretended(ledger: Ledger, capability: Capability = AMPERE_CAPABILITY, flash: bool = True) -> Iterator[None]:
+    """A CUDA device of a capability, with FlashAttention or without, that computes nothing: tensors are fake."""
     from triton.runtime.jit import KernelInterface
 
     with (
@@ -133,6 +136,7 @@ def pretended(ledger: Ledger, capability: tuple[int, int] = AMPERE_CAPABILITY) -
         patch.object(torch.cuda, "get_device_capability", lambda device=None: capability),
         patch.object(torch.cuda, "device", lambda device: nullcontext()),
         patch.object(torch.cuda, "empty_cache", lambda: ledger.events.append((-1, DEVICE, 0))),
+        patch.object(attention, "ask", asked_on(capability, flash)),
         patch.object(torch.utils, "swap_tensors", _become),
         patch.object(layers, "row_scales", _no_scales),
         warnings.catch_warnings(),
@@ -210,8 +214,9 @@ def count_pictures(case: Case, workloads: Sequence[Workload]) -> Iterator[Counte
     Args:
         workloads: sizes and texts; of the same model and type.
     """
-    ledger, vae = Ledger(attention_on(case.capability)), _autoencoder(case.dtype, case.tile)
-    with pretended(ledger, case.capability), torch.inference_mode():
+    decoder = getattr(torch, type_of_decoder(case.workload.dtype, case.capability))
+    ledger, vae = Ledger(attention_on(case.capability, case.flash)), _autoencoder(decoder, case.tile)
+    with pretended(ledger, case.capability, case.flash), torch.inference_mode():
         with ledger.phase("load"):
             loaded = _loaded(case)
         kept = ledger.live[DEVICE]
@@ -284,7 +289,6 @@ def _loaded(case: Case) -> Loaded:
         placement = Placement(case.dtype, DEVICE, kernels=kernels, arithmetic=case.arithmetic, offloaded=away)
         blocks = hooks.add_some(blocks_of(weights, branch, placement), away)
         backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0, blocks=blocks)
-        backbone.trunk.order = backends(case.capability)
         backbones.append(backbone)
     first, second = backbones
     offload.start()
@@ -327,7 +331,7 @@ def count_decode(
     height: int,
     dtype: torch.dtype,
     tile: int | None = None,
-    capability: tuple[int, int] = AMPERE_CAPABILITY,
+    capability: Capability = AMPERE_CAPABILITY,
 ) -> Counted:
     """The published decoder alone: its weights are kept, `phases` has decode."""
     ledger, vae = Ledger(attention_on(capability)), _autoencoder(dtype, tile)
@@ -342,12 +346,17 @@ def count_decode(
 
 
 def count_encode(
-    recipe: Recipe, tokens: int, dtype: torch.dtype, layers: int = PUBLISHED_ENCODER.num_hidden_layers
+    recipe: Recipe,
+    tokens: int,
+    dtype: torch.dtype,
+    layers: int = PUBLISHED_ENCODER.num_hidden_layers,
+    capability: Capability = AMPERE_CAPABILITY,
+    flash: bool = True,
 ) -> Counted:
     """The published text encoder, or its first layers alone: its weights are kept, `phases` has encode."""
     shape = replace(PUBLISHED_ENCODER, num_hidden_layers=layers)
-    ledger = Ledger(attention_on(AMPERE_CAPABILITY))
-    with pretended(ledger), torch.inference_mode():
+    ledger = Ledger(attention_on(capability, flash))
+    with pretended(ledger, capability, flash), torch.inference_mode():
         file: Any = FakeEncoderFile(shape, recipe, dtype)
         encoder = encoder_from_file(file, shape, {"text_config": vars(shape)}, DEVICE, dtype)
         kept = ledger.live[DEVICE]

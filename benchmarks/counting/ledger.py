@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,6 +48,7 @@ WHOLE_OPERATORS = frozenset(
     )
 )
 Attention = Callable[..., Tensor]
+Capability = tuple[int, int]
 # Heads up to this size keep their sums in registers in PyTorch's memory-efficient kernels; of larger ones the sums lie
 # in memory in float32 until they are rounded (kNeedsOutputAccumulatorBuffer in mem_eff_attention/kernel_forward.h).
 IN_REGISTERS = 128
@@ -136,19 +138,46 @@ class Ledger(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, ended)
 
 
-def attention_on(capability: tuple[int, int]) -> Attention:
+def backend_on(capability: Capability, flash: bool, query: Tensor, key: Tensor) -> SDPBackend:
     """What scaled_dot_product_attention without a mask takes on NVIDIA cards of a compute capability.
 
     FlashAttention where there is one, for heads up to 256; else the memory-efficient kernels, which take any size that
-    is a multiple of 8. Neither ever holds the scores.
-    """
-    has_flash = capability >= (8, 0)
+    is a multiple of 8, but no groups of queries, and no bfloat16 before Ampere. Neither ever holds the scores; MATH,
+    which is left, does. Read in sdp_utils.cpp.
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **options: Any) -> Tensor:
+    Args:
+        flash: whether PyTorch was built with it: not on Windows.
+    """
+    ampere = capability >= (8, 0)
+    if flash and ampere and query.shape[-1] <= LARGEST_FLASH_HEAD and query.dtype != torch.float32:
+        return SDPBackend.FLASH_ATTENTION
+    refused = query.shape[1] > key.shape[1] or (query.dtype == torch.bfloat16 and not ampere)
+    return SDPBackend.MATH if refused else SDPBackend.EFFICIENT_ATTENTION
+
+
+def asked_on(capability: Capability, flash: bool = True) -> Callable[..., SDPBackend]:
+    """A stand-in for `kernels.attention.ask`."""
+    return lambda query, key, *_: backend_on(capability, flash, query, key)
+
+
+def attention_on(capability: Capability, flash: bool = True) -> Attention:
+    """A stand-in for scaled_dot_product_attention that takes what `backend_on` says, or MATH where there is a mask or
+    nothing else was allowed."""
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *_: Any, **options: Any
+    ) -> Tensor:
         causal, scale = bool(options.get("is_causal")), options.get("scale")
-        if has_flash and query.shape[-1] <= LARGEST_FLASH_HEAD and query.dtype != torch.float32:
-            flash = ATEN._scaled_dot_product_flash_attention.default
-            return flash(query, key, value, 0.0, causal, scale=scale)[0]
+        mask = options.get("attn_mask", mask)
+        backend = backend_on(capability, flash, query, key)
+        only_math = not (torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled())
+        if backend == SDPBackend.MATH or mask is not None or only_math:
+            math = ATEN._scaled_dot_product_attention_math.default
+            wide: Tensor = math(query, key, value, mask, 0.0, causal, scale=scale)[0]
+            return wide
+        if backend == SDPBackend.FLASH_ATTENTION:
+            kernel = ATEN._scaled_dot_product_flash_attention.default
+            return kernel(query, key, value, 0.0, causal, scale=scale)[0]
         efficient = ATEN._scaled_dot_product_efficient_attention.default
         result: Tensor = efficient(query, key, value, None, False, 0.0, causal, scale=scale)[0]
         if value.shape[-1] > IN_REGISTERS and query.dtype != torch.float32:

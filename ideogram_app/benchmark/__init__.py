@@ -11,6 +11,8 @@ Its modules (this list is made by tools/docs.py):
     ours.py       Our rows of a benchmark: recipes run with the program's own kernels and denoising loop, on random
                   weights.
     profiling.py  Profile of one step by torch's profiler: the share of its time in gemm, attention and other kernels.
+    receipts.py   Receipts: what one machine measured, in one JSON that strangers can send and anybody can put into one
+                  table.
     report.py     Report of a benchmark: measured rows as frozen dataclasses, a text table, the JSON object, its file
                   name.
     rows.py       Rows of a benchmark: our recipes, and each way to run stock diffusers; packages they need, memory they

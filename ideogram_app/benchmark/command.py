@@ -15,12 +15,14 @@ from typing import Annotated
 
 import typer
 
+from ideogram_app.benchmark.receipts import receipt_of_benchmark, write_receipt
 from ideogram_app.benchmark.report import Benchmark, file_name, table
 from ideogram_app.benchmark.rows import rows_for
 from ideogram_app.benchmark.shapes import DTYPE_LABELS, ask, choose_dtype
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.errors import RequestError
 from ideogram_app.files import data_folder, write_text
+from ideogram_app.machine.clocks import read_clocks
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.wire import to_json, to_plain
 
@@ -43,6 +45,7 @@ def benchmark(
         420.0
     ),
     out: Annotated[Path | None, typer.Option(help="A JSON file, or a folder in which it gets a name.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="A JSON file of it without names, to send to others.")] = None,
 ) -> None:
     """Time a step of our recipes beside stock diffusers, on the true shapes with random weights."""
     import torch
@@ -62,6 +65,8 @@ def benchmark(
     print(table(found))
     if out:
         print(f"{_write(found, out)} written", file=sys.stderr)
+    if receipt:
+        write_receipt(receipt, receipt_of_benchmark(found, read_clocks()))
     print(json.dumps(to_plain(found), ensure_ascii=False), flush=True)
     if any(gone.failed for gone in found.missing):
         raise typer.Exit(1)
@@ -71,7 +76,7 @@ def choose_device(hardware: Hardware, asked: str) -> str:
     """The device as torch names it; RequestError where it is not there."""
     usable = "cuda" if hardware.kind == "rocm" else hardware.kind
     if asked == "auto":
-        return usable
+        return f"{usable}:{hardware.device_index}" if hardware.device_index else usable
     if asked.split(":")[0] not in (usable, "cpu"):
         problem = f" {hardware.problem}" if hardware.problem else ""
         raise RequestError(f"There is no {asked!r:.40} here.{problem}", expected=f"auto, cpu or {usable}")

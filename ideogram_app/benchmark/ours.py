@@ -17,7 +17,6 @@ from ideogram_app.benchmark.weights import RandomBranch, Tiles
 from ideogram_app.catalog.presets import PRESETS, Preset
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import Step, denoise, make_noise, schedule, times
-from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import choose_kernels, compiled_kernels
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.machine.hardware import compute_capability
@@ -55,15 +54,14 @@ def build_ours(row: Row, workload: Workload, tiles: Tiles, steps: int) -> tuple[
 
     Returns a function that does the next step and returns the latents (1, tokens, 128); a note for readers of the row.
     """
-    device, capability = tiles.device, compute_capability(tiles.device)
-    name, reason = choose_kernels(device, capability)
+    device = tiles.device
+    name, reason = choose_kernels(device, compute_capability(device))
     kernels = compiled_kernels(find_kernels(name), device) if row.compiled else find_kernels(name)
     placement = Placement(tiles.dtype, device, torch.device("cpu"), kernels, row.arithmetic)
     backbones = []
     for number, branch in enumerate(workload.model.branches):
         weights = RandomBranch(branch, effective(row.recipe), tiles)
         backbone = assemble(weights, branch, branch.config(), placement, sees_text=number == 0)
-        backbone.trunk.order = backends(capability)
         backbones.append(backbone)
     first, second = backbones
     held = weight_bytes(first) + weight_bytes(second)

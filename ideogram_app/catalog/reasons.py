@@ -36,13 +36,24 @@ _SLOWER = (
 SENTENCES: dict[str, str] = {
     # The computing type.
     "computes_float32": "Computes in float32: what every processor does exactly.",
-    "computes_float16": "Computes in float16: {generation} has no bfloat16 units (from sm_80 on).",
+    "computes_bfloat16_turing": (
+        "Stores bfloat16 between matrices and computes attention in float16: {generation} has no bfloat16 units, and "
+        "what this model makes between matrices may be larger than float16 holds."
+    ),
+    "computes_float32_old": (
+        "Computes in float32: {generation} has no bfloat16 units, and what this model makes between matrices may be "
+        "larger than float16 holds."
+    ),
+    "computes_float32_turing": (
+        "Computes in float32: the {device} is Turing without tensor cores, and its float16 gives wrong numbers."
+    ),
     "computes_bfloat16": "Computes in bfloat16, the checkpoint's own type.",
     # Why INT8 products gain nothing on a device.
     "int8_apple": "Apple GPUs have no INT8 matrix products in PyTorch, and Q4_K is the smaller.",
     "int8_intel": ("the INT8 kernels here are made for NVIDIA and AMD, not for Intel GPUs, and Q4_K is the smaller."),
     "int8_rdna_2": "RDNA 2 has no matrix units.",
     "int8_gtx_16": "GTX 16 cards are Turing without tensor cores, so INT8 has no units to run on.",
+    "int8_no_tensor_cores": "The {device} is Turing without tensor cores, so INT8 has no units to run on.",
     "int8_before_turing": "{generation} has no INT8 matrix units (they begin with Turing, sm_75).",
     "int8_untried": "no INT8 kernels of this program have been tried on {kind} devices.",
     "int8_asked": "INT8 was asked for by name, but {units}",
@@ -63,6 +74,16 @@ SENTENCES: dict[str, str] = {
     "on_processor_instead": "Runs on the processor: the installed PyTorch has no kernels for the {device}.",
     # Which PyTorch to install.
     "torch_for_cuda": "Install a PyTorch built for CUDA and a driver to match it.",
+    "free_for_context": "Close the programs that hold the card's memory, a game or another image program.",
+    "leave_exclusive": (
+        "End the program that has it, or let several share it (nvidia-smi -c DEFAULT, as administrator)."
+    ),
+    "show_device": "Unset CUDA_VISIBLE_DEVICES, or set it to the number of a card, such as 0.",
+    "restart_driver": "Start the machine again, or install its graphics driver anew.",
+    "newer_driver": "Install a newer NVIDIA driver.",
+    "newer_driver_or_wheel": (
+        "Install a newer NVIDIA driver, or take the PyTorch that runs with this one: python launch.py --torch cu126."
+    ),
     "torch_for_device": "Install a PyTorch built for this device.",
     "torch_cuda_12_6": "Install a PyTorch built for CUDA 12.6: CUDA 13 no longer serves cards before Turing.",
     "torch_cuda_12_8": "Install a PyTorch built for CUDA 12.8 or newer, the first to know Blackwell.",
@@ -111,6 +132,10 @@ SENTENCES: dict[str, str] = {
     "alone_in_turn": (
         "On one device both transformers would compute one after the other; on two a step takes the longer one."
     ),
+    "not_paired": "The {first} and the {second} do not share the work: {why}",
+    "pair_no_kernels": "the installed PyTorch has no kernels for the {device}, {generation}.",
+    "pair_unlike": "{first} and {second} compute in different types or by different kernels.",
+    "pair_speed_unknown": "nobody has published how fast the {device} draws.",
     # One recipe, or another.
     "not_taken": "Not {title}: {why}",
     "disk_unmeasured": (
@@ -140,6 +165,9 @@ SENTENCES: dict[str, str] = {
     # What was asked for, or is known of the machine.
     "reserve": "{reserve:gb} of free device memory are left to other programs, as asked.",
     "limit": "No more than {limit:gb} of device memory are planned with, as asked.",
+    "kept_within": (
+        "PyTorch is kept within {limit:gb}: beyond them this driver would go on in RAM, many times slower, unnoticed."
+    ),
     "caption": "Planned for a caption of {tokens} tokens; the longest has {longest}.",
     "measured": "Measured on this machine, and counted with: {rates}.",
     "learned": "The time of a step is predicted from that of earlier pictures on this machine.",

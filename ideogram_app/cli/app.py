@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from ideogram_app.benchmark.command import benchmark
+from ideogram_app.benchmark.receipts import receipt_of_comparison, write_receipt
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import find_encoder_recipe
@@ -29,11 +30,13 @@ from ideogram_app.cli.check import check
 from ideogram_app.cli.flags import DATA, FIRST_RUN, OUTPUTS, in_bytes, run_program, split_names
 from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, run_job
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
+from ideogram_app.cli.receipts import receipts
 from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import RequestError
 from ideogram_app.files import write_text
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.kernels.self_check_record import with_check
+from ideogram_app.machine.clocks import read_clocks
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import plan
@@ -251,24 +254,33 @@ def compare(
     recipes: Annotated[str, typer.Option(help=f"With commas, in the order of display: {', '.join(RECIPES)}.")],
     out: Annotated[Path | None, typer.Option(help="Where the contact sheet (PNG) goes.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the numbers go, as JSON.")] = None,
+    receipt: flags.ReceiptFlag = None,
     model: flags.ModelFlag = "miniature",
     *,
     drawing: DrawingFlags,
 ) -> None:
     """Draw one caption in several precisions and put them side by side."""
+    from ideogram_app.checkpoints.prepared.manifest import fingerprint
+    from ideogram_app.checkpoints.prepared.store import Store
+
     job = drawing.draw(prompt, model, split_names(recipes))
     if job.entry:
         entry = find_entry(drawing.output.absolute(), job.entry)
-        if out:
+        if out and (entry.folder / SHEET_FILE).is_file():  # else the job says why it could not be written
             _copy(entry.folder / SHEET_FILE, out)
         if json_file:
             write_text(json_file, to_json(entry.comparison))
+        if receipt:
+            store = Store(drawing.data)
+            weights = {row.engaged: fingerprint(store.path(model, row.engaged)) for row in job.results if row.engaged}
+            write_receipt(receipt, receipt_of_comparison(entry.comparison, weights, read_clocks()))
     print("\n".join(describe_result(result) for result in job.results))
     _insist(job)
 
 
 app.command()(benchmark)
 app.command()(check)
+app.command()(receipts)
 
 
 def _copy(file: Path, out: Path) -> None:

@@ -36,6 +36,8 @@ SavingFlag = Annotated[list[str] | None, typer.Option(help=f"What may be left ou
 CompileFlag = Annotated[bool, typer.Option("--compile", help="Compile kernels first; seconds, once on a machine.")]
 GuidanceFlag = Annotated[float | None, typer.Option(help="One guidance for every step, in place of the preset's.")]
 AdaptFlag = Annotated[bool, typer.Option("--adapt", help="When memory runs out, go on with less, and say with what.")]
+_RECEIPT_HELP = "A JSON file of what was measured and on what, without caption or names, to send to others."
+ReceiptFlag = Annotated[Path | None, typer.Option("--receipt", help=_RECEIPT_HELP)]
 LimitFlag = Annotated[float | None, typer.Option("--device-limit", min=0, help="GB of device memory to plan with.")]
 HostLimitFlag = Annotated[float | None, typer.Option("--host-limit", min=0, help="GB of RAM to plan with.")]
 _RESERVE = {"envvar": "IDEOGRAM_APP_RESERVE_VRAM", "help": "GB of device memory to leave to others."}

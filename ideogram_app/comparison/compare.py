@@ -2,7 +2,8 @@
 
 One recipe is loaded at a time and unloaded before the next, so memory is that of the largest and every peak is its own;
 the last one stays for the next request. The reference is drawn first wherever it stands, because the others are
-measured against its picture. A recipe that fails becomes a result with its reason, and the others are still drawn.
+measured against its picture. A recipe that fails, by whatever exception, becomes a result with its reason, and the
+others are still drawn; where the caption could not be encoded, that is the reason of all. Only cancelling passes.
 
 Left out: checking and planning the request, which the worker does first (generation/validate.py, planned_request.py),
 preparing recipes, and judging pictures.
@@ -10,23 +11,29 @@ preparing recipes, and judging pictures.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from PIL import Image
 
 from ideogram_app.comparison.metrics import psnr, ssim
+from ideogram_app.errors import AppError, DeviceError
 from ideogram_app.generation.draw import SharedInputs
 from ideogram_app.generation.encode_prompt import encode_prompt
 from ideogram_app.generation.retry import attempts, smaller_tile
-from ideogram_app.generation.session import Session, with_free_memory
+from ideogram_app.generation.session import Session, give_back, with_free_memory
 from ideogram_app.kernels.processor import threads
 from ideogram_app.machine.hardware import usable_cores
 from ideogram_app.machine.meter import empty_cache
+from ideogram_app.planning.failures import forget, in_words, named
 from ideogram_app.planning.oom import OutOfMemory
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.records import REFERENCE, Event, Result
+
+log = logging.getLogger(__name__)
 
 
 def compare(planned: PlannedRequest, session: Session) -> Iterator[Event]:
@@ -36,24 +43,47 @@ def compare(planned: PlannedRequest, session: Session) -> Iterator[Event]:
         The events of every picture, one `result` for each recipe, failed ones included, and `done` at the end.
 
     Raises:
-        AppError: nothing at all can be drawn (broken text encoder or VAE).
+        AppError: nothing at all can be drawn (broken files of the text encoder or VAE).
     """
     device = torch.device(planned.encoding.device)
     if device.type == "cpu":  # more threads than a container's share of time wait for each other, spinning
         count, _ = threads(*usable_cores(), planned.inputs.hardware.cpu_allowed)
         torch.set_num_threads(min(torch.get_num_threads(), count))
+    for limit in planned.inputs.memory_limits:  # before anything is loaded, the text encoder included
+        limit.apply()
     yield Event("encode")
     try:
-        shared = encode_prompt(planned, session)
-        if isinstance(shared, OutOfMemory):
+        shared = _encode(planned, session)
+        if isinstance(shared, SharedInputs):
+            yield from _pictures(planned, shared, session)
+        elif isinstance(shared, OutOfMemory):
             yield from _offers(planned, shared, session)
         else:
-            yield from _pictures(planned, shared, session)
+            for recipe in planned.plans:
+                yield Event("result", recipe, result=Result.failed(planned.request, recipe, shared))
     finally:  # stopped or failed too: pinned memory that nobody frees could never be pinned again
         if not session.stays:
-            session.cache.unload()
-        empty_cache(device)
+            give_back(session.cache.unload)
+        give_back(partial(empty_cache, device))
     yield Event("done")
+
+
+def _encode(planned: PlannedRequest, session: Session) -> SharedInputs | OutOfMemory | str:
+    """What all recipes start from, what ran out, or in words why there is nothing to start from.
+
+    Raises:
+        AppError: the model's files cannot be used, or it was stopped.
+    """
+    try:
+        return encode_prompt(planned, session)
+    except DeviceError as problem:
+        return str(problem)
+    except AppError:
+        raise
+    except Exception as problem:
+        log.exception("the caption could not be encoded")
+        forget(problem)
+        return in_words(problem, "encode")
 
 
 def _pictures(planned: PlannedRequest, shared: SharedInputs, session: Session) -> Iterator[Event]:
@@ -65,7 +95,7 @@ def _pictures(planned: PlannedRequest, shared: SharedInputs, session: Session) -
             if event.result is None:
                 yield event
                 continue
-            result = with_distance(event.result, reference)
+            result = _compared(event.result, reference)
             reference = result if recipe == REFERENCE and result.image else reference
             yield replace(event, result=result)
 
@@ -78,6 +108,16 @@ def _offers(planned: PlannedRequest, oom: OutOfMemory, session: Session) -> Iter
         offers = session.fallbacks(inputs, chosen, oom, ready, request.recipes)
         failed = Result.failed(request, recipe, oom.sentence())
         yield Event("result", recipe, result=replace(failed, offers=offers))
+
+
+def _compared(result: Result, reference: Result | None) -> Result:
+    """The same as `with_distance`; a picture is kept whatever becomes of its numbers."""
+    try:
+        return with_distance(result, reference)
+    except Exception as problem:
+        log.exception("%s could not be compared with the reference", result.recipe)
+        missing = f"PSNR and SSIM could not be computed: {named(problem)}."
+        return replace(result, given_up=(*result.given_up, missing))
 
 
 def with_distance(result: Result, reference: Result | None) -> Result:

@@ -197,6 +197,7 @@ def _result(
         guidance=guidance,
         arithmetic=loaded.arithmetic,
         kernels=loaded.kernels,
+        attention=loaded.attention,
         savings=request.savings,
         versions=versions(),
     )

@@ -5,38 +5,41 @@
 
 Models are unloaded before anything else is decided, so that the next attempt starts from the memory that there is. A
 request that says `adapt` gets the first fallback (planning/fallbacks.py) that needs no preparation, and a result with
-what was asked for, what ran and why; any other gets the fallbacks as offers. Other failures become a failed result of
-this recipe alone.
+what was asked for, what ran and why; any other gets the fallbacks as offers. Every other exception, of whatever
+library, becomes a failed result of this recipe alone, in words; only cancelling passes. Where the error says that the
+device computes nothing more (planning/lost_device.py), further recipes on it are not tried.
 
 Left out: the fallbacks themselves, and out of memory in the text encoder (generation/encode_prompt.py).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from traceback import clear_frames
 
 import torch
 
-from ideogram_app.errors import AppError, DeviceError
+from ideogram_app.errors import AppError, Cancelled, DeviceError
 from ideogram_app.generation.draw import Provenance, SharedInputs, draw
 from ideogram_app.generation.sampler import make_noise
-from ideogram_app.generation.session import Session, with_free_memory
-from ideogram_app.machine.memory import memory_now
-from ideogram_app.machine.meter import release
+from ideogram_app.generation.session import Session, free_memory, with_free_memory
 from ideogram_app.model.cache import LoadedKey
 from ideogram_app.model.loader import Homes
 from ideogram_app.model.offload.offload import COMPUTE_DTYPES
+from ideogram_app.planning.failures import forget, in_words
 from ideogram_app.planning.fallbacks import apply_fallback
 from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.lost_device import lost_device
 from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.profile import Observation
 from ideogram_app.planning.streaming import FEWEST_SLOTS
 from ideogram_app.records import Event, Fallback, Request, Result
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,35 @@ class Attempt:
         """The recipe that runs."""
         return self.inputs.recipe or self.recipe
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """All that the plan uses."""
+        return tuple(dict.fromkeys((self.plan.device, *self.plan.branch_devices)))
+
+    def failed(self, error: str) -> Result:
+        """A result of this attempt without a picture."""
+        return replace(Result.failed(self.asked, self.recipe, error), given_up=self.given_up)
+
 
 def attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session: Session) -> Iterator[Event]:
     """Draw one recipe of a request.
 
     Yields:
-        The events of `draw`, for every attempt; the last is `result`.
+        The events of `draw`, for every attempt; the last is `result`, whatever is raised on the way.
+
+    Raises:
+        Cancelled: by what draws. Nothing else.
     """
+    try:
+        yield from _attempts(planned, recipe, shared, session)
+    except Cancelled:
+        raise
+    except Exception as problem:  # between two attempts
+        log.exception("%s failed", recipe)
+        yield Event("result", recipe, result=Result.failed(planned.request, recipe, in_words(problem)))
+
+
+def _attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session: Session) -> Iterator[Event]:
     attempt = Attempt.first(planned, recipe, shared)
     while True:
         outcome = yield from run(attempt, session)
@@ -90,8 +115,7 @@ def attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session
         offers = session.fallbacks(attempt.inputs, attempt.plan, outcome, ready, attempt.request.recipes)
         fallback = next((offer for offer in offers if offer.recipe in ready), None)
         if fallback is None or not planned.request.adapt:
-            failed = Result.failed(planned.request, recipe, outcome.sentence())
-            yield Event("result", recipe, result=replace(failed, offers=offers, given_up=attempt.given_up))
+            yield Event("result", recipe, result=replace(attempt.failed(outcome.sentence()), offers=offers))
             return
         attempt = next_attempt(attempt, outcome, fallback)
         yield Event("load", recipe, message=attempt.given_up[-1])
@@ -100,12 +124,14 @@ def attempts(planned: PlannedRequest, recipe: str, shared: SharedInputs, session
 def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | OutOfMemory]:
     """One try: its events, and at the end a result, of a picture or of an error, or what ran out of memory.
 
-    After a failure everything has been unloaded.
+    After a failure everything has been unloaded. On a device that was lost before, nothing is tried.
 
     Raises:
-        Exception: a bug.
+        Cancelled: by what draws.
     """
-    phase = "load"
+    phase, before = "load", session.lost_among(attempt.devices)
+    if before:
+        return attempt.failed(before.again())
     try:
         for event in _draw(attempt, session):
             if event.result:
@@ -113,15 +139,19 @@ def run(attempt: Attempt, session: Session) -> Generator[Event, None, Result | O
                 return event.result
             phase = event.phase
             yield event
+    except Cancelled:
+        raise
     except Exception as problem:
-        oom = classify(problem, phase, memory_now(attempt.inputs.hardware))
-        if oom is None and not isinstance(problem, AppError):
-            raise
-        outcome = oom or Result.failed(attempt.asked, attempt.recipe, str(problem))
-        clear_frames(problem.__traceback__)  # which hold what was loaded for as long as somebody holds the problem
-    session.cache.unload()
-    for device in dict.fromkeys(attempt.plan.branch_devices):  # of what was loaded in part, too
-        release(torch.device(device))
+        lost = lost_device(problem, phase)
+        oom = None if lost else classify(problem, phase, free_memory(attempt.inputs.hardware))
+        if lost or not (oom or isinstance(problem, AppError)):
+            log.exception("%s failed in the phase %s", attempt.recipe, phase)
+        outcome = oom or attempt.failed(in_words(problem, phase))
+        forget(problem)
+    lost = session.unload(attempt.devices, phase) or lost  # a library's own error may be the first sign of it
+    if lost:
+        session.lose(lost, attempt.devices)
+        return attempt.failed(lost.sentence())
     return outcome
 
 
@@ -200,21 +230,23 @@ def smaller_tile(*sides: int) -> int:
 
 
 def _observe(result: Result, attempt: Attempt, session: Session) -> None:
-    """Report the seconds of a step, where nothing was left out of it."""
+    """Report the seconds of a step, where nothing was left out of it. The picture is kept whatever becomes of that."""
     if session.observe is None or result.seconds_per_step is None or attempt.request.savings:
         return
     chosen = attempt.plan
-    session.observe(
-        Observation(
-            model=attempt.request.model,
-            arithmetic=chosen.arithmetic,
-            width=result.width,
-            height=result.height,
-            text_tokens=attempt.inputs.text_tokens,
-            seconds=result.seconds_per_step,
-            streamed_bytes=chosen.streamed_bytes,
-            streamed_blocks=chosen.streamed_blocks,
-            disk=chosen.residency == "disk",
-            devices=len(set(chosen.branch_devices)),
-        )
+    seen = Observation(
+        model=attempt.request.model,
+        arithmetic=chosen.arithmetic,
+        width=result.width,
+        height=result.height,
+        text_tokens=attempt.inputs.text_tokens,
+        seconds=result.seconds_per_step,
+        streamed_bytes=chosen.streamed_bytes,
+        streamed_blocks=chosen.streamed_blocks,
+        disk=chosen.residency == "disk",
+        devices=len(set(chosen.branch_devices)),
     )
+    try:
+        session.observe(seen)
+    except Exception:
+        log.exception("the seconds of a step could not be noted")

@@ -6,7 +6,8 @@
     image = decode(vae, step.latents, rows, columns)
 
 Given the same noise, latents equal stock diffusers' `Ideogram4Pipeline.__call__` (a test holds them together). Against
-it: one caption at a time. Left out: loading, measuring and saving (generation/draw.py), and the velocity itself
+it: one caption at a time, and a velocity or a picture that is not finite is an error, where stock diffusers turns it
+into a black picture. Left out: loading, measuring and saving (generation/draw.py), and the velocity itself
 (generation/guidance.py).
 """
 
@@ -25,11 +26,14 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import LATENT_CHANNELS, PIXELS_PER_TOKEN
 from ideogram_app.catalog.presets import Preset
+from ideogram_app.errors import DeviceError
 from ideogram_app.planning.activations import PREVIEW_TOKENS
 
 TIMESTEPS = 1000  # diffusers hands sigma x 1000 to its scheduler and divides again; the rounding is part of equality
 LOWEST_LOGSNR, HIGHEST_LOGSNR = -15.0, 18.0  # clamps of the published schedule
 BASE_PIXELS = 512 * 512  # the size at which a preset's mu holds
+NOT_FINITE = "a number grew beyond what the computing type holds, or a kernel computes wrongly on this device"
+HELPS = "Draw with another recipe: `reference` computes with the weights as they are, others in fewer bits"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ def denoise(
     Args:
         velocity: of latents (1, tokens, 128) float32, a step's number and its guidance; of the same shape and type.
         sigmas: (steps + 1,); guidance: one value a step.
+
+    Raises:
+        DeviceError: the velocity of a step is not finite.
     """
     latents = noise.float()
     for index, weight in enumerate(guidance):
@@ -83,29 +90,65 @@ def denoise(
             direction = velocity(latents, index, weight)
             clean = latents + sigma.item() * direction
             latents = latents + (following - sigma).item() * -direction
+        if not is_finite(direction):  # once all of the step is launched: whoever asks for steps waits for them anyway
+            what = f"Step {index + 1} of {len(guidance)} gave numbers that are not finite (NaN or infinity)"
+            raise DeviceError(f"{what}, which make no picture: {NOT_FINITE}", do=HELPS)
         yield Step(index, latents, clean)
 
 
-@torch.inference_mode()
+def is_finite(values: Tensor) -> bool:
+    """Whether none of the values, in float32, is NaN or infinite. Waits for the device.
+
+    Their sum tells: both spread into it, and what is finite would have to be of the order of 1e30 to overflow it. So it
+    is one reduction and one number to read, and asks no question of floats that a device's fast arithmetic may answer
+    beforehand, as it may for `isfinite`.
+    """
+    return math.isfinite(values.sum().item())
+
+
 def decode(vae: Any, latents: Tensor, rows: int, columns: int) -> Image.Image:
-    """Latents (1, rows x columns, 128), on any device, to a picture of 16 pixels a token."""
-    deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().to(latents)
-    packed = latents * deviation + vae.bn.running_mean.to(latents)
-    patches = packed.view(1, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)  # patch row, patch column, channel
-    grid = patches.reshape(1, -1, rows * 2, columns * 2)
-    decoded = vae.decode(grid.to(vae.bn.running_mean.device, vae.dtype), return_dict=False)[0]
-    pixels = ((decoded.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy(), "RGB")
+    """Latents (1, rows x columns, 128), on any device, to a picture of 16 pixels a token.
+
+    Raises:
+        DeviceError: what was decoded is not finite.
+    """
+    decoded = _decoded(vae, latents, rows, columns)
+    if not is_finite(decoded):
+        raise DeviceError(f"The decoder made a picture that is not finite (NaN or infinity): {NOT_FINITE}", do=HELPS)
+    return _picture(decoded)
 
 
-def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str:
-    """A small PNG of the picture so far, base64; large grids are averaged down before decoding."""
+def preview(vae: Any, clean: Tensor, rows: int, columns: int) -> str | None:
+    """A small PNG of the picture so far, base64; large grids are averaged down before decoding.
+
+    None where it is not finite: the picture itself may still be, and says so by itself.
+    """
     fold = math.ceil(max(rows, columns) / PREVIEW_TOKENS)
     if fold > 1:
         grid = clean.view(1, rows, columns, -1).permute(0, 3, 1, 2)
         rows, columns = max(1, rows // fold), max(1, columns // fold)
         grid = torch.nn.functional.adaptive_avg_pool2d(grid, (rows, columns))
         clean = grid.permute(0, 2, 3, 1).flatten(1, 2)
+    decoded = _decoded(vae, clean, rows, columns)
+    if not is_finite(decoded):
+        return None
     buffer = io.BytesIO()
-    decode(vae, clean, rows, columns).save(buffer, "PNG")
+    _picture(decoded).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+@torch.inference_mode()
+def _decoded(vae: Any, latents: Tensor, rows: int, columns: int) -> Tensor:
+    """Latents (1, rows x columns, 128) to values (1, 3, 16 x rows, 16 x columns) in [-1, 1], float32."""
+    deviation = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt().to(latents)
+    packed = latents * deviation + vae.bn.running_mean.to(latents)
+    patches = packed.view(1, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)  # patch row, patch column, channel
+    grid = patches.reshape(1, -1, rows * 2, columns * 2)
+    decoded: Tensor = vae.decode(grid.to(vae.bn.running_mean.device, vae.dtype), return_dict=False)[0]
+    return decoded.float()
+
+
+@torch.inference_mode()
+def _picture(decoded: Tensor) -> Image.Image:
+    pixels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy(), "RGB")

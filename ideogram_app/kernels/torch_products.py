@@ -56,12 +56,18 @@ def exact_float(
 
 @cache
 def int_mm_problem(device: torch.device) -> str:
-    """Why `torch._int_mm` cannot be used on a device; "" where it can. Tried once, with the largest sums there are."""
+    """Why `torch._int_mm` cannot be used on a device; "" where it can. Tried once, with the largest sums there are.
+
+    Raises:
+        torch.OutOfMemoryError: no room to try; the next call tries again.
+    """
     left = torch.full((PADDED_ROWS, 4608), -128, dtype=torch.int8)
     right = torch.full((64, 4608), 127, dtype=torch.int8)
     right[1::2] = -128
     try:
         made = torch._int_mm(left.to(device), right.to(device).t()).cpu()
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, NotImplementedError, RuntimeError) as problem:  # not built, not for this device or card
         return f"torch._int_mm does not run here ({type(problem).__name__})"
     return "" if torch.equal(made, int8.int32_product(left, right)) else "torch._int_mm is not exact here"

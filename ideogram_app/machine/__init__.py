@@ -3,6 +3,8 @@
 Its modules (this list is made by tools/docs.py):
 
     capabilities.py  Device capabilities: computing type, INT8 units, kernels, obstacles, each answer with its reason.
+    clocks.py        Clocks, power and temperature of the first NVIDIA card now, and what holds its clocks down: NVML's
+                     own words.
     copies.py        Copies from host memory to a device: pinned memory, a copy stream beside the compute stream, events
                      between the two.
     gpu_specs.py     Peak rates of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by a

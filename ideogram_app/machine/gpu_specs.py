@@ -1,7 +1,8 @@
 """Peak rates of graphics cards: dense teraflops, INT8 teraops, bytes a second over PCIe, by a driver's name.
 
-`CARDS` is the table, from NVIDIA's specifications; `MeasuredRates` is what microbench.py measured on this machine in
-their place. How long a step of this model takes with them: planning/step_time.py.
+`CARDS` is the table, from NVIDIA's specifications, `CAPABILITIES` beside it what generation its rows are of;
+`MeasuredRates` is what microbench.py measured on this machine in their place. How long a step of this model takes with
+them: planning/step_time.py.
 
 Left out: AMD, Intel and Apple devices, for which nobody published a time of this model; laptop parts of workstations
 and those named Max-Q. A card that is not in the table gets None.
@@ -102,13 +103,24 @@ class Ceiling:
 
 def find_rates(name: str) -> Rates | None:
     """The row of a card as its driver names it; None for those not in the table and for Max-Q parts."""
+    row = _row(name)
+    return CARDS[row] if row else None
+
+
+def _row(name: str) -> str | None:
     words = f" {name.lower()} ".replace("-", " ")
     if "max q" in words:
         return None
     laptop = " laptop " in words
     rows = [fragment for fragment in CARDS if f" {fragment.lower()} " in words]
     rows = [fragment for fragment in rows if fragment.endswith("Laptop") == laptop]
-    return CARDS[max(rows, key=len)] if rows else None
+    return max(rows, key=len, default=None)
+
+
+def published_capability(name: str) -> tuple[int, int] | None:
+    """The compute capability of a card of the table, as its driver names it; None for any other."""
+    row = _row(name) or ""
+    return next((capability for start, capability in CAPABILITIES if row.startswith(start)), None)
 
 
 def _rates(dense: float, int8: float, float32_tflops: float, link_gb: float = 24) -> Rates:
@@ -119,7 +131,9 @@ def _rates(dense: float, int8: float, float32_tflops: float, link_gb: float = 24
 # Multiples by generation, from NVIDIA's white papers.
 _geforce = functools.partial(_rates, 2, 8)  # GeForce 30, 40 and 50
 _turing = functools.partial(_rates, 4, 16, link_gb=12)  # GeForce 20, PCIe 3
-_gtx_16 = functools.partial(_rates, 2, 2, link_gb=12)  # Turing without tensor cores: no INT8 units for matrix products
+# Turing without tensor cores: no INT8 units for matrix products, and float16 that gives wrong numbers, so both columns
+# are float32 (machine/capabilities.py, BROKEN_FLOAT16).
+_gtx_16 = functools.partial(_rates, 1, 1, link_gb=12)
 _professional = functools.partial(_rates, 4, 8)  # RTX A and RTX Ada: sums in float32 run at the full tensor rate
 
 
@@ -128,6 +142,17 @@ def _laptop(cores: int, lowest_boost_mhz: int) -> Rates:
     return _geforce(2 * cores * lowest_boost_mhz / 1e6, 12)
 
 
+# Beginning of a row of `CARDS` -> compute capability, from NVIDIA's table of CUDA GPUs; the first that fits counts.
+CAPABILITIES: tuple[tuple[str, tuple[int, int]], ...] = (
+    *((start, (8, 9)) for start in ("RTX 2000 Ada", "RTX 40", "RTX 4500 Ada", "RTX 5000 Ada", "RTX 6000 Ada", "L4")),
+    ("Tesla V100", (7, 0)),
+    *((start, (7, 5)) for start in ("GTX 16", "RTX 20", "TITAN RTX", "Quadro RTX", "Tesla T4")),
+    ("A100", (8, 0)),
+    *((start, (8, 6)) for start in ("RTX 30", "RTX A", "A10", "A40")),
+    *((start, (9, 0)) for start in ("H100", "H200")),
+    ("B200", (10, 0)),
+    *((start, (12, 0)) for start in ("RTX 50", "RTX PRO")),
+)
 # Name fragment -> peaks; float32 rates at boost clock from NVIDIA's specifications, links by PCIe generation and lanes
 # less a quarter for what is lost on the way. The longest fragment found in a name is its row.
 CARDS: dict[str, Rates] = {

@@ -1,25 +1,33 @@
-"""Hardware detection: `detect(disk) -> Hardware`, the only file that asks the machine.
+"""Hardware detection: `detect(disk) -> Hardware`; devices.py asks for the devices, this file for all the rest.
 
 A `Hardware` is plain data, so a machine can as well be described in a JSON file and planned for from afar; only
 `kind`, `name`, `compute_capability` and the memory sizes matter there, the rest has defaults. None means "not known",
-and the planner then assumes nothing against the user. The questions to torch, NVML and the operating system are small
-functions that may fail quietly one by one; what they return is read by pure functions, tested without hardware.
+and the planner then assumes nothing against the user. Every question to torch, NVML and the operating system is asked
+by itself (`asked`): one that fails, however it fails, costs its own field, and `detect` never raises. What the answers
+say is read by pure functions, tested without hardware.
 
-Left out: speed tests (machine/microbench.py), cards other than the first beyond their free memory, NVLink and PCIe
-widths. Unlike ComfyUI's `model_management.py` nothing is asked at import and nothing is global.
+Left out: speed tests (machine/microbench.py), NVLink and PCIe widths. Unlike ComfyUI's `model_management.py` nothing is
+asked at import and nothing is global.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ideogram_app.files import disk_free
 from ideogram_app.machine.triton_support import usable_triton
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+Default = TypeVar("Default")
+PATIENCE = 10  # seconds for a program that answers in one; a driver that is being installed can hang for good
 
 # Compute capability -> generation, from NVIDIA's table of CUDA GPUs. 16-series cards are Turing without tensor cores.
 NVIDIA_GENERATIONS: dict[tuple[int, int], str] = {
@@ -47,19 +55,25 @@ class DeviceUser:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One machine. Sizes are bytes, memory of a device is that of the first one.
+    """One machine. Sizes are bytes. What is singular is of one device, the first that works and that torch serves.
+    A plural has an entry for every device, in torch's order, or none: the others are then like the first. A device that
+    cannot be used has no free memory.
 
     Attributes:
         kind: cuda, rocm, mps, xpu or cpu.
+        device_index: which device that is.
         compute_capability: NVIDIA's (8, 6), or the first two numbers of an AMD gfx name.
         device_free_bytes: free now, what this process already holds included: it can be given back.
-        devices_free_bytes: free memory of every device, where there are several; device_names: what each one is.
-        torch_supports_device: whether the installed torch has kernels for the first device.
+        torch_supports_device: whether the installed torch has kernels for the device.
         device_users: other programs that hold device memory.
         cpu_allowed: processors' worth of time that a container may use; None without a limit.
         self_check: what the self-check found on it, for people (kernels/self_check_record.py); "" where none was made.
         problem: what keeps a device from being used, if something does.
+        problem_kind: what helps against it, a key of `capabilities.REMEDIES`; "" for another PyTorch or driver.
         triton_problem: what keeps Triton from working on it, and what would help (machine/triton_support.py).
+
+    Raises:
+        ValueError: `device_index` names none of the devices.
     """
 
     kind: str = "cpu"
@@ -67,10 +81,14 @@ class Hardware:
     compute_capability: tuple[int, int] | None = None
     architecture: str = ""
     device_count: int = 0
+    device_index: int = 0
     device_memory_bytes: int | None = None
     device_free_bytes: int | None = None
     devices_free_bytes: tuple[int, ...] = ()
     device_names: tuple[str, ...] = ()
+    devices_memory_bytes: tuple[int | None, ...] = ()
+    device_capabilities: tuple[tuple[int, int] | None, ...] = ()
+    devices_supported: tuple[bool | None, ...] = ()
     host_memory_bytes: int | None = None
     host_free_bytes: int | None = None
     disk_free_bytes: int | None = None
@@ -85,6 +103,7 @@ class Hardware:
     torch: str = ""
     self_check: str = ""
     problem: str = ""
+    problem_kind: str = ""
     triton_problem: str = ""
 
     def __post_init__(self) -> None:
@@ -93,6 +112,13 @@ class Hardware:
             object.__setattr__(self, "architecture", architecture_name(self.kind, self.compute_capability))
         if self.kind != "cpu" and self.device_count == 0:
             object.__setattr__(self, "device_count", 1)
+        if not 0 <= self.device_index < max(1, self.device_count):
+            raise ValueError(f"device_index is 0 to {max(1, self.device_count) - 1}")
+
+    @property
+    def spills(self) -> bool:
+        """Whether the driver, where device memory runs out, goes on in RAM in silence: Windows' and WSL's do."""
+        return self.kind == "cuda" and (self.os.startswith("Windows") or "microsoft" in self.os.lower())
 
 
 def architecture_name(kind: str, capability: tuple[int, int] | None) -> str:
@@ -171,26 +197,38 @@ def usable_cores() -> tuple[int, int | None]:
 
 
 def detect(disk: Path) -> Hardware:
-    """Ask this machine; disk: the data folder, on the disk where weights will rest; it need not exist yet."""
-    device = _device()
-    cpu_name, cpu_features = _processor()
-    total, free = host_memory()
+    """Ask this machine; never raises. disk: a folder on the disk for weights, which need not exist yet."""
+    from ideogram_app.machine import devices  # which reads and names what it finds by this file
+
+    total, free = asked(host_memory, (None, None))
+    cpu_name, cpu_features = asked(_processor, ("", ()))
+    device = devices.device_fields()
     if device["kind"] == "mps":  # one memory for both: no more is free for the GPU than for anyone
-        device["device_free_bytes"] = min(device["device_free_bytes"], free)
+        sizes = [size for size in (device["device_free_bytes"], free) if size is not None]
+        device["device_free_bytes"] = min(sizes, default=None)
     if device["kind"] == "cpu":
-        device["name"] = cpu_name
+        device["name"] = cpu_name or "processor"
     return Hardware(
         host_memory_bytes=total,
         host_free_bytes=free,
-        disk_free_bytes=_disk_free(disk),
+        disk_free_bytes=asked(lambda: disk_free(disk), None),
         cpu_name=cpu_name,
         cpu_features=cpu_features,
         cpu_cores=os.cpu_count(),
-        cpu_allowed=parse_quota(_text(Path("/sys/fs/cgroup/cpu.max"))),
-        os=f"{platform.system()} {platform.release()}",
-        triton_problem=usable_triton(device["kind"], disk),
+        cpu_allowed=asked(lambda: parse_quota(_text(Path("/sys/fs/cgroup/cpu.max"))), None),
+        os=asked(lambda: f"{platform.system()} {platform.release()}", ""),
+        triton_problem=asked(lambda: usable_triton(device["kind"], disk), ""),
         **device,
     )
+
+
+def asked(question: Callable[[], Answer], otherwise: Default) -> Answer | Default:
+    """The answer to one question to the machine; `otherwise` where it raises, whatever that is."""
+    try:
+        return question()
+    except Exception:  # torch, drivers and their libraries raise what they like, and a field less is no failure
+        log.info("a question to the machine had no answer", exc_info=True)
+        return otherwise
 
 
 def compute_capability(device: Any) -> tuple[int, int] | None:
@@ -202,103 +240,14 @@ def compute_capability(device: Any) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device)
 
 
-def _device() -> dict[str, Any]:
-    """The fields of `Hardware` that torch and the driver know; the first kind that answers wins."""
-    import torch
-
-    if torch.cuda.is_available():
-        return _rocm_device(torch) if torch.version.hip else _cuda_device(torch)
-    if hasattr(torch, "xpu") and torch.xpu.is_available():
-        return _xpu_device(torch)
-    if torch.backends.mps.is_available():
-        return _mps_device(torch)
-    return {"kind": "cpu", "torch": torch.__version__, "problem": _unused_nvidia(torch)}
-
-
-def _cuda_like(torch: Any) -> dict[str, Any]:
-    """What CUDA and ROCm builds of torch report alike. Memory this process holds counts as free."""
-    count = torch.cuda.device_count()
-    free = [torch.cuda.mem_get_info(index)[0] + torch.cuda.memory_reserved(index) for index in range(count)]
-    return {
-        "name": torch.cuda.get_device_name(0),
-        "compute_capability": torch.cuda.get_device_capability(0),
-        "device_count": count,
-        "device_memory_bytes": torch.cuda.mem_get_info(0)[1],
-        "device_free_bytes": free[0],
-        "devices_free_bytes": tuple(free),
-        "device_names": tuple(torch.cuda.get_device_name(index) for index in range(count)),
-        "torch": torch.__version__,
-    }
-
-
-def _cuda_device(torch: Any) -> dict[str, Any]:
-    known = _cuda_like(torch)
-    users = _run("nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
-    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return known | {
-        "kind": "cuda",
-        "torch_supports_device": has_kernels(torch.cuda.get_arch_list(), known["compute_capability"]),
-        "device_users": _nvml_users() or parse_device_users(users, os.getpid()),
-        "driver": (driver.splitlines() or [""])[0].strip(),
-    }
-
-
-def _rocm_device(torch: Any) -> dict[str, Any]:
-    gfx = torch.cuda.get_device_properties(0).gcnArchName.split(":")[0]
-    return _cuda_like(torch) | {"kind": "rocm", "torch_supports_device": gfx in torch.cuda.get_arch_list()}
-
-
-def _xpu_device(torch: Any) -> dict[str, Any]:
-    free, total = torch.xpu.mem_get_info(0)
-    sizes = {"device_memory_bytes": total, "device_free_bytes": free + torch.xpu.memory_reserved(0)}
-    name, count = torch.xpu.get_device_name(0), torch.xpu.device_count()
-    return {"kind": "xpu", "name": name, "device_count": count, **sizes, "torch": torch.__version__}
-
-
-def _mps_device(torch: Any) -> dict[str, Any]:
-    most = torch.mps.recommended_max_memory()  # what macOS lets the GPU use, about three quarters of all memory
-    name = _run("sysctl", "-n", "machdep.cpu.brand_string").strip() or "Apple GPU"
-    sizes = {"device_memory_bytes": most, "device_free_bytes": most}
-    return {"kind": "mps", "name": name, "device_count": 1, **sizes, "torch": torch.__version__}
-
-
-def _unused_nvidia(torch: Any) -> str:
-    """Why an NVIDIA card that the driver lists is not used by this torch; "" where there is none."""
-    card = (_run("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines() or [""])[0].strip()
-    if not card:
-        return ""
-    if torch.version.cuda is None:
-        return f"The driver lists an {card}, but this PyTorch ({torch.__version__}) was built without CUDA."
-    needs = f"CUDA {torch.version.cuda} needs a newer driver."
-    return f"The driver lists an {card}, but PyTorch {torch.__version__} cannot use it: {needs}"
-
-
-def _nvml_users() -> tuple[DeviceUser, ...]:
-    """The same through NVML, which also sees graphics programs; () where pynvml is not installed or refuses."""
-    try:
-        import pynvml
-    except ImportError:
-        return ()
-    try:
-        pynvml.nvmlInit()
-        card = pynvml.nvmlDeviceGetHandleByIndex(0)
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(card)
-        processes += pynvml.nvmlDeviceGetGraphicsRunningProcesses(card)
-        held = {process.pid: process.usedGpuMemory for process in processes if process.pid != os.getpid()}
-        names = {pid: pynvml.nvmlSystemGetProcessName(pid) for pid in held}
-    except pynvml.NVMLError:
-        return ()
-    return tuple(DeviceUser(Path(str(names[pid])).name, size) for pid, size in held.items())
-
-
 def _processor() -> tuple[str, tuple[str, ...]]:
     """Name and features of the processor, by the means of each operating system."""
     if platform.system() == "Linux":
         name, flags = parse_cpuinfo(_text(Path("/proc/cpuinfo")))
     elif platform.system() == "Darwin":
-        name = _run("sysctl", "-n", "machdep.cpu.brand_string").strip()
-        arm = _run("sysctl", "-n", "hw.optional.arm.FEAT_DotProd").strip() == "1"
-        flags = "AdvSIMD FEAT_DotProd" if arm else _run("sysctl", "-n", "machdep.cpu.leaf7_features").lower()
+        name = answer_of("sysctl", "-n", "machdep.cpu.brand_string").strip()
+        arm = answer_of("sysctl", "-n", "hw.optional.arm.FEAT_DotProd").strip() == "1"
+        flags = "AdvSIMD FEAT_DotProd" if arm else answer_of("sysctl", "-n", "machdep.cpu.leaf7_features").lower()
     else:
         import torch  # Windows keeps no list of flags; torch has asked the processor itself
 
@@ -319,20 +268,25 @@ def host_memory() -> tuple[int, int]:
     return memory.total, memory.available
 
 
-def _disk_free(folder: Path) -> int | None:
-    """Free bytes where the folder is, or would be; None where nobody may look."""
+def answer_of(*command: str) -> str:
+    """What a program prints; "" where it is missing, fails or hangs. Bytes of another code page become U+FFFD."""
     try:
-        return disk_free(folder)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        )
     except OSError:
-        return None
-
-
-def _run(*command: str) -> str:
-    """What a program prints; "" where it is missing, fails or hangs."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
         return ""
+    try:
+        answer, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()  # not waited for: where a driver hangs, its programs cannot even be killed
+        return ""
+    return answer if process.returncode == 0 else ""
 
 
 def _text(path: Path) -> str:

@@ -7,6 +7,7 @@ Asked every few seconds while a page is looked at, so it costs microseconds: it 
 driver, and reports nothing of a device that this process has not begun to use. What the machine *is*, hardware.py asks.
 
 Left out: further devices, other processes by name (`Hardware.device_users`), and what happened between two readings.
+What the driver may use: machine/memory_limit.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from ideogram_app.machine.hardware import Hardware, host_memory
+from ideogram_app.machine.hardware import Hardware, asked, host_memory
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def _device(hardware: Hardware, torch: Any, host_free: int) -> tuple[int | None,
         return total, free, 0
     driver = torch.xpu if hardware.kind == "xpu" else torch.cuda
     if hardware.kind in ("cuda", "rocm", "xpu") and driver.is_initialized():
-        free, total = driver.mem_get_info(0)
-        return total, free, driver.memory_reserved(0)
+        index = hardware.device_index
+        free, total = asked(lambda: driver.mem_get_info(index), (None, total))  # Intel's, or after a fault of the card
+        return total, free, asked(lambda: int(driver.memory_reserved(index)), None)
     if hardware.kind == "mps":  # one memory for both: no more is free for the GPU than for anyone
-        ours = int(torch.mps.driver_allocated_memory())
+        ours = asked(lambda: int(torch.mps.driver_allocated_memory()), 0)
         return total, max(0, min(total - ours, host_free)), ours
     return total, free, 0
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from ideogram_app.machine.capabilities import multiplies_bfloat16
 from ideogram_app.machine.gpu_specs import Ceiling, MeasuredRates
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import PhaseMeter
@@ -140,10 +141,10 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> Ceiling:
 
 
 def _dense_type(device: torch.device) -> torch.dtype:
-    """What the device computes in, as capabilities.compute_type has it."""
+    """What the device multiplies dense matrices in (kernels/dense.py)."""
     if device.type == "cpu":
         return torch.float32
-    return torch.float16 if (compute_capability(device) or (8, 0)) < (8, 0) else torch.bfloat16
+    return torch.bfloat16 if multiplies_bfloat16(compute_capability(device)) else torch.float32
 
 
 def _or_none(rate: Callable[[], float]) -> float | None:

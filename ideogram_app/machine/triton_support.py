@@ -25,7 +25,7 @@ from pathlib import Path
 from ideogram_app.files import data_folder
 
 CACHE_VARIABLE, HOME_VARIABLE = "TRITON_CACHE_DIR", "TRITON_HOME"
-COMPILERS = ("gcc", "clang")  # that Triton looks for where CC names none (triton/runtime/build.py)
+COMPILERS = ("gcc", "clang")  # that Triton looks for where CC names none (its `_build`)
 HELPS = "This helps:"
 
 

@@ -36,7 +36,7 @@ from ideogram_app.model.fill import finished, put
 from ideogram_app.model.text_encoder.encoder import Builder, CaptionEncoder, encoder_from_file, encoder_from_source
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.text_encoder.tokenizer import VOCABULARY, CaptionTokenizer
-from ideogram_app.model.vae import Autoencoder, autoencoder
+from ideogram_app.model.vae import Autoencoder, autoencoder, decoder_dtype
 
 TOKENIZER, VAE, SCHEDULER = "tokenizer", "vae", "scheduler"  # folders of a diffusers pipeline
 SCHEDULER_CONFIG = "scheduler_config.json"
@@ -127,7 +127,8 @@ def load_components(
 ) -> Components:
     """Load all of them in a computing type; arguments and errors are those of `find_components` and of its folder."""
     found = find_components(model_name, source, store)
-    return Components(found.tokenizer(), found.text_encoder(device, dtype), found.vae(device, dtype), found.shift())
+    vae = found.vae(device, decoder_dtype(dtype, torch.device(device)))
+    return Components(found.tokenizer(), found.text_encoder(device, dtype), vae, found.shift())
 
 
 def read_shift(folder: Path) -> float:

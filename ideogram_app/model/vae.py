@@ -21,13 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from ideogram_app.errors import CheckpointError
+from ideogram_app.kernels.attention import is_fused
+from ideogram_app.machine.capabilities import type_of_decoder
+from ideogram_app.machine.hardware import compute_capability
 
 GROUP_NORM_EPSILON = 1e-6  # of every group norm, fixed in diffusers' Decoder
 OVERLAP = 0.25  # of a tile, diffusers' tile_overlap_factor
 STAGE = "UpDecoderBlock2D"
 # Attention's one head of 512 is too wide for the fast kernels of AMD cards and of MPS, where torch then holds every
 # score: 34 GB of them for 2048 x 2048 pixels. So queries come in runs of so many scores, 128 MB in float32. NVIDIA's
-# memory-efficient kernels take any width and see all of them at once.
+# memory-efficient kernels take any width and see all of them at once, where PyTorch says that they run.
 SCORES = 2**25
 
 
@@ -108,15 +111,15 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.group_norm(x.flatten(2)).transpose(1, 2)  # (1, h x w, width)
         q, k, v = (part(pixels).unsqueeze(1) for part in (self.to_q, self.to_k, self.to_v))
-        runs = [nn.functional.scaled_dot_product_attention(run, k, v) for run in q.split(_queries(q), 2)]
+        runs = [nn.functional.scaled_dot_product_attention(run, k, v) for run in q.split(_queries(q, k, v), 2)]
         mixed = (runs[0] if len(runs) == 1 else torch.cat(runs, 2)).squeeze(1)
         return self.to_out[0](mixed).transpose(1, 2).reshape(x.shape) + x
 
 
-def _queries(q: Tensor) -> int:
-    """How many of the queries (1, 1, pixels, width) attend at once."""
+def _queries(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """How many of the queries attend at once; (1, 1, pixels, width) each."""
     pixels = q.shape[2]
-    return pixels if q.device.type == "cuda" and not torch.version.hip else max(1, SCORES // pixels)
+    return pixels if q.device.type == "cuda" and is_fused(q, k, v) else max(1, SCORES // pixels)
 
 
 class Middle(nn.Module):
@@ -256,6 +259,12 @@ def _faded(before: Tensor, after: Tensor, blend: int, axis: int) -> Tensor:
     end, begin = before.narrow(axis, before.shape[axis] - blend, blend), after.narrow(axis, 0, blend)
     mixed = (end * share_before).to(after.dtype) + (begin * share_after).to(after.dtype)
     return torch.cat((mixed, after.narrow(axis, blend, after.shape[axis] - blend)), axis)
+
+
+def decoder_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which to decode what was drawn in `dtype` on a device."""
+    chosen: torch.dtype = getattr(torch, type_of_decoder(str(dtype).removeprefix("torch."), compute_capability(device)))
+    return chosen
 
 
 def autoencoder(config: Mapping[str, Any]) -> Autoencoder:

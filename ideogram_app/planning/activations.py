@@ -27,6 +27,7 @@ from ideogram_app.catalog.models import (
     Model,
 )
 from ideogram_app.catalog.recipes import Recipe
+from ideogram_app.machine.attention import EFFICIENT, FLASH, MATH, run_bytes
 from ideogram_app.planning.kernel_bytes import (
     WITHOUT_TRITON,
     add_bytes,
@@ -63,7 +64,8 @@ BLOCK_LINEARS = (
     *(f"feed_forward.{name}" for name in ("w1", "w3", "w2")),
 )
 ENCODER_INNER = 3  # of the text encoder's feed-forward, in hidden sizes: 12288 of 4096
-ENCODER_ANGLES = 2 * 128  # cosines and sines of a token, for a head
+ENCODER_HEAD = 128
+ENCODER_ANGLES = 2 * ENCODER_HEAD  # cosines and sines of a token, for a head
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class Drawing:
         dense_bytes: of the computing type, 2 or 4.
         arithmetic: of Q4_K, w4a8 or w4a16; "" takes the one that needs more.
         kernels: their name in kernels/choice.py, as `machine.capabilities.products` tells it.
-        fused_attention: whether scores are never held as a whole.
+        attention: which kernel it is counted with (`machine.attention.expected`).
+        decoder_bytes: of the decoder's type, where that is not the computing type.
+        widens: whether dense products are float32 of what is stored in 16 bits (kernels/dense.py).
     """
 
     model: Model
@@ -85,7 +89,14 @@ class Drawing:
     steps: int = STEPS
     arithmetic: str = ""
     kernels: str = "triton"
-    fused_attention: bool = True
+    attention: str = FLASH
+    decoder_bytes: int = 0
+    widens: bool = False
+
+    @property
+    def vae_bytes(self) -> int:
+        """Bytes of a number in the decoder."""
+        return self.decoder_bytes or self.dense_bytes
 
     @property
     def image_tokens(self) -> int:
@@ -129,12 +140,12 @@ def standing_bytes(drawing: Drawing, branches: tuple[bool, ...] = (True, False))
     chosen = {True: drawing.model.conditional, False: drawing.model.unconditional}
     prepared = sum(prepared_bytes(drawing, chosen[sees_text], sees_text) for sees_text in branches)
     latents = 5 * drawing.image_tokens * LATENT_CHANNELS * 4  # noise, latents before and after, velocity, clean
-    return prepared + latents + drawing.model.vae_parameters * drawing.dense_bytes + scratch_bytes(drawing, once=False)
+    return prepared + latents + drawing.model.vae_parameters * drawing.vae_bytes + scratch_bytes(drawing, once=False)
 
 
 def latents_bytes(drawing: Drawing) -> int:
     """What stays on a device while latents become a picture: the decoder, the noise, and they themselves."""
-    return drawing.model.vae_parameters * drawing.dense_bytes + 2 * drawing.image_tokens * LATENT_CHANNELS * 4
+    return drawing.model.vae_parameters * drawing.vae_bytes + 2 * drawing.image_tokens * LATENT_CHANNELS * 4
 
 
 def scratch_bytes(drawing: Drawing, once: bool) -> int:
@@ -159,6 +170,7 @@ def prepare_bytes(drawing: Drawing, branch: Branch, sees_text: bool) -> int:
     def staged(name: str, rows: int, columns: int, beside: int = 0, count: int = drawing.steps) -> int:
         """A layer of `count` rows of input, and the most of: its weight decoded, its product made."""
         linear, kind = Linear(name, rows, columns, True), drawing.kind(name)
+        beside += _widened_bytes(drawing, kind, count, rows, columns)
         scales = rows * 4 if kind in DECODED_TO_INT8 else 0
         layer = round(linear_bytes(linear, drawing.recipe, width)) + rows * width + scales
         if kind in ROUNDING_KERNELS:
@@ -226,8 +238,11 @@ def preview_bytes(model: Model, size: tuple[int, int], dense_bytes: int) -> int:
     return decode_bytes(model, width, height, dense_bytes)
 
 
-def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) -> int:
-    """Encoding a caption under a recipe of catalog/text_encoder.py: one layer at work, without its weights."""
+def encode_bytes(
+    branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int, attention: str = FLASH, widens: bool = False
+) -> int:
+    """Encoding a caption under a recipe of catalog/text_encoder.py: one layer at work, without its weights; attention
+    and widens are those of `Drawing`."""
     hidden = branch.llm_features_dim // TAPS
     angles = tokens * (ENCODER_ANGLES * dense_bytes + 16)  # and the token's number and position
     inner, weights = ENCODER_INNER * hidden, ENCODER_INNER * hidden**2
@@ -235,8 +250,13 @@ def encode_bytes(branch: Branch, recipe: Recipe, tokens: int, dense_bytes: int) 
     residual = 3 * tokens * hidden * dense_bytes  # twice, and normed
     wide = tokens * inner * dense_bytes  # gate or up
     swiglu = 3 * wide  # the gate's SiLU, up, their product
+    products = 4 * sum(min(count, WIDENED_AT_ONCE) for count in (tokens * hidden, weights, tokens * inner))
     up = wide + weights * dense_bytes + max(unpacking, wide)  # the gate, the matrix of up, its result
-    return angles + residual + (swiglu if recipe.storage == "dense" else max(swiglu, up))
+    most = swiglu if recipe.storage == "dense" else max(swiglu, up)
+    attended = 0
+    if attention == MATH:  # q, k and v before and after they are turned, keys and values of every head, the result
+        attended = 8 * tokens * hidden * dense_bytes + run_bytes(hidden // ENCODER_HEAD, tokens, ENCODER_HEAD)
+    return angles + residual + max(most + (products if widens else 0), attended)
 
 
 def _vectors(drawing: Drawing, branch: Branch) -> int:
@@ -278,16 +298,20 @@ def _block_bytes(drawing: Drawing, branch: Branch, sees_text: bool, kinds: tuple
     rounded = operand(o, hidden) if o in ROUNDING_KERNELS else 0
     rounding = operand_bytes(kernels, drawing.input_format(o), tokens, hidden) if rounded else 0
     x, wide = operand(gate_up, hidden), operand(down, inner)
+
+    def widened(kind: str, rows: int, columns: int) -> int:
+        return _widened_bytes(drawing, kind, tokens, rows, columns)
+
     read = max(operand_bytes(kernels, drawing.input_format(kind), tokens, hidden) for kind in (qkv, gate_up))
     moments = {
-        "qkv": product(qkv, 3 * hidden, hidden),
+        "qkv": product(qkv, 3 * hidden, hidden) + widened(qkv, 3 * hidden, hidden),
         "heads": tokens * 3 * hidden * width + heads_bytes(kernels, tokens, hidden),
         "attention": tokens * 3 * hidden * width + attended,
-        "o": update + rounded + max(rounding, product(o, hidden, hidden)),
+        "o": update + rounded + max(rounding, product(o, hidden, hidden) + widened(o, hidden, hidden)),
         "add_norm": update + max(add_bytes(kernels, tokens, hidden), x + read),
-        "gate_up": x + product(gate_up, 2 * inner, hidden),
+        "gate_up": x + product(gate_up, 2 * inner, hidden) + widened(gate_up, 2 * inner, hidden),
         "swiglu": tokens * 2 * inner * width + wide + swiglu_bytes(kernels, drawing.input_format(down), tokens, inner),
-        "down": wide + product(down, hidden, inner),
+        "down": wide + product(down, hidden, inner) + widened(down, hidden, inner),
     }
     return residual + max(moments.values())
 
@@ -297,11 +321,19 @@ def _merged_kind(kinds: tuple[str, ...]) -> str:
 
 
 def _attention_bytes(drawing: Drawing, branch: Branch, tokens: int) -> int:
-    """What attention takes beside its result: scores where it holds them, float32 sums on cards without FlashAttention
-    (heads of 256 do not fit the registers of the memory-efficient kernels)."""
-    if not drawing.fused_attention:
-        return 2 * branch.num_attention_heads * tokens**2 * drawing.dense_bytes
-    return tokens * branch.hidden_size * 4 if drawing.kernels == "int_mm" else 0
+    """What attention takes beside its result: a run of scores where it holds them, and float32 sums of 16-bit results
+    in the memory-efficient kernels, whose registers do not hold heads of 256. q, k and v become float16 where they
+    are."""
+    if drawing.attention == MATH:
+        return run_bytes(branch.num_attention_heads, tokens, branch.attention_head_dim)
+    return tokens * branch.hidden_size * 4 if drawing.attention == EFFICIENT and drawing.dense_bytes == 2 else 0
+
+
+def _widened_bytes(drawing: Drawing, kind: str, tokens: int, rows: int, columns: int) -> int:
+    """What a dense product takes in float32 beside its operands: a run of inputs, of weights and of results."""
+    if not drawing.widens or kind in ROUNDING_KERNELS:
+        return 0
+    return 4 * sum(min(count, WIDENED_AT_ONCE) for count in (tokens * columns, rows * columns, tokens * rows))
 
 
 def _decoder_bytes(model: Model, pixels: int, dense_bytes: int) -> int:

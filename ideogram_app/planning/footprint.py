@@ -125,7 +125,8 @@ def footprint(drawing: Drawing) -> Footprint:
     unconditional = branch_footprint(drawing, model.unconditional, sees_text=False)
     standing = latents_bytes(drawing)
     encoder, table, layer = _encoder(model, width)
-    encoding = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), tokens, width)
+    how = drawing.attention, drawing.widens
+    encoding = encode_bytes(model.conditional, find_encoder_recipe(DEFAULT), tokens, width, *how)
     largest = max(row.rows * row.columns for row in model.conditional.linears())
     written = conditional.stored + unconditional.stored + (encoder if model.source_bytes else 0)
     return Footprint(
@@ -138,7 +139,7 @@ def footprint(drawing: Drawing) -> Footprint:
         encoder=encoder + encoding,
         encoder_layer=FEWEST_SLOTS * layer + encoding,
         encoder_table=table,
-        decode_whole=standing + decode_bytes(model, *drawing.size, width),
+        decode_whole=standing + decode_bytes(model, *drawing.size, drawing.vae_bytes),
         staging=max(BUFFERS * CHUNK, 2 * 4 * largest),
         download=model.source_bytes,
         disk=model.source_bytes + written,
@@ -162,9 +163,9 @@ def phase_bytes(drawing: Drawing) -> dict[str, int]:
     step = step_bytes(drawing, model.conditional, True), step_bytes(drawing, model.unconditional, False)
     standing = standing_bytes(drawing)
     return {
-        "prepare": model.vae_parameters * width + latents * 4 + max(prepare[0], first + prepare[1]),
+        "prepare": model.vae_parameters * drawing.vae_bytes + latents * 4 + max(prepare[0], first + prepare[1]),
         "step": standing + max(step[0], step[1] + latents * width),  # the other's velocity is there already
-        "preview": standing + preview_bytes(model, drawing.size, width),
+        "preview": standing + preview_bytes(model, drawing.size, drawing.vae_bytes),
     }
 
 

@@ -16,13 +16,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ideogram_app.catalog.models import Model, check_size, find_model
+from ideogram_app.catalog.reasons import NOTHING, Reason
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.speedups import cached_bytes
-from ideogram_app.machine.capabilities import arithmetic, compute_type, products
+from ideogram_app.machine.attention import expected
+from ideogram_app.machine.capabilities import (
+    arithmetic,
+    compute_type,
+    decoder_type,
+    device_name,
+    pair_objection,
+    products,
+    widens_products,
+)
 from ideogram_app.machine.gpu_specs import Rates, find_rates
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.machine.memory_limit import MemoryLimit, memory_limits
 from ideogram_app.planning.activations import MAX_TEXT_TOKENS, Drawing, decode_bytes, tile_gaps
-from ideogram_app.planning.footprint import HOST_PROCESS_BYTES, Footprint, footprint
+from ideogram_app.planning.footprint import DEVICE_CONTEXT_BYTES, HOST_PROCESS_BYTES, Footprint, footprint
 from ideogram_app.planning.profile import UNIT_RATES, MachineProfile, known_rates
 from ideogram_app.planning.step_time import TYPICAL_TEXT_TOKENS, branch_flops, ideal_seconds, published_share
 from ideogram_app.records import Request
@@ -132,17 +143,20 @@ class PlanInputs:
 
     @property
     def devices(self) -> tuple[tuple[int, int], ...]:
-        """Number and usable bytes of every device, the freest first."""
-        hardware = self.hardware
+        """Number and usable bytes of every device that torch has kernels for, the freest first."""
+        hardware, own = self.hardware, self.hardware.device_index
         first = hardware.device_free_bytes
         if first is None:
             first = int((hardware.device_memory_bytes or 0) * ASSUMED_FREE)
-        rest = hardware.devices_free_bytes[1:] or (first,) * (hardware.device_count - 1)
-        free = (min((first, *hardware.devices_free_bytes[:1])), *rest)
+        listed = hardware.devices_free_bytes
+        free = list(listed if len(listed) > max(1, own) else (first,) * max(1, hardware.device_count))
+        free[own] = min((first, *listed[own : own + 1]))
         usable = [max(0, each - self.reserve_bytes) for each in free]
         if self.limit_bytes is not None:
             usable = [min(each, self.limit_bytes) for each in usable]
-        return tuple(sorted(enumerate(usable), key=lambda row: (-row[1], row[0])))
+        supported = hardware.devices_supported
+        rows = [row for row in enumerate(usable) if row[0] == own or supported[row[0] : row[0] + 1] != (False,)]
+        return tuple(sorted(rows, key=lambda row: (-row[1], row[0])))
 
     @property
     def device_free(self) -> int:
@@ -153,16 +167,34 @@ class PlanInputs:
         """What to try: both transformers on one device, and where there is a second, one on each.
 
         One device: the freest of the first one's kind, which is what the machine is described by. Of a pair, the freer
-        has the conditional transformer, which does more: text besides the image. Devices of two kinds are paired only
-        where the speed of both is known.
+        has the conditional transformer, which does more: text besides the image. One of them is of that kind, and the
+        other the freest that nothing speaks against (`pair_objection`).
         """
-        (device, free), *others = self.devices
-        alike = [row for row in self.devices if self._name(row[0]) == self.hardware.name]
+        alike, others = self._alike, [row for row in self.devices if row[0] != self._alike[0][0]]
         alone = (DeviceAssignment(*alike[0], (0, 1)),)
-        one, other = self._name(device), self._name(others[0][0]) if others else ""
-        if not others or not (one == other or (find_rates(one) and find_rates(other))):
+        second = next((row for row in others if not pair_objection(self.hardware, alike[0][0], row[0])), None)
+        if second is None:
             return (alone,)
-        return alone, (DeviceAssignment(device, free, (0,)), DeviceAssignment(*others[0], (1,)))
+        freer, other = sorted((alike[0], second), key=lambda row: (-row[1], row[0]))
+        return alone, (DeviceAssignment(*freer, (0,)), DeviceAssignment(*other, (1,)))
+
+    @property
+    def not_paired(self) -> Reason:
+        """Why a second device does nothing, where there is one and none may share the work; else `NOTHING`."""
+        own = self._alike[0][0]
+        others = [index for index in range(max(self.hardware.device_count, len(self.devices))) if index != own]
+        told = [pair_objection(self.hardware, own, index) for index in others]
+        return told[0] if told and all(told) else NOTHING
+
+    @property
+    def _alike(self) -> list[tuple[int, int]]:
+        """Number and usable bytes of the devices of the kind that the machine is described by, the freest first."""
+        return [row for row in self.devices if device_name(self.hardware, row[0]) == self.hardware.name]
+
+    @property
+    def memory_limits(self) -> tuple[MemoryLimit, ...]:
+        """What torch may allocate on each device, where the driver would not refuse more."""
+        return memory_limits(self.hardware, self.devices, DEVICE_CONTEXT_BYTES)
 
     def host_lacks(self, pageable: int, pinned: int = 0) -> int:
         """Bytes of RAM missing for this beside the process itself; 0 where it is enough or not known. pinned:
@@ -182,6 +214,11 @@ class PlanInputs:
         """Bytes of a number in the computing type."""
         return 4 if self.dtype == "float32" else 2
 
+    @property
+    def decoder_bytes(self) -> int:
+        """Bytes of a number in the VAE."""
+        return 4 if decoder_type(self.hardware) == "float32" else 2
+
     def measure(self, recipe: Recipe) -> Footprint:
         """What a recipe takes here."""
         cached = cached_bytes(self.savings, self.model, self.size, self.text_tokens, self.dense_bytes)
@@ -193,7 +230,9 @@ class PlanInputs:
             text_tokens=self.text_tokens,
             arithmetic=arithmetic(self.hardware, recipe)[0] if recipe.gguf_type == "Q4_K" else "",
             kernels=products(self.hardware),
-            fused_attention=self.hardware.kind != "mps",
+            attention=expected(self.hardware),
+            decoder_bytes=self.decoder_bytes,
+            widens=widens_products(self.hardware),
         )
         counted = footprint(drawing)
         return replace(counted, workspace=counted.workspace + cached) if cached else counted
@@ -206,15 +245,15 @@ class PlanInputs:
     def decoding(self, size: Footprint, side: int = 0) -> int:
         """Device bytes beside the weights while the picture is decoded, in tiles of this side or whole."""
         (width, height), tile = self.size, side or None
-        gaps = tile_gaps(self.model, width, height, self.dense_bytes, tile)
-        return size.standing + decode_bytes(self.model, width, height, self.dense_bytes, tile) + gaps
+        gaps = tile_gaps(self.model, width, height, self.decoder_bytes, tile)
+        return size.standing + decode_bytes(self.model, width, height, self.decoder_bytes, tile) + gaps
 
-    def rates(self, device: int = 0) -> Rates | None:
-        """Peaks of a device, measured or published; None where there are neither."""
-        name = self._name(device)
+    def rates(self, device: int | None = None) -> Rates | None:
+        """Peaks of a device, measured or published; of that which is described where None. None: there are neither."""
+        name = self.hardware.name if device is None else device_name(self.hardware, device)
         return known_rates(name, self.known) if name == self.hardware.name else find_rates(name)
 
-    def pass_seconds(self, recipe: Recipe, branch: int, device: int = 0) -> float | None:
+    def pass_seconds(self, recipe: Recipe, branch: int, device: int | None = None) -> float | None:
         """Seconds of one transformer in one step with all its weights on a device; None where nobody knows.
 
         Pictures drawn on this machine count first. Published shares are of the published model, whose work fills a
@@ -228,8 +267,3 @@ class PlanInputs:
             return None
         tokens = TYPICAL_TEXT_TOKENS if self.text_tokens == MAX_TEXT_TOKENS else self.text_tokens
         return ideal_seconds(rates or UNIT_RATES, branch_flops(self.model, self.size, tokens)[branch], how) / share
-
-    def _name(self, device: int) -> str:
-        """What a device is; where it is not known, the same as the first."""
-        names = self.hardware.device_names
-        return names[device] if 0 < device < len(names) else self.hardware.name

@@ -34,6 +34,12 @@ def _limit(inputs: PlanInputs, candidate: Candidate) -> Reason:
     return NOTHING if inputs.limit_bytes is None else reason("limit", limit=inputs.limit_bytes)
 
 
+def _kept_within(inputs: PlanInputs, candidate: Candidate) -> Reason:
+    """The limit of the device that computes first, where torch is given one."""
+    used = {row.device for row in candidate.assignments}
+    return next((limit.reason for limit in inputs.memory_limits if limit.device in used), NOTHING)
+
+
 def _caption(inputs: PlanInputs, candidate: Candidate) -> Reason:
     longest = inputs.text_tokens == MAX_TEXT_TOKENS
     return NOTHING if longest else reason("caption", tokens=inputs.text_tokens, longest=MAX_TEXT_TOKENS)
@@ -45,7 +51,7 @@ def _measured(inputs: PlanInputs, candidate: Candidate) -> Reason:
     if measured is None:
         return NOTHING
     rates = {
-        "tflops_float32" if inputs.hardware.kind == "cpu" else "tflops_16bit": measured.tflops_16bit,
+        "tflops_float32" if inputs.dtype == "float32" else "tflops_16bit": measured.tflops_16bit,
         "tops_int8": measured.tops_int8,
         "link": measured.link / 1e9 if measured.link else None,
         "disk": measured.disk / 1e9 if measured.disk else None,
@@ -102,6 +108,8 @@ NOTE_RULES: tuple[tuple[Callable[[PlanInputs, Candidate], bool], Callable[[PlanI
     (_fits_device, peak_note),
     (_on_device, _reserve),
     (_on_device, _limit),
+    (_fits_device, _kept_within),
+    (_on_device, lambda inputs, candidate: inputs.not_paired),
     (_on_device, _caption),
     (_fits_or_processor, _measured),
     (_fits_or_processor, _learned),

@@ -22,21 +22,31 @@ from dataclasses import dataclass
 from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.text import gb
 
-# What says so, in the words of torch's allocators, CUDA, ROCm, Metal, oneAPI, Triton, NumPy, the C++ library, the
-# kernel and Windows. The first that is found counts. "unclear" is the driver's word for three of the four.
+# What says so, in the words of torch's allocators, CUDA, ROCm, Metal, oneAPI, DirectML, Triton, NumPy, the C++ library,
+# the kernel and Windows. The first that is found counts. "unclear" is the driver's word for three of the four; "scarce"
+# is what a library says that could not be set up, or found no way to compute: want of memory only where little is free.
+LIBRARIES = "blas|blaslt|dnn|solver|sparse|fft|rand"  # cu- and hip-: each names its states alike
 SIGNS: tuple[tuple[str, str], ...] = (
     ("commit", r"paging file is too small|winerror 1455|os error 1455"),
     ("locked", r"(cuda|hip)host(alloc|malloc|register)|pinned memory.*(out of memory|fail|cannot)"),
     ("host", r"out_of_host_memory|host_allocation_failed|cpuallocator|c10 out of memory|bad_alloc|bad allocation"),
-    ("host", r"cannot allocate memory|not enough memory|unable to allocate .* for an array"),
-    ("unclear", r"(cuda|hip)( driver)? error: out of memory"),
-    ("device", r"(cuda|hip|xpu|mps backend) out of memory|triton error \[\w+\]: out of memory"),
-    ("device", r"(blas|dnn|solver|sparse|fft)_(status_)?alloc_failed|device_allocation_failed|out_of_device_memory"),
-    ("device", r"ur_result_error_out_of_resources|pi_error_out_of_resources|rocblas_status_memory_error"),
+    ("host", r"cannot allocate memory|not enough memory|unable to allocate .* for an array|nvrtc_error_out_of_memory"),
+    ("unclear", r"(cuda|hip)( driver)? error: out of memory|(cuda|hip)error(memoryallocation|outofmemory)"),
+    ("unclear", r"(cuda|hip)_error_out_of_memory"),
+    ("device", r"(cuda|hip|xpu|mps backend) out of memory|triton error \[\w+\]:.{0,40}out of memory"),
+    ("device", rf"({LIBRARIES})_(status_)?alloc_failed|device_allocation_failed|out_of_device_memory"),
+    ("device", r"(ur|pi|cl|hsa)_((result|status)_)?(error_)?out_of_resources|mem_object_allocation_failure"),
+    ("device", r"roc(blas|sparse|solver|fft)_status_memory_error|miopenstatusallocfailed"),
+    ("device", r"invalid buffer size|callbackerroroutofmemory|failed to (allocate|create) .*(mtlbuffer|metal buffer)"),
+    ("device", r"failed to allocate memory for requested buffer|not enough gpu (video )?memory"),
+    ("device", r"would exceed allowed memory|can ?not allocate memory block"),
+    ("scarce", rf"({LIBRARIES})_(status_)?(not_initialized|internal_error|execution_failed)"),
+    ("scarce", r"unable to find an engine to execute|unable to find a valid cudnn algorithm|no suitable algorithm"),
+    ("scarce", r"roc(blas|sparse|solver)_status_internal_error|miopenstatus(notinitialized|(internal|unknown)error)"),
 )
 UNITS = {"bytes": 1, "b": 1} | {f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", 1)}
 AMOUNT = r"([\d.]+) ?(bytes|[kmgtp]ib|b)\b"
-WANTED = re.compile(rf"(?:allocat\w*|mmap|requested :) {AMOUNT}")
+WANTED = re.compile(rf"(?:allocat\w*|mmap|requested :|invalid buffer size:) {AMOUNT}")
 FREE = re.compile(rf"of which {AMOUNT} is free")
 ALLOWED = re.compile(rf"{AMOUNT} allowed;")
 HELD = re.compile(rf"of the allocated memory {AMOUNT}")
@@ -71,9 +81,11 @@ Known = tuple[bool | None, ...]
 EITHER: Known = (True, False, None)
 # What ran out, where the message leaves several kinds of memory open and the numbers decide: the kind of the message,
 # whether Windows counts what it has promised, whether plenty of device memory and of RAM was free (None: not known),
-# and the kind that it was then. The first row that matches counts.
+# and the kind that it was then: "" for no want of memory. The first row that matches counts.
 SETTLED: tuple[tuple[str, Known, Known, Known, str], ...] = (
-    ("unclear", EITHER, (False,), EITHER, "device"),
+    ("scarce", EITHER, (False,), EITHER, "device"),
+    ("scarce", EITHER, (True, None), EITHER, ""),
+    ("unclear", EITHER, (False, None), EITHER, "device"),
     ("unclear", (True,), (True,), EITHER, "commit"),
     ("unclear", (False,), (True,), (True, None), "locked"),  # RAM is there, or not known: the system sets a limit
     ("unclear", (False,), (True,), (False,), "host"),
@@ -129,15 +141,16 @@ def classify(
 
     Args:
         now: what was free then, read before anything is released; without it, what the driver leaves open counts as
-            the device's.
+            the device's, and what a library says only for want of memory among others counts as another problem.
         windows: whether Windows counts what it has promised, as no other system does.
     """
     cause: BaseException | None = problem
     while cause is not None:
         text = " ".join(str(cause).lower().split())
         kind = _kind(cause, text)
-        if kind:
-            return _settled(kind, text, phase, now or MemoryNow(), windows)
+        found = _settled(kind, text, phase, now or MemoryNow(), windows) if kind else None
+        if found:
+            return found
         cause = cause.__cause__
     return None
 
@@ -149,7 +162,7 @@ def _kind(problem: BaseException, text: str) -> str:
             return "commit"
         return "host" if problem.errno == errno.ENOMEM else ""
     foreign = type(problem).__module__.startswith("safetensors")  # its errors derive from Exception alone
-    if not foreign and not isinstance(problem, RuntimeError | MemoryError):
+    if not foreign and not isinstance(problem, RuntimeError | MemoryError | ImportError):  # a DLL is memory, too
         return ""
     found = next((kind for kind, sign in SIGNS if re.search(sign, text)), "")
     by_type = "host" if isinstance(problem, MemoryError) else ""
@@ -158,19 +171,21 @@ def _kind(problem: BaseException, text: str) -> str:
     return found or by_type
 
 
-def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) -> OutOfMemory:
-    """The kind that the numbers leave, with those numbers."""
+def _settled(kind: str, text: str, phase: str, now: MemoryNow, windows: bool) -> OutOfMemory | None:
+    """The kind that the numbers leave, with those numbers; None where they say that it was something else."""
     wanted = _amount(WANTED.search(text))
     free = _free(text)
     device_free = now.device_free if free is None else free
     plenty = max(PLENTY_BYTES, wanted or 0)
-    device = device_free is not None and device_free > plenty
+    device = None if device_free is None else device_free > plenty
     ram = None if now.host_free is None else now.host_free > plenty
     promises = windows and not ALLOWED.search(text)  # a limit that the process was given is no promise of Windows'
     for said, counts, of_device, of_ram, settled in SETTLED:
         if said == kind and promises in counts and device in of_device and ram in of_ram:
             kind = settled
             break
+    if not kind:
+        return None
     return OutOfMemory(kind, wanted, phase, device_free if kind in ("device", "commit") else now.host_free)
 
 

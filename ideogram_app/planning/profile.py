@@ -112,7 +112,7 @@ class ProfileStore:
             from ideogram_app.machine.meter import release
             from ideogram_app.machine.microbench import probe
 
-            device = torch.device("cuda:0")
+            device = torch.device(f"cuda:{hardware.device_index}")
             known = with_rates(known, probe(device, self._data))
             release(device)
         except RuntimeError:  # the device is busy or broken; what it can do will be seen when it draws

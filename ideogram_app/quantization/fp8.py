@@ -3,8 +3,8 @@
     weight = values * scale[:, None]        scale = largest magnitude of the row / 448
 
 Weights only: at every use they are widened in float32, rounded to the computing type and multiplied there, so any
-device can run this and none gains speed. Left out: FP8 matrix units and FP8 activations, which need recent GPUs
-(torchao's Float8Tensor has them).
+device can run this and none gains speed; how those do it that have no such type is in fp8_codes.py. Left out: FP8
+matrix units and FP8 activations, which need recent GPUs (torchao's Float8Tensor has them).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ideogram_app.quantization.fp8_codes import narrowed
 from ideogram_app.quantization.rows import dequantize_rows
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max  # 448
@@ -26,7 +27,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.float()
     scale = (weight.abs().amax(-1, keepdim=True) / LARGEST).clamp_(min=SMALLEST_SCALE)
     # Without the clamp a quotient rounded up past 448 would become NaN: this type has no infinity.
-    values = (weight / scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    values = narrowed((weight / scale).clamp_(-LARGEST, LARGEST))
     return values, scale.squeeze(-1)
 
 

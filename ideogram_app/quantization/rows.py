@@ -34,7 +34,9 @@ def dequantize_rows(values: Tensor, scale: Tensor, dtype: torch.dtype | None = N
 
     Computed in float32 and rounded to `dtype` once, run by run; None leaves float32.
     """
-    made = values.new_empty(values.shape, dtype=dtype or scale.dtype)
+    from ideogram_app.quantization.fp8_codes import widened
+
+    made = scale.new_empty(values.shape, dtype=dtype or scale.dtype)
     for rows in row_runs(values.shape, WIDENED_AT_ONCE):
-        made[rows] = values[rows].float().mul_(scale[rows].unsqueeze(-1))
+        made[rows] = widened(values[rows]).mul_(scale[rows].unsqueeze(-1))
     return made

@@ -26,6 +26,7 @@ from ideogram_app.kernels.self_check_record import with_check
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.machine.memory import MemoryNow, memory_now
 from ideogram_app.planning.footprint import encoder_weights
+from ideogram_app.planning.lost_device import LostDevice
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.profile import MachineProfile, ProfileStore
 from ideogram_app.records import Event
@@ -61,6 +62,7 @@ class LocalBackend:
         self._calibration, self._encoder, self._device = calibration, encoder, device
         self._profiles = ProfileStore(data)
         self._caches: tuple[Any, Any] | None = None  # ModelCache, FeatureCache; no torch before the first picture
+        self._lost: dict[str, LostDevice] = {}  # what one picture lost, the next must not try
         self._tokenized = lru_cache(CAPTIONS_TOKENIZED)(self._tokenize)
 
     @cached_property
@@ -182,7 +184,7 @@ class LocalBackend:
             self._caches = ModelCache(), FeatureCache()
         cache, features = self._caches
         observe = partial(self._profiles.note, planned.inputs.hardware)
-        session = Session(self._store, output, cache=cache, features=features, stays=True, observe=observe)
+        session = Session(self._store, output, cache, features, stays=True, observe=observe, lost=self._lost)
         yield from compare(planned, session)
 
     def write_sheet(self, comparison: Comparison, path: Path) -> None:

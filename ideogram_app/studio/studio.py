@@ -25,10 +25,11 @@ from ideogram_app.errors import AccessError, RequestError
 from ideogram_app.generation.validate import check_recipes, check_request
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.memory import MemoryNow
+from ideogram_app.planning.failures import in_words
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.records import Request
 from ideogram_app.studio.state import Job, SharedState, State
-from ideogram_app.studio.worker import Backend, Worker, bug, check_fits
+from ideogram_app.studio.worker import Backend, Worker, check_fits
 
 log = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class Studio:
             answer = self._backend.access(model)
         except Exception as problem:
             log.exception("asking about access failed")
-            answer = Access("unreachable", bug(problem))
+            answer = Access("unreachable", in_words(problem))
         with self._shared.changed:
             known = MappingProxyType({**self.state.access, model: answer})
             self._shared.publish(access=known, checking=self.state.checking - {model})

@@ -1,8 +1,10 @@
 """The worker, which looks at machine and disk and does jobs; `Backend`, the protocol of the services it calls.
 
 Every event of a backend becomes a newer job in the shared state, and between two events Stop is obeyed by not asking
-for the next. Left out: queueing and waiting (studio/studio.py), and the services themselves (studio/local_backend.py,
-and tests/fake_backend.py without a model).
+for the next. What was drawn is kept, in the state and on disk, whatever becomes of the rest of its job.
+
+Left out: queueing and waiting (studio/studio.py), and the services themselves (studio/local_backend.py, and
+tests/fake_backend.py without a model).
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from typing import Any, Protocol
 from ideogram_app.catalog.models import MODELS, find_model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.comparison.history import SHEET_FILE, Comparison, new_name, read_history, write_entry
-from ideogram_app.errors import AppError, Cancelled, DeviceError, DiskError, is_disk_full
+from ideogram_app.errors import AppError, Cancelled, DeviceError
 from ideogram_app.hub.access import Access
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.memory import MemoryNow
+from ideogram_app.planning.failures import in_words
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planned_request import PlannedRequest, plan_request
 from ideogram_app.planning.planner import Plan
@@ -74,7 +77,7 @@ class Worker:
             self.shared.publish(machine_error=str(problem))
         except Exception as problem:
             log.exception("looking at the machine failed")
-            self.shared.publish(machine_error=bug(problem))
+            self.shared.publish(machine_error=in_words(problem))
 
     def do(self, job_id: str) -> AppError | None:
         """One job from start to end; gives the error that failed it, where the user can act. Raises nothing."""
@@ -88,7 +91,7 @@ class Worker:
             state, error, failed = "failed", str(problem), problem
         except Exception as problem:
             log.exception("job %s failed", job_id)
-            state, error = "failed", bug(problem)
+            state, error = "failed", in_words(problem, job.kind)
         job = self.shared.find(job_id)
         progress = {recipe: replace(event, preview=None) for recipe, event in job.progress.items()}
         self.shared.put(replace(job, state=state, error=error, finished=time.time(), progress=progress))
@@ -139,28 +142,42 @@ class Worker:
         if not drawn:
             raise next(iter(failed.values()))
         for recipe, problem in failed.items():
-            self._add_result(job.id, Result.failed(request, recipe, str(problem)))
+            self._add_result(job.id, Result.failed(request, recipe, in_words(problem, "prepare")))
         tokens = self.backend.tokens(job.model, request.caption)
         planned = plan_request(replace(request, recipes=drawn), inputs, tokens)
-        entry = new_name()
-        folder = self.output / entry
+        folder = self.output / new_name()
         folder.mkdir(parents=True)
         try:
             self._follow(job.id, self.backend.compare(planned, folder))
         finally:
-            results = self.shared.find(job.id).results
-            if any(result.image for result in results):
-                comparison = Comparison(request, hardware, shown, results)
+            unkept = self._keep(job.id, Comparison(request, hardware, shown), folder)
+        if unkept:
+            raise unkept
+
+    def _keep(self, job_id: str, empty: Comparison, folder: Path) -> Exception | None:
+        """Save what a job has drawn; gives the error of what could not be written. An entry needs no contact sheet.
+
+        It raises nothing, so that the error which ended the job, or that it was stopped, is the one told.
+        """
+        comparison = replace(empty, results=self.shared.find(job_id).results)
+        try:
+            if any(result.image for result in comparison.results):
                 write_entry(folder, comparison)
-                self.backend.write_sheet(comparison, folder / SHEET_FILE)
-                self.shared.put(replace(self.shared.find(job.id), entry=entry))
-                self.shared.publish(history=tuple(read_history(self.output)))
+                try:
+                    self.backend.write_sheet(comparison, folder / SHEET_FILE)
+                finally:
+                    self.shared.put(replace(self.shared.find(job_id), entry=folder.name))
+                    self.shared.publish(history=tuple(read_history(self.output)))
             elif not any(folder.iterdir()):
                 folder.rmdir()
+        except Exception as problem:
+            log.exception("%s could not be kept whole", folder)
+            return problem
+        return None
 
-    def _prepare_missing(self, job: Job) -> dict[str, AppError]:
+    def _prepare_missing(self, job: Job) -> dict[str, Exception]:
         """Prepare what is not at hand; gives the recipes that cannot be prepared, with the reason."""
-        failed: dict[str, AppError] = {}
+        failed: dict[str, Exception] = {}
         self._look_at_disk(job.model)
         for recipe in job.recipes:
             if self.shared.state.statuses[job.model][recipe].usable:
@@ -170,7 +187,9 @@ class Worker:
                 self._follow(job.id, self.backend.prepare(job.model, recipe), recipe)
             except Cancelled:
                 raise
-            except AppError as problem:
+            except Exception as problem:
+                if not isinstance(problem, AppError):
+                    log.exception("%s could not be prepared", recipe)
                 failed[recipe] = problem
             finally:
                 self._look_at_disk(job.model)
@@ -214,10 +233,3 @@ def check_fits(planned: Plan) -> None:
     if not planned.fits:
         title = find_model(planned.model).title
         raise DeviceError(f"{title} cannot run on this machine: {planned.why}", do=planned.suggestion.text)
-
-
-def bug(problem: Exception) -> str:
-    """The message of an unexpected error; a full disk is no bug."""
-    if is_disk_full(problem):
-        return str(DiskError("The disk filled up, so the picture could not be kept", do="Make room and draw it again"))
-    return f"This is a bug in the program: {type(problem).__name__}: {problem}. The terminal shows where."

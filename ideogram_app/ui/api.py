@@ -73,7 +73,9 @@ def add_endpoints(studio: Studio, errors_as_toast: Callable[[Callable[..., Any]]
         request = request_of(model, prompt, preset, *sides, seed, recipes, savings or [], adapt)
         limit = round(max(0, device_limit_gb) * 1e9) or None
         job = _finish(studio, studio.submit_compare(replace(request, device_limit_bytes=limit)))
-        return dict(to_plain(studio.entry(job.entry or "").comparison))
+        if job.entry is None:  # nothing was drawn, so nothing was kept
+            raise AppError(next((result.error for result in job.results if result.error), "Nothing was drawn"))
+        return dict(to_plain(studio.entry(job.entry).comparison))
 
     for endpoint in (system_info, status, prepare, compare):
         api(errors_as_toast(endpoint), api_name=endpoint.__name__, concurrency_limit=None)

@@ -118,7 +118,8 @@ def _engaged(result: Result) -> str:
     if result.recipe == REFERENCE and result.engaged == REFERENCE:
         return '<span class="chip">baseline</span>'
     if result.engaged == result.recipe:
-        how = f"What was asked for is what ran: {result.arithmetic}, {result.kernels} kernels"
+        attention = f", {result.attention} attention" if result.attention else ""
+        how = f"What was asked for is what ran: {result.arithmetic}, {result.kernels} kernels{attention}"
         return f'<span class="chip ok" title="{esc(how)}">ran as asked</span>'
     return f'<span class="chip" title="What really ran">ran: {esc(recipe_title(result.engaged))}</span>'
 

@@ -177,7 +177,7 @@ def test_flags_out_of_range_are_refused(flags: dict[str, int], word: str) -> Non
     [
         (Hardware(cpu_features=("avx2",)), "cpu", "float32"),
         (Hardware(cpu_features=("avx2", "avx512_bf16")), "cpu", "bfloat16"),
-        (Hardware(kind="cuda", name="RTX 2080", compute_capability=(7, 5)), "cuda", "float16"),
+        (Hardware(kind="cuda", name="RTX 2080", compute_capability=(7, 5)), "cuda", "bfloat16"),
         (Hardware(kind="cuda", name="RTX 3090", compute_capability=(8, 6)), "cuda", "bfloat16"),
     ],
 )

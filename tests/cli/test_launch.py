@@ -1,4 +1,7 @@
-"""The launcher: its pure parts, its stamps with a pip that only takes notes, and one real run without the network."""
+"""The launcher: its pure parts, its stamps with a pip that only takes notes, and one real run without the network.
+
+Which build of PyTorch it takes is in test_launch_torch.py.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import launch
+import launch_torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,34 +26,33 @@ def test_pythons_from_3_10_to_3_13_are_taken_and_others_refused_with_the_range()
         assert "3.10 to 3.13" in launch.refusal(version)
 
 
-def test_only_the_standard_library_is_imported() -> None:
-    tree = ast.parse((ROOT / "launch.py").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("file", ["launch.py", "launch_torch.py"])
+def test_only_the_standard_library_is_imported(file: str) -> None:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "launch_torch"}
 
 
-def test_the_fingerprint_changes_with_contents_and_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["launch.py", "launch_torch.py"])
+def test_the_launcher_s_files_have_at_most_400_lines(file: str) -> None:
+    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_the_fingerprint_changes_with_contents_python_and_build(tmp_path: Path) -> None:
     file = tmp_path / "requirements.txt"
     file.write_text("a==1\n", encoding="utf-8")
-    first = launch.fingerprint([file], (3, 11))
-    assert launch.fingerprint([file], (3, 11)) == first
-    assert launch.fingerprint([file], (3, 12)) != first
+    first = launch.fingerprint([file], (3, 11), "default")
+    assert launch.fingerprint([file], (3, 11), "default") == first
+    assert launch.fingerprint([file], (3, 12), "default") != first
+    assert launch.fingerprint([file], (3, 11), "cu126") != first
     file.write_text("a==2\n", encoding="utf-8")
-    assert launch.fingerprint([file], (3, 11)) != first
+    assert launch.fingerprint([file], (3, 11), "default") != first
 
 
 def test_an_environments_python_is_found_on_every_system() -> None:
     assert launch.venv_python(Path("v"), windows=True) == Path("v/Scripts/python.exe")
     assert launch.venv_python(Path("v"), windows=False) == Path("v/bin/python")
-
-
-def test_windows_with_an_nvidia_card_gets_torch_from_pytorchs_own_index_first() -> None:
-    torch = launch.pinned((ROOT / "requirements.txt").read_text(encoding="utf-8"), "torch")
-    first, second = launch.install_commands(Path("python"), ROOT, "requirements.txt", windows_nvidia=True)
-    assert first[-3:] == ["--index-url", launch.WINDOWS_CUDA_INDEX, torch]
-    assert second[-2:] == ["-r", str(ROOT / "requirements.txt")]
-    assert launch.install_commands(Path("python"), ROOT, "requirements.txt", windows_nvidia=False) == [second]
 
 
 def test_a_pin_is_read_past_comments_and_markers() -> None:
@@ -98,10 +101,11 @@ def project(ready_venv: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[launch.E
     root = ready_venv.parent
     (root / "requirements.txt").write_text("torch==1\n", encoding="utf-8")
     (root / "requirements-dev.txt").write_text("-r requirements.txt\n", encoding="utf-8")
-    for stamp in ready_venv.glob("installed-*"):
-        stamp.unlink()
+    for left in (*ready_venv.glob("installed-*"), ready_venv / "torch-build.txt"):
+        left.unlink(missing_ok=True)
     notebook = Notebook(launch.run)
     monkeypatch.setattr(launch, "run", notebook)
+    monkeypatch.setattr(launch_torch, "look", lambda: launch_torch.Machine("linux"))
     return launch.Environment(root), notebook
 
 
@@ -171,6 +175,7 @@ def test_a_half_made_environment_is_made_anew(tmp_path: Path, monkeypatch: pytes
     (tmp_path / ".venv" / "rubbish").write_text("left behind", encoding="utf-8")
     notebook = Notebook(launch.run)
     monkeypatch.setattr(launch, "run", notebook)
+    monkeypatch.setattr(launch_torch, "look", lambda: launch_torch.Machine("linux"))
     launch.Environment(tmp_path).prepare("requirements.txt")
     assert (len(notebook.pip), notebook.made) == (1, 1)
     assert not (tmp_path / ".venv" / "rubbish").exists()
@@ -190,13 +195,18 @@ def test_a_link_in_place_of_the_environment_is_not_followed(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_app_gets_its_flags_and_its_exit_code_comes_back(ready_venv: Path) -> None:
+def test_the_app_gets_its_flags_and_its_exit_code_comes_back_wherever_it_is_started(
+    ready_venv: Path, tmp_path: Path
+) -> None:
     root = ready_venv.parent
-    shutil.copy(ROOT / "launch.py", root)
+    for file in ("launch.py", "launch_torch.py"):
+        shutil.copy(ROOT / file, root)
     (root / "requirements.txt").write_text("# nothing to fetch\n", encoding="utf-8")
     (root / "app.py").write_text("import sys; print('app', sys.argv[1:], flush=True); sys.exit(3)\n", encoding="utf-8")
-    arguments = [sys.executable, str(root / "launch.py"), "--no-browser", "--port", "7870"]
-    first, second = (subprocess.run(arguments, capture_output=True, text=True, timeout=120) for _ in range(2))
+    arguments = [sys.executable, str(root / "launch.py"), "--no-browser", "--torch", "default", "--port", "7870"]
+    first, second = (
+        subprocess.run(arguments, capture_output=True, text=True, timeout=120, cwd=tmp_path) for _ in range(2)
+    )
     assert first.returncode == second.returncode == 3, first.stderr
     assert "Installing" in first.stdout and "Installing" not in second.stdout
     assert second.stdout.strip() == "app ['--no-browser', '--port', '7870']"

@@ -134,6 +134,7 @@ def test_events_tell_every_step_and_the_result_every_number(parts: Components, l
     assert [event.done for event in steps] == list(range(13)) and steps[-1].seconds_left == 0
     result = events[-1].result
     assert result and result.steps == 12 and result.engaged == "reference"
+    assert result.attention == "flash", "what PyTorch says that it takes on a processor"
     seconds = result.seconds
     assert 0 < seconds.first_step < seconds.denoise < seconds.total and seconds.encode > 0 and seconds.decode > 0
     assert result.weight_bytes == sum(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,19 +17,24 @@ from PIL import Image
 from ideogram_app.catalog.reasons import Reason
 from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.comparison.compare import compare
+from ideogram_app.errors import Cancelled
 from ideogram_app.generation import draw as drawing
 from ideogram_app.generation import encode_prompt as reading
+from ideogram_app.generation import retry
+from ideogram_app.generation import session as sessions
 from ideogram_app.generation.captions import parse_prompt
 from ideogram_app.generation.guidance import GuidedModel
-from ideogram_app.generation.session import Session
+from ideogram_app.generation.session import Session, free_memory, with_free_memory
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.machine.memory import MemoryNow
 from ideogram_app.model.cache import ModelCache
 from ideogram_app.model.loader import Loaded, load_transformers
 from ideogram_app.model.text_encoder.features import FeatureCache
 from ideogram_app.model.vae import Autoencoder
 from ideogram_app.planning.planned_request import PlannedRequest
+from ideogram_app.planning.profile import Observation
 from ideogram_app.prepare.transformers import prepare
-from ideogram_app.records import Fallback, Request, Result
+from ideogram_app.records import Event, Fallback, Request, Result
 from ideogram_app.wire import from_json
 from tests.plan_by_name import plan, planned
 
@@ -187,10 +193,132 @@ def test_everything_is_given_back_before_anything_is_decided(monkeypatch: pytest
     assert drawn["reference"].error and session.cache.key is None
 
 
-def test_what_is_no_shortage_of_memory_is_no_conversation(failing: Callable[..., list[int]], session: Session) -> None:
-    failing("denoise", problem=lambda: ZeroDivisionError("a bug"))
-    with pytest.raises(ZeroDivisionError):
-        results(replace(REQUEST, adapt=True), session)
+@pytest.mark.parametrize("phase", ["load", "denoise", "decode"])
+def test_what_is_no_shortage_of_memory_fails_one_recipe_and_is_no_conversation(
+    phase: str, failing: Callable[..., list[int]], session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing(phase, problem=lambda: ZeroDivisionError("a bug"))
+    drawn = results(replace(REQUEST, adapt=True), offering(session, Q4_K))
+    failed = drawn["reference"]
+    assert failed.error and "ZeroDivisionError: a bug" in failed.error and PHASES[phase] in failed.error
+    assert failed.image is None and failed.offers == () and failed.given_up == ()
+    assert drawn["gguf-q4_k"].image and "Traceback" in caplog.text
+
+
+def test_a_picture_that_cannot_be_written_fails_one_recipe(monkeypatch: pytest.MonkeyPatch, session: Session) -> None:
+    written: list[Path] = []
+    write = drawing.write_png
+
+    def full_disk(path: Path, *given: Any) -> None:
+        written.append(path)
+        if len(written) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *given)
+
+    monkeypatch.setattr(drawing, "write_png", full_disk)
+    drawn = results(REQUEST, session)
+    assert "disk filled up" in (drawn["reference"].error or "") and drawn["gguf-q4_k"].image
+
+
+def test_a_picture_is_kept_where_its_seconds_cannot_be_noted(session: Session) -> None:
+    def unwritable(_: Observation) -> None:
+        raise PermissionError("profile.json")
+
+    drawn = results(replace(REQUEST, recipes=("gguf-q4_k",)), replace(session, observe=unwritable))
+    assert drawn["gguf-q4_k"].image and drawn["gguf-q4_k"].error is None
+
+
+def test_a_fallback_that_cannot_be_planned_fails_one_recipe(
+    failing: Callable[..., list[int]], session: Session
+) -> None:
+    failing("load")
+    drawn = results(replace(REQUEST, adapt=True), replace(session, fallbacks=lambda *_: [][0]))
+    assert "IndexError" in (drawn["reference"].error or "") and drawn["gguf-q4_k"].image
+
+
+@pytest.mark.parametrize("stop", [Cancelled("Stopped"), KeyboardInterrupt()], ids=["cancelled", "interrupted"])
+def test_only_cancelling_passes(stop: BaseException, failing: Callable[..., list[int]], session: Session) -> None:
+    failing("denoise", problem=lambda: stop)
+    with pytest.raises(type(stop)):
+        results(REQUEST, session)
+
+
+def test_memory_that_cannot_be_given_back_does_not_hide_the_reason(
+    failing: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch, session: Session
+) -> None:
+    def broken(_: ModelCache) -> None:
+        raise RuntimeError("the ring could not be closed")
+
+    failing("denoise", problem=lambda: TypeError("a bug"))
+    monkeypatch.setattr(ModelCache, "unload", broken)
+    drawn = results(REQUEST, session)
+    assert "TypeError: a bug" in (drawn["reference"].error or "") and drawn["gguf-q4_k"].image
+
+
+class OnACard:
+    """A comparison of which some recipes are planned for cards that are not there: what drawing them raises."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, session: Session, problem: Exception) -> None:
+        self.tried: list[str] = []
+        self.patch, self.session, self.problem, self.real = monkeypatch, session, problem, retry._draw
+        monkeypatch.setattr(retry, "_draw", self._draw)
+        on_host = planned(REQUEST, HOST).encoding
+        monkeypatch.setattr(PlannedRequest, "encoding", property(lambda self: on_host))
+
+    def _draw(self, attempt: retry.Attempt, session: Session) -> Iterator[Event]:
+        self.tried.append(attempt.recipe)
+        if attempt.plan.device != "cpu":
+            raise self.problem
+        yield from self.real(attempt, session)
+
+    def results(self, devices: dict[str, str], session: Session | None = None) -> dict[str, Result]:
+        found = planned(replace(REQUEST, recipes=tuple(devices)), HOST)
+        plans = {
+            name: replace(found.plans[name], device=device, branch_devices=(device, device))
+            for name, device in devices.items()
+        }
+        return results(found.request, session or self.session, replace(found, plans=plans))
+
+
+STICKY = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"
+RESTART = "restart the program"
+
+
+def test_after_a_sticky_error_nothing_more_is_tried_on_that_device_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, session: Session
+) -> None:
+    card = OnACard(monkeypatch, session, torch.AcceleratorError(STICKY))
+    drawn = card.results({"reference": "cuda:0", "int8-w8a8": "cuda", "fp8": "cuda:1", "gguf-q4_k": "cpu"})
+    assert card.tried == ["reference", "fp8", "gguf-q4_k"], "cuda is cuda:0, which is lost; cuda:1 is another"
+    for recipe in ("reference", "int8-w8a8"):
+        error = drawn[recipe].error or ""
+        assert RESTART in error and "illegal memory access" in error and "asynchronously" not in error
+    assert (drawn["int8-w8a8"].error or "").startswith("Not tried") and drawn["gguf-q4_k"].image
+    again = card.results({"gguf-q4_k": "cuda:0"})
+    assert RESTART in (again["gguf-q4_k"].error or "") and card.tried[3:] == [], "nor by a later comparison"
+
+
+def test_a_device_that_turns_out_to_be_lost_while_memory_is_given_back_is_lost(
+    monkeypatch: pytest.MonkeyPatch, session: Session
+) -> None:
+    def broken(_: ModelCache) -> None:
+        raise RuntimeError(STICKY)
+
+    card = OnACard(monkeypatch, session, RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"))
+    monkeypatch.setattr(ModelCache, "unload", broken)
+    drawn = card.results({"reference": "cuda:0", "fp8": "cuda:0"})
+    assert card.tried == ["reference"]
+    assert all(RESTART in (result.error or "") for result in drawn.values())
+
+
+def test_free_memory_that_a_lost_device_does_not_tell_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Hardware) -> MemoryNow:
+        raise RuntimeError(STICKY)
+
+    monkeypatch.setattr(sessions, "memory_now", broken)
+    assert free_memory(HOST) == MemoryNow()
+    inputs = planned(REQUEST, HOST).inputs
+    assert with_free_memory(inputs) == inputs
 
 
 def test_a_second_picture_needs_no_loading_and_is_measured_as_the_first_was(session: Session, tmp_path: Path) -> None:

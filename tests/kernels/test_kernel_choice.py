@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,14 @@ def test_a_processor_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(choice.shutil, "which", lambda _: None)
     with pytest.raises(DeviceError, match=r"g\+\+"):
         compiled_kernels(PLAIN, CPU)
+
+
+@pytest.mark.slow
+def test_sets_that_need_no_triton_do_not_import_it() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from ideogram_app.kernels.choice import kernels\n"
+        "print(kernels('torch').name, kernels('plain').name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["torch", "plain"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from exact_cpu import cpu_multiplies_exactly
@@ -96,14 +93,3 @@ def test_a_product_that_is_not_there_has_a_reason(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch, "_int_mm", lambda left, right: torch.zeros(left.shape[0], right.shape[1]).int())
     assert "not exact" in torch_products.int_mm_problem(torch.device("cpu"))
     torch_products.int_mm_problem.cache_clear()
-
-
-@pytest.mark.slow
-def test_none_of_it_imports_triton() -> None:
-    code = (
-        "import sys; sys.modules['triton'] = None\n"
-        "from ideogram_app.kernels.choice import kernels\n"
-        "print(kernels('torch').name, kernels('plain').name)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["torch", "plain"]

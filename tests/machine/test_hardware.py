@@ -113,6 +113,34 @@ def test_a_machine_described_in_five_fields_is_enough() -> None:
     assert machine.host_free_bytes is None
 
 
+def test_a_described_machine_may_name_all_its_devices_and_survives_the_wire() -> None:
+    described = {"kind": "cuda", "name": "RTX 3060", "device_count": 2, "device_index": 1}
+    described |= {"device_capabilities": [[7, 0], None], "devices_supported": [False, None]}
+    machine = from_json(Hardware, json.dumps(described))
+    assert machine.device_capabilities == ((7, 0), None) and machine.devices_supported == (False, None)
+    assert from_json(Hardware, to_json(machine)) == machine
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_a_described_machine_whose_device_is_none_of_its_own_is_refused(index: int) -> None:
+    with pytest.raises(RequestError, match="device_index"):
+        from_json(Hardware, json.dumps({"kind": "cuda", "device_count": 2, "device_index": index}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "system", "spills"),
+    [
+        ("cuda", "Windows 11", True),
+        ("cuda", "Linux 5.15.167.4-microsoft-standard-WSL2", True),
+        ("cuda", "Linux 6.8.0-45-generic", False),
+        ("rocm", "Windows 11", False),
+        ("cpu", "Windows 11", False),
+    ],
+)
+def test_drivers_that_go_on_in_ram_are_those_of_windows_and_wsl(kind: str, system: str, spills: bool) -> None:
+    assert Hardware(kind, os=system).spills is spills
+
+
 def test_a_described_machine_with_a_wrong_type_names_the_field() -> None:
     with pytest.raises(RequestError, match="device_memory_bytes"):
         from_json(Hardware, '{"kind": "cuda", "device_memory_bytes": "much"}')

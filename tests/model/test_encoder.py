@@ -38,6 +38,7 @@ from ideogram_app.model.text_encoder.encoder import (
     encoder_from_source,
 )
 from ideogram_app.model.text_encoder.features import TAPPED_LAYERS, encode, features
+from ideogram_app.model.text_encoder.qwen import Projection
 from ideogram_app.model.transformer.layers import GgufLinear, weight_bytes
 from ideogram_app.quantization import int8, k_quants
 
@@ -45,7 +46,7 @@ pytestmark = pytest.mark.slow
 
 DENSE = ENCODER_RECIPES["encoder-dense"]
 PACKING = [name for name, recipe in ENCODER_RECIPES.items() if recipe.storage != "dense"]
-LAYERS = {"dense": torch.nn.Linear, "int8": Int8WeightLinear, "gguf": GgufLinear}
+LAYERS = {"dense": Projection, "int8": Int8WeightLinear, "gguf": GgufLinear}
 # Largest relative error of the features at any tap, on random weights (measured: 0.023, 0.020, 0.245) and on the
 # miniature's (0.006, 0.005, 0.005: its rows are too short for Q4_K); about twice that.
 LARGEST_ERROR = {"encoder-int8": (0.05, 0.012), "encoder-q8_0": (0.04, 0.01), "encoder-q4_k": (0.5, 0.01)}

@@ -10,16 +10,14 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import pytest
 import torch
 from small_model import NAME, random_tensors, write_branch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.catalog.presets import PRESETS
@@ -30,17 +28,16 @@ from ideogram_app.errors import CheckpointError, DeviceError
 from ideogram_app.generation.draw import Provenance, SharedInputs, draw
 from ideogram_app.generation.guidance import GuidedModel
 from ideogram_app.generation.sampler import make_noise, schedule, times
-from ideogram_app.machine import copies as copies_module
-from ideogram_app.machine.copies import NOT_PINNED, PORTABLE, AsyncCopyStream, BlockingCopyStream, Event, copy_stream
+from ideogram_app.machine.copies import NOT_PINNED, BlockingCopyStream, Event
 from ideogram_app.model import loader
 from ideogram_app.model.components import find_components
 from ideogram_app.model.loader import Homes, Loaded, load_transformers
 from ideogram_app.model.offload.offload import OffloadHooks, offload
 from ideogram_app.model.offload.packed_block import PackedBlock
-from ideogram_app.model.offload.ring import Ring
 from ideogram_app.planning.streaming import spread
 from ideogram_app.prepare.transformers import prepare
 from ideogram_app.records import Request
+from tests.late_copies import Late
 
 pytestmark = pytest.mark.slow
 
@@ -113,31 +110,6 @@ class Budget(BlockingCopyStream):
     @property
     def held(self) -> int:
         return sum(len(tensor) for tensor in self._living)
-
-
-class Late(BlockingCopyStream):
-    """A device that copies when somebody waits for it and not a moment sooner; it reads nothing in place."""
-
-    def __init__(self) -> None:
-        super().__init__(CPU)
-        self.in_place = False
-        self._pending: list[tuple[int, Tensor, Tensor]] = []
-        self._sent = 0
-        self._lock = threading.Lock()  # the reader of a file waits too
-
-    def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
-        with self._lock:
-            self._sent += 1
-            self._pending.append((self._sent, source, target))
-            return self._sent  # type: ignore[return-value]
-
-    def wait(self, event: Event) -> None:
-        with self._lock:
-            while self._pending and event is not None and self._pending[0][0] <= event:  # type: ignore[operator]
-                _, source, target = self._pending.pop(0)
-                target.copy_(source)
-
-    synchronize = wait
 
 
 def block_bytes(loaded: Loaded) -> int:
@@ -221,62 +193,6 @@ def test_a_file_cut_short_while_it_is_drawn_from_is_named(deep: Store, tmp_path:
         latents(loaded)
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 5])
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_blocks_are_prefetched_in_the_order_of_use(slots: int, count: int) -> None:
-    copied: list[Tensor] = []
-
-    class Noting(BlockingCopyStream):
-        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
-            copied.append(source)
-            return super().copy_async(source, target, after)
-
-    copies = Noting(CPU)
-    blocks = [PackedBlock(nn.Linear(4, 4), copies.pinned_buffer) for _ in range(count)]
-    ring = Ring(copies, slots, blocks)
-    assert len(copied) == min(slots, count), "the first ones come before they are asked for"
-    for _ in range(3):
-        for turn, block in enumerate(blocks):
-            before = len(copied)
-            ring.take(block)
-            assert len(copied) == before, "what is taken in turn is there already"
-            ring.release(block)
-            if slots < count:
-                assert copied[-1] is blocks[(turn + slots) % count].held
-    assert ring.copies == (min(slots, count) if slots >= count else slots + 3 * count)
-
-
-def test_a_slot_is_overwritten_only_behind_the_last_use_of_it() -> None:
-    """Every copy is told to wait for an event that was recorded after the block before it was used."""
-    log: list[tuple[str, int]] = []
-
-    class Noting(BlockingCopyStream):
-        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
-            log.append((f"copy after {after}", target.data_ptr()))
-            return super().copy_async(source, target, after)
-
-        def event(self) -> Event:
-            log.append(("event", 0))
-            return len(log)  # type: ignore[return-value]
-
-    copies = Noting(CPU)
-    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(6)))
-    hooks = OffloadHooks(CPU, 2, copies)
-    offload(layers, list(layers), frozenset(range(6)), hooks)
-    for layer in layers:
-        layer.register_forward_hook(lambda layer, _, __: log.append(("use", layer.weight.data_ptr())), prepend=True)
-    hooks.start()
-    layers(torch.zeros(1, 4))
-    uses: dict[int, int] = {}
-    for moment, (what, pointer) in enumerate(log, 1):
-        if what == "use":
-            uses[pointer] = moment
-        last = max((when for used, when in uses.items() if 0 <= used - pointer < 4096), default=0)
-        if what.startswith("copy") and last:
-            assert int(what.split()[-1]) > last
-    assert len(uses) >= 2
-
-
 def test_the_reader_of_a_file_does_not_overwrite_what_is_still_being_sent(deep: Store, resident: Resident) -> None:
     """`Late` sends from the two buffers only when it is waited for; a third block would overwrite the first."""
     expected = latents(resident("reference"))
@@ -304,35 +220,6 @@ def test_a_failure_inside_a_block_leaves_the_ring_usable(deep: Store, resident: 
         latents(loaded)
     hook.remove()
     assert torch.equal(latents(loaded), expected)
-
-
-@pytest.mark.parametrize("threads", [True, False], ids=["by a thread", "by the only one"])
-def test_a_block_whose_file_cannot_be_read_is_told_of_where_it_is_taken_and_read_again(threads: bool) -> None:
-    class Unreadable(PackedBlock):
-        in_memory, readable = False, False
-
-        def fill(self, flat: Tensor) -> None:
-            if not self.readable:
-                raise CheckpointError("The file ended")
-            super().fill(flat)
-
-    copies = Late()
-    copies.threads = threads
-    layers = [nn.Linear(4, 4) for _ in range(3)]
-    weights = [layer.weight.clone() for layer in layers]
-    blocks = [Unreadable(layer, copies.pinned_buffer) for layer in layers]
-    ring = Ring(copies, 2, blocks)
-    for block in blocks:
-        with pytest.raises(CheckpointError, match="ended"):
-            ring.take(block)
-        block.readable = True
-        ring.take(block)
-        ring.release(block)
-    for block, layer, weight in zip(blocks, layers, weights, strict=True):
-        ring.take(block)
-        assert torch.equal(layer.weight, weight)
-        ring.release(block)
-    ring.close()
 
 
 def test_diffusers_own_transformer_travels_too() -> None:
@@ -374,36 +261,6 @@ def test_a_gpu_draws_the_same_latents_streamed_as_resident(deep: Store, recipe: 
         assert torch.equal(drawn(Homes((device, device), offloaded, from_disk)), expected)
 
 
-@pytest.mark.gpu
-def test_locked_memory_is_locked_and_given_back() -> None:
-    stream = copy_stream(torch.device("cuda:0"))
-    memory = stream.pinned_buffer(3_000_001)
-    assert memory.is_pinned() and not stream.notes
-    target = stream.device_buffer(len(memory))
-    memory.fill_(7)
-    stream.synchronize(stream.copy_async(memory, target, None))
-    assert bool((target == 7).all())
-    stream.close()
-    assert not memory.is_pinned()
-
-
-def test_the_first_copies_wait_for_whatever_had_the_memory_of_a_slot_before() -> None:
-    """Memory that was freed may still be read or written by what the device was given before."""
-    told: list[Event] = []
-
-    class Noting(BlockingCopyStream):
-        def copy_async(self, source: Tensor, target: Tensor, after: Event) -> Event:
-            told.append(after)
-            return super().copy_async(source, target, after)
-
-        def event(self) -> Event:
-            return "a point in its work"  # type: ignore[return-value]
-
-    copies = Noting(CPU)
-    Ring(copies, 2, [PackedBlock(nn.Linear(4, 4), copies.pinned_buffer) for _ in range(3)])
-    assert told == ["a point in its work"] * 2
-
-
 def test_where_one_thread_may_copy_no_other_does(deep: Store, resident: Resident) -> None:
     """Two threads that use Metal's stream end the process."""
     threads: set[int] = set()
@@ -437,61 +294,6 @@ def test_all_is_given_back_even_where_some_of_it_fails(deep: Store) -> None:
         loaded.close()
     assert Broken.closed == 2
     assert all(tensor.is_meta for module in loaded.modules for tensor in module.trunk.blocks[-1].buffers())
-
-
-class Driver:
-    """What `torch.cuda.cudart()` gives: it locks memory, or refuses with an error's number."""
-
-    def __init__(self, answer: int = 0) -> None:
-        self.answer, self.locked = answer, list[tuple[int, int, int]]()
-
-    def cudaHostRegister(self, pointer: int, size: int, flags: int) -> int:
-        self.locked += [(pointer, size, flags)] if not self.answer else []
-        return self.answer
-
-    def cudaHostUnregister(self, pointer: int) -> int:
-        self.locked = [row for row in self.locked if row[0] != pointer]
-        return 0
-
-
-@pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """CUDA as far as an `AsyncCopyStream` touches it to lock memory; streams do nothing."""
-    made = Driver()
-    monkeypatch.setattr(torch, "Stream", MagicMock())
-    monkeypatch.setattr(torch.accelerator, "current_stream", MagicMock())
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: made)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    return made
-
-
-def test_locked_memory_is_locked_for_every_device_and_unlocked_once(driver: Driver) -> None:
-    streamed = AsyncCopyStream(torch.device("cuda", 1))
-    shelves = [streamed.pinned_buffer(size) for size in (5000, 1, 0)]
-    assert [(size, flags) for _, size, flags in driver.locked] == [(5000, PORTABLE), (1, PORTABLE)]
-    assert [len(shelf) for shelf in shelves] == [5000, 1, 0] and not streamed.notes
-    streamed.close()
-    streamed.close()
-    assert driver.locked == []
-
-
-def test_a_refusal_to_lock_is_noted_once_and_its_error_is_not_left_for_whoever_computes_next(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left: list[torch.device] = []
-
-    def computed(device: torch.device) -> None:
-        left.append(device)
-        raise RuntimeError("CUDA error: out of memory")  # of the refusal, told late
-
-    monkeypatch.setattr(copies_module, "_compute_something", computed)
-    driver.answer = 2
-    device = torch.device("cuda", 0)
-    streamed = AsyncCopyStream(device)
-    for _ in range(3):
-        streamed.pinned_buffer(100).fill_(7)
-    assert left == [device] * 3 and streamed.notes == [NOT_PINNED]
-    streamed.close()
 
 
 def test_what_stopped_loading_is_told_and_not_what_closing_came_to(

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
+from benchmarks.counting import ledger
 from benchmarks.counting.counted import (
     Case,
     Counted,
@@ -25,6 +28,7 @@ from ideogram_app.benchmark.shapes import Workload, find_shape
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import RECIPES, Recipe
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
+from ideogram_app.machine.attention import EFFICIENT, MATH, SCORE_BYTES
 from ideogram_app.planning.activations import Drawing, decode_bytes, encode_bytes, standing_bytes
 from ideogram_app.planning.footprint import (
     DEVICE_CONTEXT_BYTES,
@@ -47,11 +51,16 @@ SMALL_CHANGE = 4096  # tensors are counted in whole 512 bytes
 AMPERE, TURING = (8, 6), (7, 5)
 # width, height, text tokens: both ends of each, and what is usual
 PICTURES = ((1024, 1024, 300), (2048, 2048, 2048), (512, 512, 20), (1536, 640, 300), (512, 512, 2048), (2048, 2048, 20))
+# What a plan counts with on other cards than Ampere's under Linux.
+ON_TURING = {"attention": EFFICIENT, "decoder_bytes": 4, "widens": True}
 # recipe, arithmetic, card, how many of the pictures are counted, and kernels other than the card's with Triton
 RECIPES_COUNTED = [
     ("reference", "", AMPERE, 2),
     ("int8-w8a8-rotated", "", AMPERE, 6),
     ("int8-w8a8-rotated", "", TURING, 2),
+    ("int8-w8a8", "", TURING, 1),
+    ("reference", "", TURING, 1),
+    ("gguf-q4_k", "w4a8", TURING, 1),
     ("int8-w8a8", "", AMPERE, 2),  # fragile layers and the text projection in other types
     ("gguf-q4_k", "w4a8", AMPERE, 3),
     ("gguf-q4_k", "w4a16", AMPERE, 3),
@@ -72,10 +81,9 @@ def workload(width: int, height: int, text_tokens: int, dtype: str = "bfloat16")
     return Workload("layers=2", TWO, width, height, text_tokens, 2048, 48, dtype)
 
 
-def predicted(recipe: Recipe, asked: Workload, arithmetic: str, kernels: str) -> tuple[Footprint, Drawing]:
+def predicted(recipe: Recipe, asked: Workload, arithmetic: str, **how: Any) -> tuple[Footprint, Drawing]:
     size = asked.width, asked.height
-    how = {"text_tokens": asked.text_tokens, "arithmetic": arithmetic, "kernels": kernels}
-    drawing = Drawing(asked.model, recipe, size, 2, **how)  # type: ignore[arg-type]
+    drawing = Drawing(asked.model, recipe, size, 2, text_tokens=asked.text_tokens, arithmetic=arithmetic, **how)
     return footprint(drawing), drawing
 
 
@@ -86,14 +94,14 @@ def predicted(recipe: Recipe, asked: Workload, arithmetic: str, kernels: str) ->
 def test_every_phase_takes_what_was_predicted_or_a_little_less(
     name: str, arithmetic: str, capability: tuple[int, int], pictures: int, kernels: str
 ) -> None:
-    recipe, dtype = RECIPES[name].protecting(), "float16" if capability == TURING else "bfloat16"
-    workloads = [workload(*picture, dtype) for picture in PICTURES[:pictures]]
+    recipe, how = RECIPES[name].protecting(), {"kernels": kernels} | (ON_TURING if capability == TURING else {})
+    workloads = [workload(*picture) for picture in PICTURES[:pictures]]
     if recipe.gguf_type == "Q4_K":  # the first picture finds no scratch yet, those after it keep what it took
         workloads.insert(0, workloads[0])
     case = Case(workloads[0], recipe, arithmetic, capability, decodes=False, kernels=kernels)
     counted = list(zip(workloads, count_pictures(case, workloads), strict=True))
     for asked, found in counted[-pictures:]:
-        made, drawing = predicted(recipe, asked, arithmetic, kernels)
+        made, drawing = predicted(recipe, asked, arithmetic, **how)
         phases = phase_bytes(drawing)
         assert made.weights == pytest.approx(found.kept, rel=1e-4)
         for phase in ("prepare", "step"):
@@ -101,6 +109,49 @@ def test_every_phase_takes_what_was_predicted_or_a_little_less(
             assert busy <= phases[phase] <= ABOVE * busy, f"{phase} of {asked.width} x {asked.height}"
         within(made.weights + made.workspace / STEP_SHARE, found.peak)
         assert found.prepared <= standing_bytes(drawing)
+
+
+def test_sums_in_float32_are_counted_where_flash_attention_is_not_built() -> None:
+    """As in PyTorch's wheels for Windows."""
+    asked, recipe = workload(1024, 1024, 300), RECIPES["int8-w8a8-rotated"]
+    found = count_picture(Case(asked, recipe, capability=AMPERE, decodes=False, flash=False))
+    busy = found.phases["step"] - found.kept
+    assert busy <= phase_bytes(predicted(recipe, asked, "", attention=EFFICIENT)[1])["step"] <= ABOVE * busy
+
+
+@pytest.fixture
+def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No fused attention, as on a Mac or an RDNA card."""
+    monkeypatch.setattr(ledger, "backend_on", lambda *asked: SDPBackend.MATH)
+
+
+@pytest.mark.usefixtures("unfused")
+@pytest.mark.parametrize("picture", PICTURES[:2], ids=str)
+def test_scores_in_runs_are_counted_where_no_kernel_is_fused(picture: tuple[int, int, int]) -> None:
+    asked, recipe = workload(*picture), RECIPES["int8-w8a8-rotated"]
+    found = count_picture(Case(asked, recipe, decodes=False))
+    busy = found.phases["step"] - found.kept
+    drawing = predicted(recipe, asked, "", attention=MATH)[1]
+    # MPS rounds scores besides, which the ledger, on a CUDA device, does not see.
+    assert busy <= phase_bytes(drawing)["step"] <= busy + SCORE_BYTES
+
+
+@pytest.mark.usefixtures("unfused")
+@pytest.mark.parametrize("tokens", [20, 2048])
+def test_scores_of_a_caption_are_counted_where_no_kernel_is_fused(tokens: int) -> None:
+    recipe = ENCODER_RECIPES["encoder-int8"]
+    found = count_encode(recipe, tokens, torch.bfloat16, 1)
+    expected = encode_bytes(WHOLE.conditional, recipe, tokens, 2, MATH)
+    assert found.peak - found.kept <= expected + SMALL_CHANGE
+
+
+@pytest.mark.parametrize(("capability", "flash"), [(TURING, True), (AMPERE, False)], ids=["Turing", "Windows"])
+def test_a_caption_takes_no_scores_where_kernels_know_no_groups(capability: tuple[int, int], flash: bool) -> None:
+    """32 heads of the longest one would be 1.1 GB of scores, twice in float32."""
+    recipe, widens = ENCODER_RECIPES["encoder-int8"], capability == TURING
+    found = count_encode(recipe, 2048, torch.bfloat16, 1, capability, flash)
+    busy = found.peak - found.kept
+    assert busy <= encode_bytes(WHOLE.conditional, recipe, 2048, 2, EFFICIENT, widens) <= 1.5 * busy
 
 
 def within(expected: float, found: float) -> None:
@@ -142,7 +193,7 @@ def test_previews_fit_between_two_steps() -> None:
     recipe = RECIPES["int8-w8a8-rotated"]
     workloads = workload(1024, 1024, 20), workload(1536, 640, 20)
     for asked, found in zip(workloads, count_pictures(Case(workloads[0], recipe), workloads), strict=True):
-        made, drawing = predicted(recipe, asked, "", "triton")
+        made, drawing = predicted(recipe, asked, "")
         phases = phase_bytes(drawing)
         busy = found.phases["preview"] - found.kept
         assert busy <= phases["preview"] <= ABOVE * busy
@@ -187,7 +238,7 @@ def test_a_device_of_the_predicted_size_has_room_for_every_tensor_where_the_allo
 ) -> None:
     asked = replace(workload(side, side, 300), model=WHOLE)
     found = count_picture(Case(asked, RECIPES[name], arithmetic, tile=tile))
-    made, _ = predicted(RECIPES[name], asked, arithmetic, "triton")
+    made, _ = predicted(RECIPES[name], asked, arithmetic)
     decoding = made.standing + decode_bytes(WHOLE, side, side, 2, tile)
     expected = device_bytes(made.weights, max(made.workspace, decoding)) - DEVICE_CONTEXT_BYTES
     assert found.least <= expected <= ABOVE * found.least

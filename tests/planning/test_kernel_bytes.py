@@ -88,6 +88,7 @@ def test_products(ledger: Ledger, name: str, rows: int, columns: int, biased: bo
     assert_counted(kernel_bytes.product_bytes(name, tokens, rows, biased), found)
 
 
+@pytest.mark.slow
 def test_a_matrix_of_q4_k_is_never_widened_as_a_whole(ledger: Ledger) -> None:
     packed, scale = empty(2 * INNER, packed_columns(HIDDEN, "Q4_K"), dtype=torch.uint8), empty(2 * INNER, dtype=F32)
     found = temporaries(ledger, new_kernels("torch").decode_int8, packed, scale, True)

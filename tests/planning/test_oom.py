@@ -48,6 +48,21 @@ class SafetensorError(Exception):
 
 SafetensorError.__module__ = "safetensors_rust"
 
+# What says so only where little device memory is free: a library found no room to be set up, or no way to compute.
+SCARCE = (
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "cusolver error: CUSOLVER_STATUS_NOT_INITIALIZED, when calling `cusolverDnCreate(handle)`",
+    "CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`",
+    "cuFFT error: CUFFT_INTERNAL_ERROR",
+    "miopenStatusInternalError",
+    "GET was unable to find an engine to execute this computation",
+    "FIND was unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm to run convolution",
+)
+
 # problem, memory at that moment, Windows or not -> kind, bytes wanted, bytes free
 WORDS: list[tuple[BaseException, MemoryNow | None, bool, str, int | None, int | None]] = [
     (torch.OutOfMemoryError(TORCH.format("")), None, False, "device", round(2.14 * GIB), round(1.02 * GIB)),
@@ -68,6 +83,30 @@ WORDS: list[tuple[BaseException, MemoryNow | None, bool, str, int | None, int | 
     ),
     (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), None, False, "device", None, None),
     (RuntimeError("Triton Error [CUDA]: out of memory"), None, False, "device", None, None),
+    (RuntimeError("Triton Error [HIP]:  Code: 2, Messsage: out of memory"), None, False, "device", None, None),
+    (RuntimeError("hipErrorOutOfMemory"), FULL_DEVICE, False, "device", None, 200 * MIB),
+    (RuntimeError("hipErrorOutOfMemory"), FULL_RAM, False, "host", None, 300 * MIB),
+    (RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"), ROOMY, False, "locked", None, 20 * GIB),
+    (RuntimeError("HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate`"), None, False, "device", None, None),
+    (RuntimeError("rocblas_status_memory_error"), None, False, "device", None, None),
+    (RuntimeError("miopenStatusAllocFailed"), None, False, "device", None, None),
+    (RuntimeError("Invalid buffer size: 19.38 GiB"), None, False, "device", round(19.38 * GIB), None),
+    (RuntimeError("(00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"), None, False, "device", None, None),
+    (RuntimeError("Failed to allocate private MTLBuffer for size 4294967296"), None, False, "device", None, None),
+    (RuntimeError("Failed to allocate memory for requested buffer of size 1024"), None, False, "device", None, None),
+    (RuntimeError("API returns: -4 (PI_ERROR_MEM_OBJECT_ALLOCATION_FAILURE)"), None, False, "device", None, None),
+    (RuntimeError("UR error: ZE_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"), None, False, "device", None, None),
+    (RuntimeError("HSA_STATUS_ERROR_OUT_OF_RESOURCES: The runtime failed"), None, False, "device", None, None),
+    (RuntimeError("Allocation on device 0 would exceed allowed memory."), None, False, "device", None, None),
+    (
+        ImportError("DLL load failed while importing _C: The paging file is too small for this operation to complete."),
+        None,
+        True,
+        "commit",
+        None,
+        None,
+    ),
+    *((RuntimeError(said), FULL_DEVICE, False, "device", None, 200 * MIB) for said in SCARCE),
     (torch.OutOfMemoryError("Allocation on device\nRequested : 1.00 GiB"), None, False, "device", GIB, None),
     (RuntimeError(RAW), FULL_DEVICE, False, "device", None, 200 * MIB),
     (RuntimeError(RAW), FULL_DEVICE, True, "device", None, 200 * MIB),
@@ -159,6 +198,15 @@ def test_every_way_of_saying_it_is_understood(
 )
 def test_other_problems_are_not_taken_for_it(problem: BaseException) -> None:
     assert classify(problem, "denoise", FULL_DEVICE) is None
+
+
+@pytest.mark.parametrize("said", SCARCE)
+@pytest.mark.parametrize("now", [ROOMY, FULL_RAM, None], ids=["much is free", "RAM is full", "not known"])
+def test_a_library_that_cannot_be_set_up_is_no_want_of_memory_where_much_is_free(
+    said: str, now: MemoryNow | None
+) -> None:
+    assert classify(RuntimeError(said), "denoise", now, windows=False) is None
+    assert classify(RuntimeError(said), "denoise", now, windows=True) is None
 
 
 def test_what_the_allocators_of_this_machine_really_say_is_understood() -> None:

@@ -189,6 +189,55 @@ def test_cards_of_two_kinds_are_paired_only_if_both_speeds_are_known() -> None:
     assert told and told.numbers["seconds"] > told.numbers["best"] == decided.predicted.seconds_per_step
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "free", "code"),
+    [
+        (RTX_3090, "NVIDIA GeForce RTX 2080 Ti", (10 * GB, 11 * GB), "pair_unlike"),
+        (RTX_3060, "Tesla V100-SXM2-32GB", (11 * GB, 32 * GB), "pair_unlike"),
+        (RTX_2080_TI, "NVIDIA GeForce RTX 4090", (11 * GB, 24 * GB), "pair_unlike"),
+    ],
+)
+def test_cards_that_compute_in_different_ways_are_not_paired_and_the_plan_says_why(
+    first: Hardware, second: str, free: tuple[int, int], code: str
+) -> None:
+    """Known by their names alone, as a machine is that somebody describes."""
+    two = replace(first, device_count=2, devices_free_bytes=free, device_names=(first.name, second))
+    decided = plan(two, "ideogram-4")
+    assert decided.fits and decided.branch_devices == ("cuda:0", "cuda:0")
+    told = said(decided.reasons, "not_paired")
+    assert told and told.code == f"not_paired+{code}" and second in told.text
+
+
+def test_of_three_cards_the_one_that_torch_does_not_serve_is_left_out() -> None:
+    three = replace(
+        RTX_3060,
+        device_count=3,
+        devices_free_bytes=(11 * GB, 30 * GB, 10 * GB),
+        device_names=(RTX_3060.name, "Tesla V100-SXM2-32GB", RTX_3060.name),
+        device_capabilities=((8, 6), (7, 0), (8, 6)),
+        devices_supported=(True, False, True),
+    )
+    decided = plan(three, "ideogram-4")
+    assert decided.branch_devices == ("cuda:0", "cuda:2") and not said(decided.reasons, "not_paired")
+
+
+def test_the_machine_may_be_described_by_another_card_than_the_first() -> None:
+    names = ("Tesla V100-SXM2-32GB", RTX_3060.name)
+    two = replace(
+        RTX_3060,
+        device_count=2,
+        device_index=1,
+        devices_free_bytes=(30 * GB, 11 * GB),
+        device_names=names,
+        devices_supported=(False, True),
+    )
+    lists_too_few = replace(two, devices_free_bytes=(30 * GB,))
+    assert plan(lists_too_few, "ideogram-4").branch_devices == ("cuda:1", "cuda:1")
+    decided, alone = plan(two, "ideogram-4"), plan(replace(RTX_3060, device_free_bytes=11 * GB), "ideogram-4")
+    assert decided.branch_devices == ("cuda:1", "cuda:1")
+    assert decided.predicted == alone.predicted
+
+
 def test_a_freer_card_of_another_kind_does_not_work_alone() -> None:
     names = ("NVIDIA GeForce RTX 4090", "NVIDIA Titan V")
     hardware = replace(RTX_4090, device_count=2, devices_free_bytes=(11 * GB, 12 * GB), device_names=names)

@@ -7,12 +7,18 @@ from dataclasses import replace
 import pytest
 
 from ideogram_app.catalog.models import MODELS
+from ideogram_app.catalog.recipes import RECIPES
+from ideogram_app.machine.attention import MATH
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.activations import Drawing, step_bytes
 from ideogram_app.planning.planner import Plan
 from ideogram_app.text import gb
 from ideogram_app.wire import from_json, to_json
 from tests.machines import GTX_1060, H100, INT8, MACHINES, PROCESSOR, Q4_K, RTX_5090, TABLE, apple, label, said
 from tests.plan_by_name import plan
+
+IDEOGRAM = MODELS["ideogram-4"]
+DEEP = IDEOGRAM.conditional
 
 
 @pytest.mark.parametrize(("hardware", "recipe", "residency", "dtype", "code"), TABLE, ids=label)
@@ -63,12 +69,14 @@ def test_the_miniature_fits_everywhere_and_shows_int8(hardware: Hardware) -> Non
     assert decided.predicted.seconds_per_step is None  # too small to fill a card: no peak says how long it takes
 
 
-def test_a_mac_of_24_gb_keeps_everything_for_a_usual_caption() -> None:
-    """Metal's attention holds its scores, which grow with the square of the caption: the longest takes 2 GB more."""
-    usual, long = (plan(apple(24), "ideogram-4", text_tokens=tokens) for tokens in (300, 2048))
-    assert (usual.recipe, usual.residency) == (Q4_K, "resident") and long.recipe == Q4_K
-    assert usual.predicted.device and long.predicted.device
-    assert long.predicted.device.activations > usual.predicted.device.activations + 10**9
+def test_a_mac_holds_one_run_of_scores_however_large_the_picture_is() -> None:
+    """All of them would be 20 GB and more of 2048 x 2048 pixels, and Metal aborts the process from 4 GiB on."""
+    large = plan(apple(36), "ideogram-4", width=2048, height=2048)
+    assert (large.recipe, large.residency) == (Q4_K, "resident")
+    assert large.predicted.device and large.predicted.device.activations < 10**10, "decoding it whole takes the most"
+    recipe, sides = RECIPES[Q4_K], (1024, 2048)
+    small, wide = (step_bytes(Drawing(IDEOGRAM, recipe, (side, side), 2, attention=MATH), DEEP, True) for side in sides)
+    assert wide < 4 * small, "it grows with the picture, and no longer with its square"
 
 
 # torch, and machines without a device.

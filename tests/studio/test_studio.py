@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import pytest
 
@@ -140,6 +142,78 @@ def test_a_recipe_that_fails_leaves_the_others(studio: Studio, fake: Fake) -> No
     errors = {result.recipe: result.error for result in job.results}
     assert job.state == "done" and errors["reference"] is None
     assert "out of memory" in (errors["int8-w8a8"] or "") and "disk is full" in (errors["gguf-q4_k"] or "")
+
+
+def test_a_recipe_that_cannot_be_prepared_for_whatever_reason_leaves_the_others(
+    studio: Studio, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = fake.prepare
+
+    def broken(model: str, recipe: str) -> Iterator[Event]:
+        if recipe == "int8-w8a8":
+            raise CalledProcessError(1, ["gcc"])
+        return prepare(model, recipe)
+
+    monkeypatch.setattr(fake, "prepare", broken)
+    job = finish(studio, replace(REQUEST, recipes=("reference", "int8-w8a8", "gguf-q4_k")))
+    errors = {result.recipe: result.error for result in job.results}
+    assert job.state == "done" and errors["reference"] is None and errors["gguf-q4_k"] is None
+    assert "CalledProcessError" in (errors["int8-w8a8"] or "")
+
+
+@pytest.mark.parametrize(
+    ("problem", "word"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "disk filled up"),
+        (TypeError("a bug"), "TypeError: a bug"),
+    ],
+    ids=["full disk", "bug"],
+)
+def test_what_was_drawn_is_kept_where_the_contact_sheet_cannot_be_written(
+    problem: Exception, word: str, studio: Studio, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(fake, "write_sheet", broken)
+    job = finish(studio)
+    assert job.state == "failed" and word in job.error
+    assert studio.entry(job.entry or "").comparison.results == job.results and len(studio.state.history) == 1
+    assert all(result.image for result in job.results)
+
+
+def test_what_was_drawn_before_a_bug_is_kept_and_the_bug_is_the_one_told(
+    studio: Studio, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = fake.compare
+
+    def broken(planned: PlannedRequest, output: Path) -> Iterator[Event]:
+        for event in draw(planned, output):
+            yield event
+            if event.result:
+                raise ZeroDivisionError("by nought")
+
+    def unwritable(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fake, "compare", broken)
+    monkeypatch.setattr(fake, "write_sheet", unwritable)
+    job = finish(studio)
+    assert job.state == "failed" and "ZeroDivisionError: by nought" in job.error
+    assert len(studio.entry(job.entry or "").comparison.results) == len(job.results) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "word"),
+    [(MemoryError(), "RAM ran out"), (RuntimeError("CUDA error: unspecified launch failure"), "restart the program")],
+    ids=["memory", "device"],
+)
+def test_a_job_that_ends_for_want_of_memory_or_of_its_device_is_no_bug(
+    problem: Exception, word: str, studio: Studio, fake: Fake
+) -> None:
+    fake.bug = problem
+    job = finish(studio)
+    assert job.state == "failed" and word in job.error and "bug" not in job.error
 
 
 def test_when_nothing_can_be_prepared_the_job_fails_with_the_reason(studio: Studio, fake: Fake) -> None:

@@ -7,6 +7,7 @@ not malice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,19 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"There is no file {path}", do=AGAIN) from problem
     except (RequestError, UnicodeDecodeError) as problem:
         raise CheckpointError(f"{path} is damaged", got=str(problem), do=AGAIN) from problem
+
+
+def fingerprint(folder: Path) -> str:
+    """What weights a folder holds, wherever it lies: SHA-256 of the recorded hashes of its weight files, 16 digits; ""
+    where none are recorded."""
+    try:
+        if (folder / MANIFEST).is_file():
+            sums = {row.path: row.sha256 for row in read_manifest(folder).files}
+        else:
+            sums = json.loads((folder / SUMS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, CheckpointError):
+        return ""
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_row(path: Path, folder: Path) -> FileRow:

@@ -39,6 +39,7 @@ from ideogram_app.checkpoints.span import Reader, Span, joined
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
 from ideogram_app.quantization import k_quants, rotation
+from ideogram_app.quantization.fp8_codes import moved
 from ideogram_app.quantization.rows import dequantize_rows
 
 
@@ -65,7 +66,8 @@ class PackedWeight:
         return rotation.rotate(weight) if self.rotated else weight
 
     def to(self, device: torch.device | str) -> PackedWeight:
-        return replace(self, values=self.values.to(device), scale=None if self.scale is None else self.scale.to(device))
+        scale = None if self.scale is None else self.scale.to(device)
+        return replace(self, values=moved(self.values, device), scale=scale)
 
     def chunk(self, count: int) -> tuple[PackedWeight, ...]:
         """Equal parts of its rows, from top to bottom: views, as of `Tensor.chunk`."""

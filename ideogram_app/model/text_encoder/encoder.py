@@ -27,6 +27,7 @@ from ideogram_app.checkpoints.prefetch import prefetched
 from ideogram_app.checkpoints.prepared.packed_file import PackedFile, PackedWeight
 from ideogram_app.checkpoints.span import without
 from ideogram_app.errors import CheckpointError
+from ideogram_app.kernels import dense as products
 from ideogram_app.model.fill import finished, put
 from ideogram_app.model.text_encoder.qwen import text_model
 from ideogram_app.model.transformer.layers import GgufLinear, PackedLinear
@@ -67,7 +68,7 @@ class Int8WeightLinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., columns) -> (..., rows)."""
-        return nn.functional.linear(x, dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
+        return products.linear(x, dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
 
 
 class PackedEmbedding(PackedLinear):

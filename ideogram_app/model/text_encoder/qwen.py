@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from ideogram_app.catalog.text_encoder import TextEncoder
 from ideogram_app.errors import CheckpointError
+from ideogram_app.kernels.attention import Attention
+from ideogram_app.kernels.dense import linear
+from ideogram_app.machine.attention import CUDNN
 
 THETA = 500_000.0  # what transformers' Qwen3VLTextConfig takes where a config does not say it
 NORM_EPSILON = 1e-6  # likewise
@@ -59,6 +62,13 @@ class Rotary(nn.Module):
         return cosine, sine
 
 
+class Projection(nn.Linear):
+    """A Linear whose product is `kernels.dense`'s."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
 class TextAttention(nn.Module):
     """Causal attention of grouped queries."""
 
@@ -66,10 +76,12 @@ class TextAttention(nn.Module):
         super().__init__()
         queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
         self.head = shape.head_dim
-        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(shape.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(shape.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
+        # Wrong numbers are known of cuDNN where few heads have keys and values (pytorch #193893).
+        self.attend = Attention(excluded=(CUDNN,))
+        self.q_proj = Projection(shape.hidden_size, queries, bias=False)
+        self.k_proj = Projection(shape.hidden_size, keys, bias=False)
+        self.v_proj = Projection(shape.hidden_size, keys, bias=False)
+        self.o_proj = Projection(queries, shape.hidden_size, bias=False)
         self.q_norm, self.k_norm = Norm(self.head, epsilon), Norm(self.head, epsilon)
 
     def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
@@ -77,15 +89,9 @@ class TextAttention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2)
         v = self.v_proj(x).view(heads).transpose(1, 2)
-        mixed = nn.functional.scaled_dot_product_attention(
-            _rotated(q, rotation),
-            _rotated(k, rotation),
-            v,
-            is_causal=x.shape[1] > 1,
-            scale=self.head**-0.5,
-            enable_gqa=q.shape[1] > k.shape[1],
-        )
-        return self.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:-1], -1))
+        q, k = _rotated(q, rotation), _rotated(k, rotation)
+        mixed = self.attend(q[0], k[0], v[0], causal=x.shape[1] > 1, scale=self.head**-0.5)
+        return self.o_proj(mixed[None])
 
 
 class FeedForward(nn.Module):
@@ -93,9 +99,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: TextEncoder) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.gate_proj = Projection(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = Projection(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = Projection(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))

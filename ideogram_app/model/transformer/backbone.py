@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend
 
-from ideogram_app.kernels.attention import attend
+from ideogram_app.kernels.attention import Attention
 from ideogram_app.kernels.contract import InputFormat, Kernels, Operand
 from ideogram_app.model.transformer.conditioner import (
     GATE_ATTENTION,
@@ -68,7 +67,7 @@ class Block(nn.Module):
         input_format: InputFormat,
         prepared: Conditioning,
         kernels: Kernels,
-        order: tuple[SDPBackend, ...],
+        attention: Attention,
     ) -> tuple[Tensor, Operand]:
         """Everything between two norms that read the residual.
 
@@ -83,7 +82,7 @@ class Block(nn.Module):
         Returns:
             The residual after this block, and what the next block reads of it (the residual itself behind the last).
         """
-        update = self._attended(x, prepared, kernels, order)
+        update = self._attended(x, prepared, kernels, attention)
         hidden, x = kernels.add_norm(
             hidden,
             update,
@@ -105,10 +104,10 @@ class Block(nn.Module):
             return hidden, hidden
         return kernels.add_norm(hidden, update, gate, following, BLOCK_NORM_EPSILON, input_format)
 
-    def _attended(self, x: Operand, prepared: Conditioning, kernels: Kernels, order: tuple[SDPBackend, ...]) -> Tensor:
+    def _attended(self, x: Operand, prepared: Conditioning, kernels: Kernels, attention: Attention) -> Tensor:
         """What attention adds to the residual, (M, hidden), neither normed nor gated yet."""
         heads = kernels.heads(self.qkv(x), self.norm_q, self.norm_k, prepared.cos, prepared.sin, BLOCK_NORM_EPSILON)
-        mixed = attend(*heads, order)
+        mixed = attention(*heads)
         del heads
         return self.o(kernels.quantize(mixed, self.o.input_format))
 
@@ -131,7 +130,7 @@ class Trunk(nn.Module):
         self.image_indicator = nn.Parameter(image_indicator, requires_grad=False)
         self.blocks = nn.ModuleList(blocks)
         self.kernels = kernels
-        self.order: tuple[SDPBackend, ...] = ()
+        self.attention = Attention()
 
     def forward(self, latents: Tensor, prepared: Conditioning, step: int) -> Tensor:
         """latents: (tokens, 128) in the computing type -> velocity (tokens, 128)."""
@@ -158,7 +157,7 @@ class Trunk(nn.Module):
         following = None if last else vectors[index + 1, READ_ATTENTION]
         input_format: InputFormat = "dense" if last else self.blocks[index + 1].qkv.input_format
         return self.blocks[index](
-            hidden, x, vectors[index], following, input_format, prepared, self.kernels, self.order
+            hidden, x, vectors[index], following, input_format, prepared, self.kernels, self.attention
         )
 
     def leave(self, hidden: Tensor, prepared: Conditioning, step: int) -> Tensor:
@@ -199,6 +198,7 @@ class Backbone(nn.Module):
             rows, columns: of image tokens.
             device: which computes, and holds the result; that of the conditioner if None.
         """
+        self.trunk.attention.begin()
         device = device or self.conditioner.norms.device
         text = self.conditioner.project_text(features, device)
         angles = rotary(text.shape[0], rows, columns, self.head, self.theta, self.sections)

@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
 from ideogram_app.errors import CheckpointError
+from ideogram_app.kernels import dense
 from ideogram_app.kernels.contract import InputFormat, Kernels, Operand, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import held_bytes
-from ideogram_app.quantization import fp8, int8, k_quants
+from ideogram_app.quantization import int8, k_quants
 from ideogram_app.quantization.rotation import rotate
+from ideogram_app.quantization.rows import dequantize_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +53,9 @@ class DenseLinear(nn.Linear):
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return dense.linear(x, self.weight, self.bias)
+
 
 class PackedLinear(nn.Module):
     """Base of the packed layers, (..., columns) -> (..., rows): sizes, bias, and buffers whose type never changes."""
@@ -69,8 +74,13 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Every `.to`, `.half`, `.cuda` passes here: take the new device, keep the old type."""
+
+        def as_bytes(tensor: Tensor) -> Tensor:  # not every device lets float8 in (quantization/fp8_codes.py)
+            is_float8 = tensor.dtype == torch.float8_e4m3fn
+            return fn(tensor.view(torch.uint8)).view(tensor.dtype) if is_float8 else fn(tensor)
+
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(as_bytes, recurse)
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
@@ -95,7 +105,7 @@ class Fp8Linear(PackedLinear):
             raise CheckpointError("This is no FP8 weight", expected="torch.float8_e4m3fn", got=str(weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        return fp8.linear(x, self.weight, self.scale, self.bias)
+        return dense.linear(x, dequantize_rows(self.weight, self.scale, x.dtype), self.bias)
 
 
 class GgufLinear(PackedLinear):
@@ -118,8 +128,8 @@ class GgufLinear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gguf_type == "Q4_K":
-            return nn.functional.linear(x, self.kernels.decode(self.weight, x.dtype), self.bias)
-        return nn.functional.linear(x, k_quants.decode(self.weight, self.gguf_type, x.dtype), self.bias)
+            return dense.linear(x, self.kernels.decode(self.weight, x.dtype), self.bias)
+        return dense.linear(x, k_quants.decode(self.weight, self.gguf_type, x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gguf_type={self.gguf_type}"
