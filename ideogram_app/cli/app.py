@@ -279,8 +279,8 @@ def compare(
 
 
 app.command()(benchmark)
-app.command()(receipts)
 app.command()(check)
+app.command()(receipts)
 
 
 def _copy(file: Path, out: Path) -> None:

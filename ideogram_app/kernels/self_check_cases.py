@@ -4,10 +4,10 @@
     heads                                   18 heads of 256
     matmul                                  the five Linears; few rows, odd ones, and as many as take the largest tiles
     decode, decode_int8                     blocks of Q4_K with every bit pattern
-    attention                               heads of 256 with the strides that `heads` leaves
 
 Inputs are drawn on the host from fixed seeds, so that a case is the same on every machine; large weights on the device.
-Left out: whole blocks and the offload ring, which know the model (model/self_check.py).
+Left out: attention (self_check_attention.py); whole
+blocks and the offload ring, which know the model (model/self_check_cases.py).
 """
 
 from __future__ import annotations
@@ -22,20 +22,15 @@ from torch import Tensor
 
 from ideogram_app.catalog.models import MODELS
 from ideogram_app.kernels import self_check_truths as truths
-from ideogram_app.kernels.attention import attend
 from ideogram_app.kernels.contract import InputFormat, Kernels, QuantizedActivations
 from ideogram_app.kernels.self_check_truths import Truth, Verdict
 from ideogram_app.quantization import int8, k_quants
 
 EPSILON = 1e-5  # of every norm inside a block
 OUTLIER_COLUMNS, OUTLIER = (7, -3), 60.0  # "massive activations": a few channels of a row, tens of times the rest
-ATTENTION = "attention"
 # oneDNN turns int8 rows into uint8 ones around 128 and takes 128 times the sum of the weights off again in float32,
 # which holds whole numbers to 2^24: of the largest sum, so much is rounded away, for each number that is summed.
 ROUNDED_AWAY_ON_A_CPU = 2.0**8 * 2.0**7 / 2.0**24
-# A row of attention may be off by this share of its length: a step of the type, for the weights are rounded to it too
-# (2.2e-3 measured in bfloat16 on an H100, for all three backends, over whole results).
-ATTENTION_SHARE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 2.0**-14}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def kernel_cases(
     device: torch.device, dtype: torch.dtype, formats: Sequence[InputFormat], q4_k: Sequence[str] = ("int8", "dense")
 ) -> list[Case]:
     """Of everything in `Kernels` that runs with these input formats; q4_k: what its blocks are decoded to."""
-    make = _Cases(device, dtype, ON_A_CPU if device.type == "cpu" else ON_A_CARD)
+    make = _Cases(device, dtype, sizes_for(device))
     cases = [Case("add", "", make.add), Case("heads", "", make.heads)]
     for each in formats:
         cases += [
@@ -105,10 +100,8 @@ def kernel_cases(
     return cases
 
 
-def attention_case(device: torch.device, dtype: torch.dtype) -> Case:
-    """Of backends, each a candidate by itself."""
-    make = _Cases(device, dtype, ON_A_CPU if device.type == "cpu" else ON_A_CARD)
-    return Case(ATTENTION, "", make.attention)
+def sizes_for(device: torch.device) -> Sizes:
+    return ON_A_CPU if device.type == "cpu" else ON_A_CARD
 
 
 class _Cases:
@@ -122,14 +115,14 @@ class _Cases:
 
     def rows(self, columns: int, seed: int, rows: int | None = None, size: float = 1.0) -> Tensor:
         """(rows, columns) with outliers, a row of zeros, one that is nearly silent and a loud one."""
-        x = _noise(rows or self.sizes.rows, columns, seed) * size
+        x = noise(rows or self.sizes.rows, columns, seed) * size
         x[:, list(OUTLIER_COLUMNS)] *= OUTLIER
         for row, factor in ((1, 0.0), (2, 1e-6), (3, 100.0)):
             x[row] *= factor
         return x.to(self.device, self.dtype)
 
     def vector(self, columns: int, seed: int) -> Tensor:
-        return _noise(1, columns, seed)[0].to(self.device)
+        return noise(1, columns, seed)[0].to(self.device)
 
     def both(
         self, inputs: tuple[Tensor, ...], run: Callable[..., Any], judge: Callable[[Any], Verdict]
@@ -202,7 +195,7 @@ class _Cases:
     def heads(self) -> Iterator[Trial]:
         qkv, half = self.rows(3 * self.hidden, 13), self.head // 2
         norms = self.vector(self.head, 14), self.vector(self.head, 15)
-        angles = _noise(self.sizes.rows, half, 16) * 3
+        angles = noise(self.sizes.rows, half, 16) * 3
         cos, sin = angles.cos().to(self.device), angles.sin().to(self.device)
         truth = cache(lambda: truths.heads_truth(qkv, *norms, cos, sin, EPSILON))
 
@@ -240,9 +233,9 @@ class _Cases:
         weight = torch.randint(-127, 128, (columns, depth), **make)  # type: ignore[call-overload]
         left[1], left[2] = -128, 127  # the largest sums there are
         weight[0], weight[1], weight[-1] = -127, 127, 0
-        scales = (_noise(1, rows + columns, seed)[0].abs() * 1e-3 + 1e-4).to(self.device)
+        scales = (noise(1, rows + columns, seed)[0].abs() * 1e-3 + 1e-4).to(self.device)
         x, scale = QuantizedActivations(left, scales[:rows, None].contiguous()), scales[rows:].contiguous()
-        added = _noise(1, columns, seed + 100)[0].to(self.device, self.dtype) if bias else None
+        added = noise(1, columns, seed + 100)[0].to(self.device, self.dtype) if bias else None
 
         @cache
         def truth() -> Truth:
@@ -274,35 +267,13 @@ class _Cases:
             lambda got: truths.judge_dense(got, exact),
         )
 
-    def attention(self) -> Iterator[Trial]:
-        yield self._attention_trial(self.sizes.tokens, judged=True)
-        if self.sizes.timed_tokens:
-            yield self._attention_trial(self.sizes.timed_tokens, judged=False)
-
-    def _attention_trial(self, tokens: int, judged: bool) -> Trial:
-        qkv = _noise(tokens, 3 * self.hidden, 40)
-        qkv[:, : self.hidden] *= 3.0  # some tokens look at few others
-        parts = qkv.to(self.device, self.dtype).unflatten(-1, (3, -1, self.head)).permute(1, 2, 0, 3)
-        query, key, value = parts  # each (H, M, D)
-
-        @cache
-        def truth() -> Tensor:
-            q, k, v = (part.cpu().double() for part in (query, key, value))
-            return ((q @ k.mT / self.head**0.5).softmax(-1) @ v).transpose(0, 1)  # (M, H, D)
-
-        def judge(got: Any) -> Verdict:
-            return truths.judge_close(got.unflatten(-1, (-1, self.head)), truth(), ATTENTION_SHARE[self.dtype])
-
-        timed = not judged or not self.sizes.timed_tokens
-        return Trial(lambda order: lambda: attend(query, key, value, order), judge if judged else None, timed)
-
 
 def _repeated(x: Tensor, rows: int) -> Tensor:
     """(M, K) -> (rows, K), the same rows again and again."""
     return x.repeat(-(-rows // len(x)), 1)[:rows]
 
 
-def _noise(rows: int, columns: int, seed: int) -> Tensor:
+def noise(rows: int, columns: int, seed: int) -> Tensor:
     """float32 (rows, columns), on the host."""
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 

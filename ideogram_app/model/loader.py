@@ -27,7 +27,7 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
-from ideogram_app.kernels.attention import Attention, backends
+from ideogram_app.kernels.attention import Attention
 from ideogram_app.kernels.choice import choose_kernels, compiled_kernels, kernels_note
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.machine.copies import BlockingCopyStream, CopyStream
@@ -132,10 +132,9 @@ def load_transformers(
         for number, (branch, weights, config) in enumerate(open_branches(store, model_name, recipe_name)):
             hooks = offload.on(homes.devices[number])
             device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
-            capability = compute_capability(device)
-            chosen, why = (kernels, "") if kernels else choose_kernels(device, capability)
+            chosen, why = (kernels, "") if kernels else choose_kernels(device, compute_capability(device))
             if kernels:
-                found = Found(find_kernels(kernels), backends(capability))
+                found = Found(find_kernels(kernels))
             else:
                 uses = uses_of(store.effective(model_name, recipe_name), model_name, arithmetic)
                 found = checked(chosen, device, dtype, store.root, uses)
@@ -148,7 +147,7 @@ def load_transformers(
                 made = blocks_of(read, branch, placement)
                 blocks = hooks.add_some(made, offloaded, _spans_of(weights, homes.from_disk))
                 backbone = assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks)
-            backbone.trunk.attention = Attention(found.order)
+            backbone.trunk.attention = Attention(found.excluded)
             backbones.append(backbone)
         weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots

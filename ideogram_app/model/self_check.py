@@ -20,21 +20,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.errors import DeviceError
 from ideogram_app.kernels import self_check
-from ideogram_app.kernels.attention import backends
 from ideogram_app.kernels.choice import kernels as find_kernels
 from ideogram_app.kernels.contract import InputFormat, Kernels
 from ideogram_app.kernels.self_check_assembly import assembled
-from ideogram_app.kernels.self_check_cases import ATTENTION, Case, attention_case, kernel_cases
+from ideogram_app.kernels.self_check_attention import ATTENTION, OneBackend, attention_case, attention_names
+from ideogram_app.kernels.self_check_cases import Case, kernel_cases
 from ideogram_app.kernels.self_check_record import Checked, RecordFile, SelfCheck, identity
 from ideogram_app.kernels.self_check_trial import LIMIT_SECONDS, told
 from ideogram_app.machine.copies import BlockingCopyStream, copy_stream
-from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import release
 from ideogram_app.model.self_check_cases import BLOCK, RING, STORAGES, block_trials, ring_trials
 from ideogram_app.model.transformer.layers import W4A8
@@ -61,13 +59,13 @@ class Found:
     """What a device draws with after the check.
 
     Attributes:
-        order: attention's backends, from the one that was found best on.
+        excluded: attention's backends that are not to be tried, as kernels/attention.py names them.
         blocking: why copies beside computing are not to be used, "" where they may be.
         notes: what did not go as it should, a sentence each.
     """
 
     kernels: Kernels
-    order: tuple[SDPBackend, ...]
+    excluded: tuple[str, ...] = ()
     blocking: str = ""
     check: SelfCheck | None = None
     notes: tuple[str, ...] = ()
@@ -100,16 +98,16 @@ def checked(first: str, device: torch.device, dtype: torch.dtype, data: Path, us
     Raises:
         DeviceError: the device stopped or hangs in the check; the program must be started again.
     """
-    record, order = RecordFile(data), backends(compute_capability(device))
+    record = RecordFile(data)
     if device.type == "cpu" and not record.path.exists():
-        return Found(find_kernels(first), order)
+        return Found(find_kernels(first))
     try:
         found = _checked(first, device, dtype, uses, record, only_known=device.type == "cpu")
     except DeviceError:
         raise
     except Exception as problem:  # a check that fails itself must not keep anyone from drawing
         log.exception("The self-check failed")
-        return Found(find_kernels(first), order, notes=(f"The self-check could not be made: {told(problem)}.",))
+        return Found(find_kernels(first), notes=(f"The self-check could not be made: {told(problem)}.",))
     for note in found.notes:
         log.warning("%s", note)
     return found
@@ -161,18 +159,15 @@ class _Run:
         limit: float,
     ) -> None:
         self.names, self.device, self.dtype, self.uses, self.record = names, device, dtype, uses, record
-        self.limit, self.order = limit, backends(compute_capability(device))
+        self.limit, self.backends = limit, attention_names(device)
         self.cases = kernel_cases(device, dtype, uses.formats, uses.q4_k)
         self.attention = attention_case(device, dtype)
-        self.backends: dict[str, tuple[SDPBackend, ...]] = {each.name: (each,) for each in self.order} or {
-            "torch's choice": ()
-        }
         self.copies = {"streams": copy_stream} if device.type in ("cuda", "xpu") else {}
         self.copies |= {"blocking": BlockingCopyStream}
 
     def missing(self, check: SelfCheck) -> list[str]:
         wanted = [(case.kernel, self.names) for case in self.cases]
-        wanted += [(ATTENTION, tuple(self.backends)), (RING, tuple(self.copies))]
+        wanted += [(ATTENTION, self.backends), (RING, tuple(self.copies))]
         wanted += [(f"{BLOCK}, {storage}", (CHOSEN, "plain")) for storage in self.uses.storages]
         rows = {row.kernel: row.engaged for row in check.kernels}
         return [kernel for kernel, names in wanted if rows.get(kernel) not in (*names, "")]
@@ -183,14 +178,14 @@ class _Run:
         rows = [row for row in check.kernels if row.kernel not in missing]
         rows += self._check([case for case in self.cases if case.kernel in missing], self.names, find_kernels)
         if ATTENTION in missing:
-            rows += self._check([self.attention], tuple(self.backends), self.backends.__getitem__)
+            rows += self._check([self.attention], self.backends, partial(OneBackend.of, names=self.backends))
         if RING in missing:
             ring = Case(RING, "", partial(ring_trials, self.device), timed=False)
             rows += self._check([ring], tuple(self.copies), self.copies.__getitem__)
         found = self.found(replace(check, kernels=tuple(rows)))
         both = {CHOSEN: found.kernels, "plain": find_kernels("plain")}
         cases = [
-            Case(BLOCK, storage, partial(block_trials, storage, self.device, self.dtype, found.order), timed=False)
+            Case(BLOCK, storage, partial(block_trials, storage, self.device, self.dtype, found.excluded), timed=False)
             for storage in self.uses.storages
             if f"{BLOCK}, {storage}" in missing
         ]
@@ -208,14 +203,13 @@ class _Run:
         ring = check.row(RING)
         blocking = ring.reason if ring and ring.engaged == "blocking" and len(self.copies) > 1 else ""
         notes = (*self.record.notes, *(f"{row.kernel}: {row.reason}." for row in check.kernels if not row.engaged))
-        return Found(made, self._order(check), blocking, check, notes)
+        return Found(made, self._excluded(check), blocking, check, notes)
 
-    def _order(self, check: SelfCheck) -> tuple[SDPBackend, ...]:
-        """The engaged backend, then those that stand behind it; all of them where none was found right."""
+    def _excluded(self, check: SelfCheck) -> tuple[str, ...]:
+        """The backends before the one that is engaged; none where none was found right."""
         row = check.row(ATTENTION)
-        if row is None or row.engaged not in self.backends or not self.order:
-            return self.order
-        return self.order[list(self.backends).index(row.engaged) :]
+        engaged = row.engaged if row else ""
+        return self.backends[: self.backends.index(engaged)] if engaged in self.backends else ()
 
     def _check(self, cases: Sequence[Case], names: tuple[str, ...], build: self_check.Build) -> list[Checked]:
         return self_check.check_kernels(cases, names, build, self.device, self.record, self.limit)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend
 
 from ideogram_app.catalog.models import MODELS, Branch
 from ideogram_app.checkpoints.prepared.packed_file import PackedWeight
@@ -89,16 +88,14 @@ def _around(contents: Sequence[Tensor], hooks: OffloadHooks) -> list[Tensor]:
             hooks.close()
 
 
-def block_trials(
-    storage: str, device: torch.device, dtype: torch.dtype, order: tuple[SDPBackend, ...]
-) -> Iterator[Trial]:
+def block_trials(storage: str, device: torch.device, dtype: torch.dtype, excluded: tuple[str, ...]) -> Iterator[Trial]:
     """One block of a storage by a set of kernels, against the same block by plain torch."""
     branch = SMALL if device.type == "cpu" else MODELS["ideogram-4"].conditional
     truth = cache(lambda: _run_block(_block(storage, branch, device, dtype, PLAIN), branch, dtype, PLAIN, ()))
 
     def prepare(kernels: Kernels) -> Any:
         block = _block(storage, branch, device, dtype, kernels)
-        return lambda: _run_block(block, branch, dtype, kernels, order)
+        return lambda: _run_block(block, branch, dtype, kernels, excluded)
 
     share = ROUNDED_SHARE if storage in ROUNDS_INPUTS else DENSE_SHARE[dtype]
     yield Trial(prepare, lambda got: truths.judge_close(got, truth(), share), timed=False)
@@ -142,9 +139,7 @@ def _random_blocks(kind: str, rows: int, columns: int, generator: torch.Generato
     return blocks.flatten(1)
 
 
-def _run_block(
-    block: Block, branch: Branch, dtype: torch.dtype, kernels: Kernels, order: tuple[SDPBackend, ...]
-) -> Tensor:
+def _run_block(block: Block, branch: Branch, dtype: torch.dtype, kernels: Kernels, excluded: tuple[str, ...]) -> Tensor:
     """The residual behind a block, (BLOCK_ROWS, hidden), for fixed inputs."""
     device, generator = block.norm_q.device, torch.Generator().manual_seed(64)
     hidden = torch.randn(BLOCK_ROWS, branch.hidden_size, generator=generator).to(device, dtype)
@@ -152,5 +147,5 @@ def _run_block(
     angles = torch.randn(BLOCK_ROWS, branch.attention_head_dim // 2, generator=generator).to(device)
     prepared = Conditioning(hidden[:0], vectors[None, None], vectors[:1], angles.cos(), angles.sin())
     x = kernels.norm(hidden, vectors[READ_ATTENTION], BLOCK_NORM_EPSILON, block.qkv.input_format)
-    made, _ = block(hidden, x, vectors[:4], vectors[4], block.qkv.input_format, prepared, kernels, Attention(order))
+    made, _ = block(hidden, x, vectors[:4], vectors[4], block.qkv.input_format, prepared, kernels, Attention(excluded))
     return made

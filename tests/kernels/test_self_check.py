@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import Tensor
 from ideogram_app.cli.output import describe_hardware
 from ideogram_app.errors import DeviceError, RequestError
 from ideogram_app.files import locked
-from ideogram_app.kernels import self_check, self_check_cases, self_check_trial
+from ideogram_app.kernels import attention, self_check, self_check_cases, self_check_trial
 from ideogram_app.kernels.contract import Kernels, QuantizedActivations
 from ideogram_app.kernels.plain import PLAIN
 from ideogram_app.kernels.processor import processor_kernels
 from ideogram_app.kernels.self_check import Standing, check_kernels, ladder, pick
 from ideogram_app.kernels.self_check_assembly import assembled
+from ideogram_app.kernels.self_check_attention import OneBackend, attention_case
 from ideogram_app.kernels.self_check_cases import Case, Trial, kernel_cases
 from ideogram_app.kernels.self_check_record import FILE, TRYING, Checked, RecordFile, SelfCheck, with_check
 from ideogram_app.kernels.self_check_truths import Verdict
@@ -237,6 +239,16 @@ def test_a_device_that_stopped_ends_the_check_and_the_next_start_knows_what_was_
 def test_a_damaged_note_of_what_was_tried_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / TRYING).write_text(content, encoding="utf-8")
     assert RecordFile(tmp_path).tried() is None
+
+
+def test_a_backend_that_pytorch_does_not_take_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("flash", "efficient", "math")
+    monkeypatch.setattr(attention, "backends", lambda device, excluded: ())
+    monkeypatch.setattr(attention, "ask", lambda *_: attention.MATH)
+    case = attention_case(CPU, torch.bfloat16)
+    build = partial(OneBackend.of, names=names)
+    (row,) = check_kernels([case], names, build, CPU, RecordFile(tmp_path))
+    assert row.engaged == "math" and "PyTorch takes math in runs in its place" in row.reason
 
 
 # Choice --------------------------------------------------------------------------------------------------------------

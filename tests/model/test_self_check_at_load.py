@@ -225,13 +225,14 @@ def test_what_was_found_is_what_draws_and_what_the_result_names(
 
     def found(first: str, device: torch.device, dtype: torch.dtype, data: Path, uses: Uses) -> Found:
         asked.append(uses)
-        return Found(named, (), blocking="streams is wrong: 2 of 6 copies differ")
+        return Found(named, ("flash",), blocking="streams is wrong: 2 of 6 copies differ")
 
     monkeypatch.setattr(loader, "checked", found)
     loaded = load_transformers(prepared_miniature, "miniature", "int8-w8a8-rotated", "cpu", torch.float32)
     try:
         assert loaded.kernels == named.name and asked == 2 * [Uses(("rotated",), (), ("rotated",))]
         assert loaded.conditional.trunk.kernels is named
+        assert loaded.unconditional.trunk.attention.excluded == {"flash"}
         assert any("2 of 6 copies differ" in note for note in loaded.notes)
     finally:
         loaded.close()
