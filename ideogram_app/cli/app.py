@@ -1,4 +1,4 @@
-"""Commands of `python -m ideogram_app`: doctor, plan, prepare, quantize, calibrate, generate, compare, benchmark.
+"""Commands of `python -m ideogram_app`: doctor, plan, prepare, quantize, calibrate, generate, compare, check ...
 
 Every command prints for people, or one JSON object on standard output with `--json`; progress goes to standard error.
 What a user can act upon ends in one line on standard error and exit code 1, anything else keeps its traceback.
@@ -26,6 +26,7 @@ from ideogram_app.catalog.models import find_model
 from ideogram_app.catalog.recipes import RECIPES
 from ideogram_app.catalog.text_encoder import find_encoder_recipe
 from ideogram_app.cli import flags
+from ideogram_app.cli.check import check
 from ideogram_app.cli.flags import DATA, FIRST_RUN, OUTPUTS, in_bytes, run_program, split_names
 from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, run_job
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
@@ -34,6 +35,7 @@ from ideogram_app.comparison.history import SHEET_FILE, find_entry
 from ideogram_app.errors import RequestError
 from ideogram_app.files import write_text
 from ideogram_app.generation.captions import parse_prompt
+from ideogram_app.kernels.self_check_record import with_check
 from ideogram_app.machine.clocks import read_clocks
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.inputs import PlanInputs
@@ -67,7 +69,7 @@ def doctor(
     """Say what this machine is and what would run on it. Fetches nothing."""
     print("Looking at this machine ...", file=sys.stderr)
     wishes = {"recipe": recipe, "reserve_bytes": in_bytes(reserve) or 0}
-    _report(PlanInputs.of(detect(data), model, width, height, **wishes), as_json)
+    _report(PlanInputs.of(with_check(detect(data), data), model, width, height, **wishes), as_json)
 
 
 @app.command("plan")
@@ -277,6 +279,7 @@ def compare(
 
 
 app.command()(benchmark)
+app.command()(check)
 app.command()(receipts)
 
 

@@ -53,6 +53,8 @@ def describe_hardware(hardware: Hardware) -> list[str]:
     if hardware.cpu_name:
         features = f" ({' '.join(hardware.cpu_features)})" if hardware.cpu_features else ""
         lines.append(f"CPU      {hardware.cpu_name}, {hardware.cpu_cores} cores{features}")
+    if hardware.self_check:
+        lines.append(f"Checked  {hardware.self_check}")
     if hardware.problem:
         lines.append(f"Problem  {hardware.problem}")
     return lines

@@ -66,11 +66,11 @@ class Attention:
     """Scaled dot-product attention of one model; asks what runs when it first sees tensors of a shape.
 
     Args:
-        order: backends to try, best first; those of the device that the tensors are on where None.
-        excluded: of those, the ones that are not to be tried, by the names of machine/attention.py.
+        excluded: backends that are not to be tried on this device, by the names of machine/attention.py.
+        order: backends to try, best first, whatever the device; those of its table where None.
     """
 
-    def __init__(self, order: Order | None = None, excluded: Collection[str] = ()) -> None:
+    def __init__(self, excluded: Collection[str] = (), order: Order | None = None) -> None:
         self.order, self.excluded = order, frozenset(excluded)
         self._chosen: dict[Any, Choice] = {}
 
@@ -129,7 +129,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, order: Order = ()) -> Tens
         RuntimeError: none of them takes these; () leaves it to PyTorch.
     """
     parts = (query.clone(), key.clone(), value.clone()) if _narrows(query) else (query, key, value)
-    return Attention(order)(*parts)
+    return Attention(order=order)(*parts)
 
 
 def backends(capability: tuple[int, int] | None, excluded: Collection[str] = ()) -> Order:

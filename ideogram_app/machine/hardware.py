@@ -67,6 +67,7 @@ class Hardware:
         torch_supports_device: whether the installed torch has kernels for the device.
         device_users: other programs that hold device memory.
         cpu_allowed: processors' worth of time that a container may use; None without a limit.
+        self_check: what the self-check found on it, for people (kernels/self_check_record.py); "" where none was made.
         problem: what keeps a device from being used, if something does.
         problem_kind: what helps against it, a key of `capabilities.REMEDIES`; "" for another PyTorch or driver.
         triton_problem: what keeps Triton from working on it, and what would help (machine/triton_support.py).
@@ -100,6 +101,7 @@ class Hardware:
     driver: str = ""
     os: str = ""
     torch: str = ""
+    self_check: str = ""
     problem: str = ""
     problem_kind: str = ""
     triton_problem: str = ""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from ideogram_app import __version__
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchao", "gguf", "triton")
+DRIVER_SECONDS = 5  # for nvidia-smi, which hangs where the driver does
 
 
 def versions() -> dict[str, str]:
@@ -21,6 +23,28 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def driver_version() -> str:
+    """NVIDIA's driver by NVML, or by nvidia-smi where pynvml is not installed; "" where neither answers."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except ImportError:
+        pass
+    except pynvml.NVMLError:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", check=False, timeout=DRIVER_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return (done.stdout.splitlines() or [""])[0].strip()
 
 
 def commit() -> str:

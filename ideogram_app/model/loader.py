@@ -27,13 +27,15 @@ from ideogram_app.checkpoints.prepared.store import Store
 from ideogram_app.checkpoints.published.transformer import TransformerCheckpoint
 from ideogram_app.checkpoints.weight_files import read_config
 from ideogram_app.errors import CheckpointError
+from ideogram_app.kernels.attention import Attention
 from ideogram_app.kernels.choice import choose_kernels, compiled_kernels, kernels_note
 from ideogram_app.kernels.choice import kernels as find_kernels
-from ideogram_app.machine.copies import CopyStream
+from ideogram_app.machine.copies import BlockingCopyStream, CopyStream
 from ideogram_app.machine.hardware import compute_capability
 from ideogram_app.machine.meter import empty_cache
 from ideogram_app.model.offload.offload import FileSpans, Offload
 from ideogram_app.model.offload.packed_block import file_spans
+from ideogram_app.model.self_check import Found, checked, uses_of
 from ideogram_app.model.transformer.assemble import Placement, assemble, blocks_of, in_every_step, linears_of
 from ideogram_app.model.transformer.backbone import Backbone, Block
 from ideogram_app.model.transformer.layers import weight_bytes
@@ -131,13 +133,21 @@ def load_transformers(
             hooks = offload.on(homes.devices[number])
             device, offloaded = hooks.device, spread(homes.offloaded[number], branch.num_layers)
             chosen, why = (kernels, "") if kernels else choose_kernels(device, compute_capability(device))
-            engaged = find_kernels(chosen)
-            engaged = compiled_kernels(engaged, device) if compiled else engaged
+            if kernels:
+                found = Found(find_kernels(kernels))
+            else:
+                uses = uses_of(store.effective(model_name, recipe_name), model_name, arithmetic)
+                found = checked(chosen, device, dtype, store.root, uses)
+            if found.blocking and not homes.copies:
+                hooks.copies = BlockingCopyStream(device)
+                hooks.copies.notes.append(f"Copies to the device wait for each other: {found.blocking}.")
+            engaged = compiled_kernels(found.kernels, device) if compiled else found.kernels
             placement = Placement(dtype, device, kernels=engaged, arithmetic=arithmetic, offloaded=offloaded)
             with _prefetching(weights, branch, device) as read:
                 made = blocks_of(read, branch, placement)
                 blocks = hooks.add_some(made, offloaded, _spans_of(weights, homes.from_disk))
                 backbone = assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks)
+            backbone.trunk.attention = Attention(found.excluded)
             backbones.append(backbone)
         weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots

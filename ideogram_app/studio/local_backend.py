@@ -22,6 +22,7 @@ from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import RequestError
 from ideogram_app.files import DISK_MARGIN, bytes_taken
 from ideogram_app.hub.access import Access, access
+from ideogram_app.kernels.self_check_record import with_check
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.machine.memory import MemoryNow, memory_now
 from ideogram_app.planning.footprint import encoder_weights
@@ -71,7 +72,7 @@ class LocalBackend:
         return Store(self._data)
 
     def detect(self) -> Hardware:
-        hardware = detect(self._data)
+        hardware = with_check(detect(self._data), self._data)
         if self._caches is None or hardware.host_free_bytes is None:
             return hardware
         return replace(hardware, host_free_bytes=hardware.host_free_bytes + self._caches[0].host_bytes)

@@ -34,6 +34,7 @@ def _machine(hardware: Hardware) -> str:
         ("RAM", _free_of(hardware.host_free_bytes, hardware.host_memory_bytes)),
         ("Disk", f"{size(disk)} free" if disk is not None else ""),
         ("PyTorch", hardware.torch),
+        ("Self-check", hardware.self_check),
     )
     problem = f'<p class="note warn">{esc(hardware.problem)}</p>' if hardware.problem else ""
     return (

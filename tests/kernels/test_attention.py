@@ -123,7 +123,7 @@ def test_the_order_is_that_of_the_card_without_what_was_excluded(on_card: Any) -
 
 def test_what_was_chosen_elsewhere_is_all_that_is_tried(on_card: Any) -> None:
     on_card(HOPPER)
-    attend = Attention((MATH,))
+    attend = Attention(order=(MATH,))
     attend(*of_heads(9))
     assert attend.engaged == "math in runs"
 

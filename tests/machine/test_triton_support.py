@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ideogram_app.machine import hardware, triton_support
+from ideogram_app.machine import devices, triton_support
 from ideogram_app.machine.hardware import detect
 from ideogram_app.machine.triton_support import CACHE_VARIABLE, HOME_VARIABLE, usable_triton
 
@@ -136,7 +136,7 @@ def test_a_cache_that_the_user_named_stays(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_the_hardware_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     device: dict[str, Any] = {"kind": "cuda", "name": "RTX 3060", "compute_capability": (8, 6)}
-    monkeypatch.setattr(hardware, "_device", lambda: dict(device))
+    monkeypatch.setattr(devices, "device_fields", lambda: dict(device))
     failing(monkeypatch, RuntimeError("Failed to find C compiler."))
     assert detect(tmp_path).triton_problem.startswith("Triton cannot start")
 
