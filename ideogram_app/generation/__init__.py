@@ -10,7 +10,8 @@ Its modules (this list is made by tools/docs.py):
     retry.py          Retry loop of one recipe's picture: where memory runs out it takes a fallback, or offers the
                       fallbacks.
     sampler.py        The sampler in plain tensors: noise, schedule, Euler steps, VAE decoding and previews.
-    session.py        A session of drawing: store, output folder and caches shared by all recipes of a request.
+    session.py        A session of drawing: store, output folder, caches and lost devices, shared by all recipes of a
+                      request.
     validate.py       Validation of a request before anything is loaded: sizes, preset, guidance, recipes, speed-ups,
                       seed.
 """

@@ -4,12 +4,17 @@ Its modules (this list is made by tools/docs.py):
 
     activations.py      Activations in bytes: what is on a device beside the weights at each moment of a picture, from
                         shapes alone.
+    failures.py         Failures in words: what any exception of one recipe is called, and what helps; one table.
     fallbacks.py        Fallbacks when memory ran out: `fallbacks(...) -> (Fallback, ...)`, the first that helps first,
                         and pure.
     footprint.py        Memory footprint of a model: bytes on the device, in RAM and on disk, counted before anything is
                         loaded.
     inputs.py           Plan inputs: a machine, a model, a picture, and the memory that may be used for it, as one
                         frozen `PlanInputs`.
+    kernel_bytes.py     Temporaries of kernels without Triton, in bytes: what kernels/runs.py and torch_products.py hold
+                        for a moment.
+    lost_device.py      Sticky device errors: those after which a device computes nothing more in this process, known by
+                        their words.
     notes.py            Notes of a plan: what it says beside the decision, one table of rules, each a reason or nothing,
                         in reading order.
     oom.py              Out-of-memory errors, classified: the device, RAM, pinned memory (page-locked), or Windows'
