@@ -147,7 +147,7 @@ def load_transformers(
                 made = blocks_of(read, branch, placement)
                 blocks = hooks.add_some(made, offloaded, _spans_of(weights, homes.from_disk))
                 backbone = assemble(read, branch, config, placement, sees_text=number == 0, blocks=blocks)
-            backbone.trunk.attention = Attention(found.excluded)
+            backbone.trunk.attention = Attention(excluded=found.excluded)
             backbones.append(backbone)
         weights_held = sum(map(weight_bytes, backbones))  # before slots are made, which are no weights
         for device in set(homes.devices):  # segments in which only pieces of merged matrices lay: room for slots

@@ -147,5 +147,7 @@ def _run_block(block: Block, branch: Branch, dtype: torch.dtype, kernels: Kernel
     angles = torch.randn(BLOCK_ROWS, branch.attention_head_dim // 2, generator=generator).to(device)
     prepared = Conditioning(hidden[:0], vectors[None, None], vectors[:1], angles.cos(), angles.sin())
     x = kernels.norm(hidden, vectors[READ_ATTENTION], BLOCK_NORM_EPSILON, block.qkv.input_format)
-    made, _ = block(hidden, x, vectors[:4], vectors[4], block.qkv.input_format, prepared, kernels, Attention(excluded))
+    made, _ = block(
+        hidden, x, vectors[:4], vectors[4], block.qkv.input_format, prepared, kernels, Attention(excluded=excluded)
+    )
     return made
