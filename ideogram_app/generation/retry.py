@@ -31,11 +31,12 @@ from ideogram_app.model.offload.offload import COMPUTE_DTYPES
 from ideogram_app.planning.failures import forget, in_words
 from ideogram_app.planning.fallbacks import apply_fallback
 from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.intervals import outcomes_of
 from ideogram_app.planning.lost_device import lost_device
 from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.profile import Observation
+from ideogram_app.planning.profile import Observation, beside_steps
 from ideogram_app.planning.streaming import FEWEST_SLOTS
 from ideogram_app.records import Event, Fallback, Request, Result
 
@@ -209,6 +210,7 @@ def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
     provenance = Provenance(
         predicted_device_bytes=expected.device.allocated if expected.device else None,
         predicted_host_bytes=expected.peak_host_bytes,
+        predicted=expected.of_picture,
         residency=chosen.residency or "",
         planned_residency=attempt.planned_residency,
         given_up=attempt.given_up,
@@ -245,6 +247,8 @@ def _observe(result: Result, attempt: Attempt, session: Session) -> None:
         streamed_blocks=chosen.streamed_blocks,
         disk=chosen.residency == "disk",
         devices=len(set(chosen.branch_devices)),
+        beside=beside_steps(result),
+        outcomes=outcomes_of(result, attempt.request.model),
     )
     try:
         session.observe(seen)

@@ -1,15 +1,19 @@
 """Machine card: the hardware, the plan for the chosen model, and *Why?*: every reason and every rejected recipe.
 
-Left out: live meters of memory and load; the numbers are those the plan was made from.
+Numbers that are expected stand with their 90 % interval; those of a result stand beside what came of it
+(ui/results.py). Left out: live meters of memory and load; the numbers are those the plan was made from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ideogram_app.catalog.models import find_model
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.planning.planner import Plan, Rejected
+from ideogram_app.records import Interval
 from ideogram_app.studio.state import State
-from ideogram_app.text import duration, size
+from ideogram_app.text import between, duration, remaining, size
 from ideogram_app.ui.words import RESIDENCY_WORDS, esc, facts, recipe_title
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
@@ -83,16 +87,26 @@ def _plan(plan: Plan) -> str:
 
 
 def _expected(plan: Plan) -> list[tuple[str, str]]:
-    predicted, seconds = plan.predicted, plan.predicted.seconds_per_step
+    """What the plan expects, each number with its 90 % interval."""
+    predicted = plan.predicted
     rows = [
         ("Weights", size(predicted.weight_bytes)),
-        ("Peak device memory", size(predicted.peak_device_bytes) if predicted.peak_device_bytes else ""),
-        ("Peak RAM", size(predicted.peak_host_bytes)),
+        ("Peak device memory", _within(predicted.peak_device_bytes, predicted.peak_device_bytes_range, size)),
+        ("Peak RAM", _within(predicted.peak_host_bytes, predicted.peak_host_bytes_range, size)),
         ("Download", size(predicted.download_bytes) if predicted.download_bytes else ""),
         ("Disk", size(predicted.disk_bytes)),
-        ("Expected", f"{duration(seconds)} a step" if seconds else ""),
+        ("Expected, a step", _within(predicted.seconds_per_step, predicted.seconds_per_step_range, duration)),
+        ("Expected, a picture", _within(predicted.seconds_per_picture, predicted.seconds_per_picture_range, duration)),
+        ("Expected, the download", _within(predicted.download_seconds, predicted.download_seconds_range, remaining)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _within(expected: float | None, within: Interval | None, shown: Callable[[float], str]) -> str:
+    """An expected number with its 90 % interval; "" where nobody knows it."""
+    if not expected:
+        return ""
+    return f"{shown(expected)} ({between(within.low, within.high, shown)})" if within else shown(expected)
 
 
 def _why(plan: Plan) -> str:
