@@ -21,7 +21,7 @@ def download(size: float, rates: Sequence[float], outcomes: Sequence[Outcome]) -
     """Seconds that so many bytes take, and the range round them; rates: bytes a second of earlier downloads."""
     basis, assumed = ("measured", OF_SEEN) if rates else ("assumed", OF_EXAMPLE)
     seconds = size / (statistics.median(rates) if rates else EXAMPLE_RATE)
-    return seconds, interval(seconds, assumed, basis, scores_of(outcomes, DOWNLOAD, basis))
+    return seconds, interval(DOWNLOAD, seconds, assumed, basis, scores_of(outcomes, DOWNLOAD, basis))
 
 
 def downloaded(rate: float, rates: Sequence[float], outcomes: Sequence[Outcome]) -> Outcome:

@@ -1,14 +1,15 @@
 """Prediction intervals: 90 % ranges round what a plan expects, from assumed widths and this machine's own errors.
 
-    interval(4.2, assumed, "drawn", scores)          the range round 4.2 seconds
+    interval(STEP, 4.2, assumed, "drawn", scores)    the range round 4.2 seconds
     outcomes_of(result, "miniature")                 what a plan said of a picture, and what came of it
 
 Conformal prediction with weights: the range that would have held nine tenths of the earlier errors, whatever their
 distribution (Barber, Candès, Ramdas and Tibshirani, "Conformal prediction beyond exchangeability", 2023). An error is
-the logarithm of measured over expected, in units of the width that was assumed for it (a normalised score), so that a
-large picture predicted from small ones and the third of one size teach the same scale. The older an error, the less it
-counts. The picture to come, for which the method puts infinity, stands at the limits of what was assumed: the range
-of a machine that has drawn nothing is the assumption itself (planning/assumptions.py).
+the logarithm of measured over expected (of memory the difference, since a process may hold it already), in units of
+the width that was assumed for it (a normalised score), so that a large picture predicted from small ones and the third
+of one size teach the same scale; beyond that width an error counts in quarters of the expected number. The older it is,
+the less it counts. The picture to come, for which the method puts infinity, stands at the limits of what was assumed:
+the range of a machine that has drawn nothing is the assumption itself (planning/assumptions.py).
 
 The range is the shortest that holds enough and has the expected number inside, so one odd picture of many falls
 outside. Left out: a guarantee of the level, which needs errors that do not depend on one another; how often ranges
@@ -27,6 +28,7 @@ from ideogram_app.records import Interval, Result
 Factors = tuple[float, float]  # of an expected number: at the lower limit, at most 1, and at the upper, at least 1
 
 STEP, PICTURE, DEVICE, HOST, DOWNLOAD = QUANTITIES = ("step", "picture", "device memory", "RAM", "download")
+IN_BYTES = (DEVICE, HOST)  # errors are differences: what is added to a process that has drawn before may be nothing
 LEVEL = 0.9
 KEPT = 40  # outcomes of each quantity: with fewer than 20, nine tenths of the weight are the smallest and the largest
 # Chosen by simulation, so that a tight, a heavy-tailed and a drifting machine all stay within 85 and 96 %
@@ -36,7 +38,8 @@ AGEING = 0.97
 ASSUMED_WEIGHT = 0.5
 CLOSING = 0.5
 STRETCH = 3.0
-NARROWEST = 1.02  # nothing is predicted better than to 2 %; also keeps a score finite
+NARROWEST = 0.02  # no assumed width is less than 2 %, which keeps a score finite
+BEYOND = 0.25  # the unit of what an error has beyond its assumed width: a quarter of the expected number
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,11 @@ class Outcome:
     model: str = ""
 
     def __post_init__(self) -> None:
-        numbers = (self.expected, self.measured, self.low, self.high, *self.assumed)
-        if not all(math.isfinite(number) and number > 0 for number in numbers) or self.quantity not in QUANTITIES:
+        positive = [self.expected, self.high, *self.assumed]
+        positive += [] if self.quantity in IN_BYTES else [self.measured, self.low]
+        numbers = (*positive, self.measured, self.low)
+        possible = all(math.isfinite(number) and number >= 0 for number in numbers) and all(positive)
+        if not possible or self.quantity not in QUANTITIES:
             raise ValueError("an outcome holds positive numbers of a known quantity")
 
     @classmethod
@@ -73,9 +79,11 @@ class Outcome:
     @property
     def score(self) -> float:
         """The error in units of the assumed width: -1 and 1 are its limits, 0 is what was expected."""
-        below, above = _widths(self.assumed)
-        error = math.log(self.measured / self.expected)
-        return error / (below if error < 0 else above)
+        below, above = _widths(self.quantity, self.assumed)
+        ratio = self.measured / self.expected
+        error = ratio - 1 if self.quantity in IN_BYTES else math.log(ratio)
+        width, size = below if error < 0 else above, abs(error)
+        return math.copysign(size / width if size <= width else 1 + (size - width) / BEYOND, error)
 
 
 @dataclass(frozen=True)
@@ -86,11 +94,14 @@ class Held:
     of: int
 
 
-def interval(expected: float, assumed: Factors, basis: str, scores: Sequence[float] = ()) -> Interval:
+def interval(quantity: str, expected: float, assumed: Factors, basis: str, scores: Sequence[float] = ()) -> Interval:
     """The interval round an expected number; scores: of earlier outcomes on the same basis, the newest last."""
-    below, above = _widths(assumed)
+    below, above = _widths(quantity, assumed)
     low, high = _shortest(scores, below, above)
-    return Interval(expected * math.exp(low * below), expected * math.exp(high * above), basis, assumed)
+    down, up = _error(low, below), _error(high, above)
+    if quantity in IN_BYTES:
+        return Interval(expected * max(0.0, 1 - down), expected * (1 + up), basis, assumed)
+    return Interval(expected * math.exp(-down), expected * math.exp(up), basis, assumed)
 
 
 def scores_of(outcomes: Sequence[Outcome], quantity: str, basis: str, model: str = "") -> tuple[float, ...]:
@@ -111,7 +122,7 @@ def outcomes_of(result: Result, model: str) -> tuple[Outcome, ...]:
     return tuple(
         Outcome.of(quantity, expected, given, measured, model)
         for quantity, expected, given, measured in rows
-        if given and expected and measured and measured > 0
+        if given and expected and measured is not None and (measured > 0 or quantity in IN_BYTES)
     )
 
 
@@ -131,13 +142,20 @@ def held(outcomes: Collection[Outcome]) -> dict[str, Held]:
     return {name: Held(sum(found), len(found)) for name, found in rows.items() if found}
 
 
-def _widths(assumed: Factors) -> tuple[float, float]:
-    """Logarithms of the factors, both positive."""
-    return math.log(max(1 / assumed[0], NARROWEST)), math.log(max(assumed[1], NARROWEST))
+def _widths(quantity: str, assumed: Factors) -> tuple[float, float]:
+    """Of the errors below and above that were assumed, both positive."""
+    low, high = assumed
+    widths = (1 - low, high - 1) if quantity in IN_BYTES else (-math.log(low), math.log(high))
+    return max(widths[0], NARROWEST), max(widths[1], NARROWEST)
+
+
+def _error(score: float, width: float) -> float:
+    """How large an error is at a score: the inverse of `Outcome.score`, without its sign."""
+    return abs(score) * width if abs(score) <= 1 else width + (abs(score) - 1) * BEYOND
 
 
 def _shortest(scores: Sequence[float], below: float, above: float) -> tuple[float, float]:
-    """The shortest range of scores that has 0 inside and holds `LEVEL` of the weight; below, above: a score's worth."""
+    """The shortest range of scores that has 0 inside and holds `LEVEL` of the weight; below, above: assumed widths."""
     ages = range(len(scores) - 1, -1, -1)
     points = [(score, AGEING**age) for score, age in zip(scores, ages, strict=True)]
     weight = sum(own for _, own in points)
@@ -153,7 +171,7 @@ def _shortest(scores: Sequence[float], below: float, above: float) -> tuple[floa
         if sums[end] - sums[start] < needed:
             break
         low, high = min(0.0, score), max(0.0, points[end - 1][0])
-        found.append((high * above - low * below, low, high))
+        found.append((_error(low, below) + _error(high, above), low, high))
     _, low, high = min(found)
     return -_stretched(-low, weight), _stretched(high, weight)
 
