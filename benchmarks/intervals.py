@@ -111,13 +111,13 @@ def coverage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for quantity in (name for name in QUANTITIES if name in counts):
         own = [each for each in outcomes if each.quantity == quantity]
-        widths = [each.high / each.low for each in own]
+        widths = [(each.high - each.low) / each.expected for each in own]
         half = len(own) // 2
         rows[quantity] = {
             "held": counts[quantity].held,
             "of": counts[quantity].of,
             "share": counts[quantity].held / counts[quantity].of,
-            "high_over_low": {
+            "width_over_expected": {
                 "first_half": statistics.median(widths[:half]),
                 "second_half": statistics.median(widths[half:]),
             },
