@@ -106,7 +106,8 @@ def row(request: Request, seen: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def coverage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Of each quantity and of all: the share that held, of how many, and how wide ranges were, early and late."""
+    """Of each quantity and of all: the share that held, of how many, and how wide ranges were, early and late: medians
+    of high less low, over the expected number."""
     counts = held(outcomes)
     rows: dict[str, Any] = {}
     for quantity in (name for name in QUANTITIES if name in counts):
@@ -118,7 +119,7 @@ def coverage(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "of": counts[quantity].of,
             "share": counts[quantity].held / counts[quantity].of,
             "width_over_expected": {
-                "first_half": statistics.median(widths[:half]),
+                "first_half": statistics.median(widths[:half] or widths),
                 "second_half": statistics.median(widths[half:]),
             },
         }

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.intervals import coverage, requests
 from ideogram_app.cli.output import describe_held, describe_plan
 from ideogram_app.machine.gpu_specs import MeasuredRates
 from ideogram_app.machine.hardware import Hardware
@@ -421,6 +422,14 @@ def test_a_result_shows_what_was_expected_beside_what_was_measured() -> None:
     found = said.seconds_per_step_range
     assert found and f"expected 970 ms ({found.low * 1000:.0f} ms to {found.high:.2f} s)" in shown
     assert "without loading" in shown
+
+
+def test_the_benchmark_sums_up_any_outcomes() -> None:
+    outcome = Outcome.of(HOST, 100.0, interval(HOST, 100.0, (0.2, 1.1), "counted", [-1.25] * 3), 0.0)
+    assert outcome.low == 0.0 and outcome.held
+    rows = coverage([outcome, *(replace(outcome, quantity=STEP, low=1.0, measured=row) for row in (0.5, 2.0))])
+    assert rows["all"] == {"held": 2, "of": 3, "share": 2 / 3}
+    assert [request.recipes for request in requests(4, 1)] == [request.recipes for request in requests(4, 1)]
 
 
 def test_the_doctor_counts_how_often_ranges_held() -> None:
