@@ -96,6 +96,7 @@ def row(request: Request, seen: Sequence[Outcome]) -> dict[str, Any]:
             "basis": each.basis,
             "expected": each.expected,
             "range": [each.low, each.high],
+            "assumed": each.assumed,
             "measured": each.measured,
             "held": each.held,
         }

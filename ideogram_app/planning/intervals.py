@@ -37,7 +37,7 @@ KEPT = 40  # outcomes of each quantity: with fewer than 20, nine tenths of the w
 AGEING = 0.97
 ASSUMED_WEIGHT = 0.5
 CLOSING = 0.5
-STRETCH = 3.0
+STRETCH, SURE = 3.0, 2.0  # by 3 / (their weight + 2)
 NARROWEST = 0.02  # no assumed width is less than 2 %, which keeps a score finite
 BEYOND = 0.25  # the unit of what an error has beyond its assumed width: a quarter of the expected number
 
@@ -98,9 +98,11 @@ def interval(quantity: str, expected: float, assumed: Factors, basis: str, score
     """The interval round an expected number; scores: of earlier outcomes on the same basis, the newest last."""
     below, above = _widths(quantity, assumed)
     low, high = _shortest(scores, below, above)
-    down, up = _error(low, below), _error(high, above)
-    if quantity in IN_BYTES:
+    if quantity in IN_BYTES:  # counted, so that errors have no tail to make room for
+        down, up = _error(low, below), _error(high, above)
         return Interval(expected * max(0.0, 1 - down), expected * (1 + up), basis, assumed)
+    weight = sum(AGEING**age for age in range(len(scores)))
+    down, up = _error(_stretched(-low, weight), below), _error(_stretched(high, weight), above)
     return Interval(expected * math.exp(-down), expected * math.exp(up), basis, assumed)
 
 
@@ -158,7 +160,6 @@ def _shortest(scores: Sequence[float], below: float, above: float) -> tuple[floa
     """The shortest range of scores that has 0 inside and holds `LEVEL` of the weight; below, above: assumed widths."""
     ages = range(len(scores) - 1, -1, -1)
     points = [(score, AGEING**age) for score, age in zip(scores, ages, strict=True)]
-    weight = sum(own for _, own in points)
     points = sorted([*points, (-1.0, ASSUMED_WEIGHT / 2), (1.0, ASSUMED_WEIGHT / 2)])
     sums = [0.0, *accumulate(own for _, own in points)]
     needed = min(LEVEL * sums[-1] + CLOSING, sums[-1]) - 1e-9  # sums of rounded numbers
@@ -173,11 +174,11 @@ def _shortest(scores: Sequence[float], below: float, above: float) -> tuple[floa
         low, high = min(0.0, score), max(0.0, points[end - 1][0])
         found.append((_error(low, below) + _error(high, above), low, high))
     _, low, high = min(found)
-    return -_stretched(-low, weight), _stretched(high, weight)
+    return low, high
 
 
 def _stretched(limit: float, weight: float) -> float:
     """A limit set by few errors, moved outward: their largest is not the largest that there will be. What was assumed
     is moved only by errors beyond it."""
-    wider = limit * (1 + STRETCH / weight) if weight else limit
+    wider = limit * (1 + STRETCH / (weight + SURE)) if weight else limit
     return wider if limit > 1 else min(wider, 1.0)

@@ -425,8 +425,7 @@ def test_a_result_shows_what_was_expected_beside_what_was_measured() -> None:
 
 
 def test_the_benchmark_sums_up_any_outcomes() -> None:
-    outcome = Outcome.of(HOST, 100.0, interval(HOST, 100.0, (0.2, 1.1), "counted", [-1.25] * 3), 0.0)
-    assert outcome.low == 0.0 and outcome.held
+    outcome = Outcome(HOST, "counted", 100.0, 0.0, 0.0, 110.0, (0.2, 1.1))
     rows = coverage([outcome, *(replace(outcome, quantity=STEP, low=1.0, measured=row) for row in (0.5, 2.0))])
     assert rows["all"] == {"held": 2, "of": 3, "share": 2 / 3}
     assert [request.recipes for request in requests(4, 1)] == [request.recipes for request in requests(4, 1)]
