@@ -129,12 +129,12 @@ def _of_caption(inputs: PlanInputs) -> Factors:
 def _of_size(inputs: PlanInputs, how: str) -> Factors:
     """Of a picture unlike those drawn: its time lies between theirs, as where every step is launches, and in proportion
     to its work, which is what is expected."""
-    drawn = inputs.known.works.get(f"{inputs.model.name}/{how}") if inputs.known else None
+    drawn = inputs.known.typical_works(inputs.model.name, how) if inputs.known else ()
     if not drawn:
         return 1.0, 1.0
     tokens = TYPICAL_TEXT_TOKENS if inputs.text_tokens == MAX_TEXT_TOKENS else inputs.text_tokens
-    times = statistics.median(drawn) / step_work(inputs.model, inputs.size, tokens)
-    return min(1.0, times), max(1.0, times)
+    work = step_work(inputs.model, inputs.size, tokens)
+    return min(1.0, min(drawn) / work), max(1.0, max(drawn) / work)
 
 
 def _of_copies(inputs: PlanInputs, candidate: Candidate) -> Factors:

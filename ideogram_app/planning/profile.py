@@ -80,6 +80,16 @@ class MachineProfile:
         recent = self.shares.get(f"{model}/{arithmetic}")
         return statistics.median(recent) if recent else None
 
+    def typical_works(self, model: str, arithmetic: str) -> tuple[float, ...]:
+        """Operations of a step of the picture, or of the two, whose share is the median; of all that are known where a
+        file of an earlier program does not say which; () before the first."""
+        name = f"{model}/{arithmetic}"
+        shares, works = self.shares.get(name, ()), self.works.get(name, ())
+        if len(shares) != len(works):
+            return works
+        ranked = [work for _, work in sorted(zip(shares, works, strict=True))]
+        return tuple(ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1])
+
 
 @dataclass(frozen=True)
 class Observation:
