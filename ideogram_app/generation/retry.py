@@ -236,21 +236,21 @@ def _observe(result: Result, attempt: Attempt, session: Session) -> None:
     if session.observe is None or result.seconds_per_step is None or attempt.request.savings:
         return
     chosen = attempt.plan
-    seen = Observation(
-        model=attempt.request.model,
-        arithmetic=chosen.arithmetic,
-        width=result.width,
-        height=result.height,
-        text_tokens=attempt.inputs.text_tokens,
-        seconds=result.seconds_per_step,
-        streamed_bytes=chosen.streamed_bytes,
-        streamed_blocks=chosen.streamed_blocks,
-        disk=chosen.residency == "disk",
-        devices=len(set(chosen.branch_devices)),
-        beside=beside_steps(result),
-        outcomes=outcomes_of(result, attempt.request.model),
-    )
     try:
+        seen = Observation(
+            model=attempt.request.model,
+            arithmetic=chosen.arithmetic,
+            width=result.width,
+            height=result.height,
+            text_tokens=attempt.inputs.text_tokens,
+            seconds=result.seconds_per_step,
+            streamed_bytes=chosen.streamed_bytes,
+            streamed_blocks=chosen.streamed_blocks,
+            disk=chosen.residency == "disk",
+            devices=len(set(chosen.branch_devices)),
+            beside=beside_steps(result),
+            outcomes=outcomes_of(result, attempt.request.model),
+        )
         session.observe(seen)
     except Exception:
         log.exception("the seconds of a step could not be noted")
