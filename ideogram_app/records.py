@@ -9,7 +9,7 @@ are wall-clock seconds, sizes are bytes, images are paths of PNG files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ideogram_app.catalog.presets import find_preset
 from ideogram_app.catalog.reasons import Reason
@@ -64,6 +64,47 @@ class Seconds:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """The 90 % interval round a number that a plan expects (planning/intervals.py).
+
+    Attributes:
+        low, high: in the unit of that number.
+        basis: what the number rests on: `published` or `measured` rates, pictures `drawn` here, bytes `counted`, or
+            something merely `assumed`.
+        assumed: the limits, as factors of the expected number, before anything was observed on this machine.
+    """
+
+    low: float
+    high: float
+    basis: str = ""
+    assumed: tuple[float, float] = (1.0, 1.0)
+
+    def holds(self, value: float) -> bool:
+        """Whether a measured value is inside."""
+        return self.low <= value <= self.high
+
+    def scaled(self, factor: float) -> Interval:
+        """The same interval in another unit, or of a part of the number."""
+        return replace(self, low=self.low * factor, high=self.high * factor)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan expected of a picture, kept in its result beside what came of it; None where nobody knew.
+
+    Seconds of a picture are those of caption, steps and decoding, without loading the weights. Ranges of memory belong
+    to the result's `predicted_device_bytes` and `predicted_host_bytes`.
+    """
+
+    seconds_per_step: float | None = None
+    seconds_per_step_range: Interval | None = None
+    seconds_per_picture: float | None = None
+    seconds_per_picture_range: Interval | None = None
+    device_bytes_range: Interval | None = None
+    host_bytes_range: Interval | None = None
+
+
+@dataclass(frozen=True)
 class Result:
     """One picture drawn, or the reason why it was not.
 
@@ -74,6 +115,7 @@ class Result:
         peak_memory_bytes: on a device with its own memory `peak_device_bytes`, else `peak_host_bytes`.
         peak_host_bytes: resident memory of the process above what it is without a model, at its highest.
         predicted_device_bytes, predicted_host_bytes: of `peak_device_bytes` and `peak_host_bytes`, by the plan.
+        predicted: what the plan expected of time, and the 90 % intervals of all that it expected.
         residency: of both transformers: resident, streamed or disk; planned_residency: as first planned.
         given_up: what was done with less for want of memory, or slower for want of pinned memory, a sentence each.
         offers: fallbacks, where memory ran out and the request did not say `adapt`.
@@ -101,6 +143,7 @@ class Result:
     peak_host_bytes: int | None = None
     predicted_device_bytes: int | None = None
     predicted_host_bytes: int | None = None
+    predicted: Prediction = Prediction()
     residency: str = ""
     planned_residency: str = ""
     given_up: tuple[str, ...] = ()

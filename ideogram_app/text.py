@@ -7,7 +7,7 @@ set in columns, which fix their own width.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 UNKNOWN = "–"
 SHORTEST = 0.0005  # seconds; less would be rounded to 0 ms
@@ -50,6 +50,12 @@ def duration(seconds: float | None) -> str:
         return f"{figures(seconds)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else _hours(minutes)
+
+
+def between(low: float, high: float, shown: Callable[[float], str]) -> str:
+    """A range for people, each end as one such number is shown: 340 ms to 1.20 s; one number where both look alike."""
+    first, last = shown(low), shown(high)
+    return first if first == last else f"{first} to {last}"
 
 
 def in_seconds(seconds: float) -> str:

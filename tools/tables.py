@@ -20,10 +20,11 @@ from ideogram_app.catalog.speedups import SPEEDUPS
 from ideogram_app.catalog.text_encoder import ENCODER_RECIPES, PUBLISHED_ENCODER, encoder_bytes
 from ideogram_app.checkpoints.published.layouts import LAYOUTS
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.downloads import EXAMPLE_RATE
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan, plan
 from ideogram_app.planning.weight_bytes import weight_bytes
-from ideogram_app.studio.setup_status import EXAMPLE_RATE, SetupStatus, lasting
+from ideogram_app.studio.setup_status import SetupStatus, lasting
 from ideogram_app.studio.state import State
 from tools.cards import CARDS, Card, described
 

@@ -13,7 +13,7 @@ import inspect
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,15 @@ from ideogram_app.catalog.text_encoder import find_encoder_recipe
 from ideogram_app.cli import flags
 from ideogram_app.cli.check import check
 from ideogram_app.cli.flags import DATA, FIRST_RUN, OUTPUTS, in_bytes, run_program, split_names
-from ideogram_app.cli.output import describe_hardware, describe_plan, describe_result, drain, finish, run_job
+from ideogram_app.cli.output import (
+    describe_hardware,
+    describe_held,
+    describe_plan,
+    describe_result,
+    drain,
+    finish,
+    run_job,
+)
 from ideogram_app.cli.prepare import draw_command, prepare_by_stages
 from ideogram_app.cli.receipts import receipts
 from ideogram_app.comparison.history import SHEET_FILE, find_entry
@@ -39,7 +47,9 @@ from ideogram_app.kernels.self_check_record import with_check
 from ideogram_app.machine.clocks import read_clocks
 from ideogram_app.machine.hardware import Hardware, detect
 from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.intervals import held
 from ideogram_app.planning.planner import plan
+from ideogram_app.planning.profile import ProfileStore
 from ideogram_app.records import Request
 from ideogram_app.studio.local_backend import LocalBackend, quiet_library_logging
 from ideogram_app.studio.state import Job
@@ -69,7 +79,11 @@ def doctor(
     """Say what this machine is and what would run on it. Fetches nothing."""
     print("Looking at this machine ...", file=sys.stderr)
     wishes = {"recipe": recipe, "reserve_bytes": in_bytes(reserve) or 0}
-    _report(PlanInputs.of(with_check(detect(data), data), model, width, height, **wishes), as_json)
+    hardware = with_check(detect(data), data)
+    known = ProfileStore(data).recorded(hardware)
+    inputs = PlanInputs.of(hardware, model, width, height, known=known, **wishes)
+    counts = {name: to_plain(row) for name, row in held(known.outcomes if known else ()).items()}
+    _report(inputs, as_json, [describe_held(known)], {"ranges_held": counts})
 
 
 @app.command("plan")
@@ -311,12 +325,15 @@ def _read_hardware(path: Path) -> Hardware:
     return from_json(Hardware, json.dumps(inner) if isinstance(inner, dict) else text)
 
 
-def _report(inputs: PlanInputs, as_json: bool) -> None:
+def _report(
+    inputs: PlanInputs, as_json: bool, of_machine: Sequence[str] = (), more: Mapping[str, Any] | None = None
+) -> None:
+    """Print machine and plan; of_machine: further lines for people, more: further fields of the JSON."""
     hardware, decided = inputs.hardware, plan(inputs)
     if as_json:
-        _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided)})
+        _print_json({"hardware": to_plain(hardware), "plan": to_plain(decided), **(more or {})})
     else:
-        print("\n".join([*describe_hardware(hardware), "", *describe_plan(decided)]))
+        print("\n".join([*describe_hardware(hardware), *of_machine, "", *describe_plan(decided)]))
 
 
 def _print_json(value: dict[str, Any]) -> None:

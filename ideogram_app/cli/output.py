@@ -13,11 +13,13 @@ from ideogram_app.catalog.models import MODELS
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.errors import RequestError
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.planner import Plan
+from ideogram_app.planning.intervals import held
+from ideogram_app.planning.planner import Plan, Predicted
+from ideogram_app.planning.profile import MachineProfile
 from ideogram_app.records import IN_BYTES, Event, Fallback, Result
 from ideogram_app.studio.state import Job, State
 from ideogram_app.studio.studio import Studio
-from ideogram_app.text import decibels, duration, gb, remaining
+from ideogram_app.text import between, decibels, duration, gb, remaining
 
 Answer = TypeVar("Answer")
 
@@ -73,10 +75,34 @@ def describe_plan(decided: Plan) -> list[str]:
         lines.append(f"  peak: {gb(expected.peak_device_bytes)} device, {gb(expected.peak_host_bytes)} RAM")
         lines.append(f"  download {gb(expected.download_bytes)}, disk {gb(expected.disk_bytes)} in all")
         lines.append(f"  about {duration(seconds)} a step" if seconds else "  time a step: not known for this device")
+        lines += describe_ranges(expected)
     lines += [f"  - {reason}" for reason in decided.reasons]
     if decided.suggestion:
         lines.append(f"  > {decided.suggestion}")
     return lines
+
+
+def describe_ranges(expected: Predicted) -> list[str]:
+    """The 90 % intervals of a plan's numbers, in one line; none where nothing has one."""
+    rows = (
+        ("a step", expected.seconds_per_step_range, duration),
+        ("a picture", expected.seconds_per_picture_range, duration),
+        ("device", expected.peak_device_bytes_range, gb),
+        ("RAM", expected.peak_host_bytes_range, gb),
+        ("download", expected.download_seconds_range, remaining),
+    )
+    said = [f"{name} {between(within.low, within.high, shown)}" for name, within, shown in rows if within]
+    return [f"  nine times in ten: {', '.join(said)}"] if said else []
+
+
+def describe_held(known: MachineProfile | None) -> str:
+    """How often the intervals of plans held on this machine."""
+    rows = held(known.outcomes) if known else {}
+    if not rows:
+        return "Ranges   none of this machine was put to the test yet"
+    each = ", ".join(f"{name} {row.held} of {row.of}" for name, row in rows.items())
+    of = sum(row.of for row in rows.values())
+    return f"Ranges   held {sum(row.held for row in rows.values())} of the last {of} numbers measured here: {each}"
 
 
 class ProgressLine:

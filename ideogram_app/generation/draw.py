@@ -29,7 +29,7 @@ from ideogram_app.generation.sampler import decode, denoise, preview, schedule, 
 from ideogram_app.machine.meter import MeasuredPeaks, PhaseMeter, empty_cache
 from ideogram_app.machine.versions import versions
 from ideogram_app.model.loader import Loaded
-from ideogram_app.records import Event, Request, Result, Seconds
+from ideogram_app.records import Event, Prediction, Request, Result, Seconds
 from ideogram_app.wire import to_json
 
 PREVIEW_SECONDS = 0.5  # at most one preview in this time, and none of it counts as denoising
@@ -55,6 +55,7 @@ class Provenance:
 
     predicted_device_bytes: int | None = None
     predicted_host_bytes: int | None = None
+    predicted: Prediction = field(default_factory=Prediction)
     residency: str = ""
     planned_residency: str = ""
     given_up: tuple[str, ...] = ()
@@ -189,6 +190,7 @@ def _result(
         peak_host_bytes=peaks.host,
         predicted_device_bytes=provenance.predicted_device_bytes,
         predicted_host_bytes=provenance.predicted_host_bytes,
+        predicted=provenance.predicted,
         residency=provenance.residency,
         planned_residency=provenance.planned_residency,
         given_up=(*provenance.given_up, *loaded.notes),

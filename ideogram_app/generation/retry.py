@@ -31,11 +31,12 @@ from ideogram_app.model.offload.offload import COMPUTE_DTYPES
 from ideogram_app.planning.failures import forget, in_words
 from ideogram_app.planning.fallbacks import apply_fallback
 from ideogram_app.planning.inputs import PlanInputs
+from ideogram_app.planning.intervals import outcomes_of
 from ideogram_app.planning.lost_device import lost_device
 from ideogram_app.planning.oom import OutOfMemory, classify
 from ideogram_app.planning.planned_request import PlannedRequest
 from ideogram_app.planning.planner import Plan, plan
-from ideogram_app.planning.profile import Observation
+from ideogram_app.planning.profile import Observation, beside_steps
 from ideogram_app.planning.streaming import FEWEST_SLOTS
 from ideogram_app.records import Event, Fallback, Request, Result
 
@@ -209,6 +210,7 @@ def _draw(attempt: Attempt, session: Session) -> Iterator[Event]:
     provenance = Provenance(
         predicted_device_bytes=expected.device.allocated if expected.device else None,
         predicted_host_bytes=expected.peak_host_bytes,
+        predicted=expected.of_picture,
         residency=chosen.residency or "",
         planned_residency=attempt.planned_residency,
         given_up=attempt.given_up,
@@ -234,19 +236,21 @@ def _observe(result: Result, attempt: Attempt, session: Session) -> None:
     if session.observe is None or result.seconds_per_step is None or attempt.request.savings:
         return
     chosen = attempt.plan
-    seen = Observation(
-        model=attempt.request.model,
-        arithmetic=chosen.arithmetic,
-        width=result.width,
-        height=result.height,
-        text_tokens=attempt.inputs.text_tokens,
-        seconds=result.seconds_per_step,
-        streamed_bytes=chosen.streamed_bytes,
-        streamed_blocks=chosen.streamed_blocks,
-        disk=chosen.residency == "disk",
-        devices=len(set(chosen.branch_devices)),
-    )
     try:
+        seen = Observation(
+            model=attempt.request.model,
+            arithmetic=chosen.arithmetic,
+            width=result.width,
+            height=result.height,
+            text_tokens=attempt.inputs.text_tokens,
+            seconds=result.seconds_per_step,
+            streamed_bytes=chosen.streamed_bytes,
+            streamed_blocks=chosen.streamed_blocks,
+            disk=chosen.residency == "disk",
+            devices=len(set(chosen.branch_devices)),
+            beside=beside_steps(result),
+            outcomes=outcomes_of(result, attempt.request.model),
+        )
         session.observe(seen)
     except Exception:
         log.exception("the seconds of a step could not be noted")

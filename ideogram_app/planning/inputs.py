@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ideogram_app.catalog.models import Model, check_size, find_model
+from ideogram_app.catalog.presets import PRESETS, find_preset
 from ideogram_app.catalog.reasons import NOTHING, Reason
 from ideogram_app.catalog.recipes import Recipe
 from ideogram_app.catalog.speedups import cached_bytes
@@ -79,6 +80,7 @@ class PlanInputs:
         limit_bytes: the most memory of a device to plan with, where that is less than what is free; None: no limit.
         host_limit_bytes: the most RAM to plan with, likewise.
         known: the measured profile of this machine (planning/profile.py); it counts before published numbers.
+        steps: of the picture, which its seconds are planned for.
         savings: keys of `SPEEDUPS`; some cache tensors from step to step, which takes memory.
 
     Raises:
@@ -97,6 +99,7 @@ class PlanInputs:
     host_limit_bytes: int | None = None
     known: MachineProfile | None = None
     savings: tuple[str, ...] = ()
+    steps: int = PRESETS["default-20"].steps
 
     def __post_init__(self) -> None:
         check_size(*self.size)
@@ -128,6 +131,7 @@ class PlanInputs:
             limit_bytes=request.device_limit_bytes,
             host_limit_bytes=request.host_limit_bytes,
             savings=request.savings,
+            steps=find_preset(request.preset).steps,
             **others,
         )
 

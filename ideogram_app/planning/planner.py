@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from ideogram_app.catalog.reasons import NOTHING, Reason, reason
 from ideogram_app.catalog.recipes import find_recipe
 from ideogram_app.machine.capabilities import arithmetic, build_note, compute_type, int8_units, obstacle, users_note
+from ideogram_app.planning.assumptions import memory_range, picture, step_range
+from ideogram_app.planning.downloads import download
 from ideogram_app.planning.footprint import Share, device_bytes
 from ideogram_app.planning.inputs import DeviceAssignment, PlanInputs, within
 from ideogram_app.planning.notes import notes
@@ -23,6 +25,7 @@ from ideogram_app.planning.peaks import decode_tile, encoder_mode, peaks
 from ideogram_app.planning.placement import Candidate, least_busy, place
 from ideogram_app.planning.policy import PREFERRED_RECIPES, choose_candidate, comparison, reason_against
 from ideogram_app.planning.step_time import step_flops
+from ideogram_app.records import Interval, Prediction
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Predicted:
     weight bytes are of both transformers as they are held; disk bytes are the download and what is made from it.
     Seconds count what is streamed; None where nobody published a time for such a device and none was measured on it.
     `device` says where the peak of the device goes, `locked_host_bytes` how much of the host's is pinned.
+
+    Seconds of a picture are those of the caption, of the request's steps and of decoding, with the weights loaded.
+    Ranges are 90 % intervals round the number of the same name (planning/assumptions.py), None where that is not known
+    or 0. They are for people: no decision reads them.
     """
 
     peak_device_bytes: int = 0
@@ -43,6 +50,26 @@ class Predicted:
     seconds_per_step: float | None = None
     device: Share | None = None
     locked_host_bytes: int = 0
+    seconds_per_step_range: Interval | None = None
+    seconds_per_picture: float | None = None
+    seconds_per_picture_range: Interval | None = None
+    peak_device_bytes_range: Interval | None = None
+    peak_host_bytes_range: Interval | None = None
+    download_seconds: float | None = None
+    download_seconds_range: Interval | None = None
+
+    @property
+    def of_picture(self) -> Prediction:
+        """What goes with a picture's result, where bytes of a device are those allocated there."""
+        device, total = self.peak_device_bytes_range, self.device
+        return Prediction(
+            seconds_per_step=self.seconds_per_step,
+            seconds_per_step_range=self.seconds_per_step_range,
+            seconds_per_picture=self.seconds_per_picture,
+            seconds_per_picture_range=self.seconds_per_picture_range,
+            device_bytes_range=device.scaled(total.allocated / total.total) if device and total else None,
+            host_bytes_range=self.peak_host_bytes_range,
+        )
 
 
 @dataclass(frozen=True)
@@ -167,18 +194,7 @@ def _answer(
     first, second = (
         f"{torch_kind}:{row.device}" if torch_kind in ("cuda", "xpu") else torch_kind for row in (used[0], used[-1])
     )
-    tile, expected = decode_tile(inputs, chosen) if chosen.fits else 0, peaks(inputs, chosen)
-    size = chosen.size
-    predicted = Predicted(
-        peak_device_bytes=expected.device.total if expected.device else 0,
-        peak_host_bytes=expected.host,
-        weight_bytes=size.weights + size.once,
-        download_bytes=size.download,
-        disk_bytes=size.disk,
-        seconds_per_step=chosen.seconds,
-        device=expected.device,
-        locked_host_bytes=expected.locked,
-    )
+    tile = decode_tile(inputs, chosen) if chosen.fits else 0
     return Plan(
         model=inputs.model.name,
         recipe=chosen.recipe.name if chosen.fits else None,
@@ -186,7 +202,7 @@ def _answer(
         encoder=encoder_mode(inputs, chosen) if chosen.fits else "staged",
         compute_dtype=inputs.dtype,
         fits=chosen.fits,
-        predicted=predicted,
+        predicted=_predicted(inputs, chosen),
         reasons=reasons,
         rejected=_rejected(inputs, chosen, candidates),
         device=first,
@@ -200,6 +216,32 @@ def _answer(
         height=inputs.size[1],
         requested_recipe=inputs.recipe,
         arithmetic=arithmetic(inputs.hardware, chosen.recipe)[0],
+    )
+
+
+def _predicted(inputs: PlanInputs, chosen: Candidate) -> Predicted:
+    """What the decision is expected to take, and within which ranges."""
+    size, expected = chosen.size, peaks(inputs, chosen)
+    of_device = expected.device.total if expected.device else 0
+    picture_seconds, picture_range = picture(inputs, chosen)
+    line = (inputs.known.downloads, inputs.known.outcomes) if inputs.known else ((), ())
+    download_seconds, download_range = download(size.download, *line) if size.download else (None, None)
+    return Predicted(
+        peak_device_bytes=of_device,
+        peak_host_bytes=expected.host,
+        weight_bytes=size.weights + size.once,
+        download_bytes=size.download,
+        disk_bytes=size.disk,
+        seconds_per_step=chosen.seconds,
+        device=expected.device,
+        locked_host_bytes=expected.locked,
+        seconds_per_step_range=step_range(inputs, chosen),
+        seconds_per_picture=picture_seconds,
+        seconds_per_picture_range=picture_range,
+        peak_device_bytes_range=memory_range(inputs, of_device, on_device=True),
+        peak_host_bytes_range=memory_range(inputs, expected.host, on_device=False),
+        download_seconds=download_seconds,
+        download_seconds_range=download_range,
     )
 
 

@@ -5,6 +5,10 @@
     machine.json in the data folder, one entry for each device and torch, so that machines may share the folder
     measured   peaks of products, copies from RAM and reads from disk (machine/microbench.py)
     shares     for each model and arithmetic: ideal seconds of a step over measured ones, of the last few pictures
+    works      operations of a step of these pictures; another size is predicted from them, and less surely
+    beside     for each model: what caption, first step and decoding took beside the steps, in steps
+    downloads  bytes a second of the last few; they are the line's, not a device's, and stand under a name of their own
+    outcomes   what plans said of the last pictures, with which interval, and what was measured (planning/intervals.py)
 
 A plan counts with these before published numbers (planning/step_time.py). Where a device has no known peak, as a
 processor, its ideal is one teraflop, and the share says what it does of that. A median of few pictures is taken, so
@@ -36,14 +40,19 @@ from ideogram_app.machine.gpu_specs import (
     find_rates,
 )
 from ideogram_app.machine.hardware import Hardware
-from ideogram_app.planning.step_time import branch_flops, ideal_seconds
+from ideogram_app.planning.downloads import downloaded
+from ideogram_app.planning.intervals import Outcome, kept
+from ideogram_app.planning.step_time import branch_flops, ideal_seconds, step_work
 from ideogram_app.planning.streaming import STREAMING_OVERHEAD
+from ideogram_app.records import Result
 from ideogram_app.wire import from_plain, to_plain
 
 FILE = "machine.json"
+LINE = "the network"  # the name in the file of what downloads have shown
 RECENT_PICTURES = 5  # whose times count, for each model and arithmetic
 # Where copying takes more than this of a step it may be what the step waited for, and says nothing of computing.
 MOST_COPYING = 0.8
+LEAST_BESIDE = 0.01  # steps: where the steps after the first were slower than the median says, nothing seems left
 UNIT_RATES = Rates(1.0, 1.0)  # the ideal of a device without known peaks
 log = logging.getLogger(__name__)
 ROOM_TO_PROBE = 2_000_000_000  # bytes of free device memory: the probe's operands, results and copies take 1
@@ -51,20 +60,35 @@ ROOM_TO_PROBE = 2_000_000_000  # bytes of free device memory: the probe's operan
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """One machine's rates and shares; see above. `shares` is keyed as `miniature/w8a8`."""
+    """One machine's rates and shares; see above. `shares` and `works` are keyed as `miniature/w8a8`."""
 
     measured: MeasuredRates | None = None
     shares: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    works: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    beside: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    downloads: tuple[float, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse shares that nothing could have measured."""
-        if not all(math.isfinite(share) and share > 0 for recent in self.shares.values() for share in recent):
-            raise ValueError("a share is a positive number")
+        """Refuse numbers that nothing could have measured."""
+        recent = (*self.shares.values(), *self.works.values(), *self.beside.values(), self.downloads)
+        if not all(math.isfinite(number) and number > 0 for numbers in recent for number in numbers):
+            raise ValueError("what a machine has shown are positive numbers")
 
     def share(self, model: str, arithmetic: str) -> float | None:
         """The median of what pictures of this model reached with this arithmetic; None before the first."""
         recent = self.shares.get(f"{model}/{arithmetic}")
         return statistics.median(recent) if recent else None
+
+    def typical_works(self, model: str, arithmetic: str) -> tuple[float, ...]:
+        """Operations of a step of the picture, or of the two, whose share is the median; of all that are known where a
+        file of an earlier program does not say which; () before the first."""
+        name = f"{model}/{arithmetic}"
+        shares, works = self.shares.get(name, ()), self.works.get(name, ())
+        if len(shares) != len(works):
+            return works
+        ranked = [work for _, work in sorted(zip(shares, works, strict=True))]
+        return tuple(ranked[(len(ranked) - 1) // 2 : len(ranked) // 2 + 1])
 
 
 @dataclass(frozen=True)
@@ -75,6 +99,8 @@ class Observation:
         seconds: of a step, the median over the steps after the first.
         streamed_bytes, streamed_blocks: of its plan; `disk` where they came from there.
         devices: 2 where each transformer had its own.
+        beside: what the picture took beside its steps, in steps; None where that was not measured.
+        outcomes: what its plan said, and what came of it.
     """
 
     model: str
@@ -87,6 +113,8 @@ class Observation:
     streamed_blocks: tuple[int, int] = (0, 0)
     disk: bool = False
     devices: int = 1
+    beside: float | None = None
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class ProfileStore:
@@ -96,8 +124,22 @@ class ProfileStore:
         self._data, self._file = data, data / FILE
         self._refused: set[str] = set()  # names of machines that could not be measured; not tried again
 
+    def recorded(self, hardware: Hardware) -> MachineProfile | None:
+        """The profile of a machine as it stands in the file, with what downloads have shown; nothing is measured."""
+        return self._with_line(read(self._file, key(hardware.name, hardware.torch)))
+
     def known(self, hardware: Hardware) -> MachineProfile | None:
         """The profile of a machine; a card is measured first where it never was."""
+        return self._with_line(self._measured(hardware))
+
+    def _with_line(self, known: MachineProfile | None) -> MachineProfile | None:
+        line = read(self._file, LINE)
+        if line is None:
+            return known
+        own = known or MachineProfile()
+        return replace(own, downloads=line.downloads, outcomes=(*own.outcomes, *line.outcomes))
+
+    def _measured(self, hardware: Hardware) -> MachineProfile | None:
         name = key(hardware.name, hardware.torch)
         known = read(self._file, name)
         if known is not None and known.measured is not None:
@@ -129,6 +171,13 @@ class ProfileStore:
         after = learn(before, hardware.name, seen)
         if after != before:
             self._write(name, after)
+
+    def note_download(self, rate: float) -> None:
+        """Bytes came over the network, at so many a second."""
+        before = read(self._file, LINE) or MachineProfile()
+        seen = downloaded(rate, before.downloads, before.outcomes)
+        rates = (*before.downloads, rate)[-RECENT_PICTURES:]
+        self._write(LINE, replace(before, downloads=rates, outcomes=kept((*before.outcomes, seen))))
 
     def _write(self, name: str, known: MachineProfile) -> None:
         try:
@@ -162,20 +211,37 @@ def with_rates(known: MachineProfile | None, measured: MeasuredRates) -> Machine
     before = old.measured or MeasuredRates()
     merged = before.updated(measured)
     same = (merged.tflops_16bit, merged.tops_int8) == (before.tflops_16bit, before.tops_int8)
-    return MachineProfile(merged, old.shares if same else {})
+    return replace(old, measured=merged) if same else replace(old, measured=merged, shares={}, works={})
 
 
 def learn(known: MachineProfile | None, device: str, seen: Observation) -> MachineProfile:
     """The profile after one more picture; the same as before where its time was that of copying. RequestError: no such
     model."""
     known = known or MachineProfile()
+    if not seen.seconds > 0:
+        return known
+    known = replace(known, outcomes=kept((*known.outcomes, *seen.outcomes)))
+    if seen.beside:
+        known = replace(known, beside=_with_newer(known.beside, seen.model, seen.beside))
     rates = known_rates(device, known) or UNIT_RATES
     speed = (rates.disk or DISK_BYTES_PER_SECOND) if seen.disk else rates.link
-    if not seen.seconds > 0 or seen.streamed_bytes / speed > MOST_COPYING * seen.seconds:
+    if seen.streamed_bytes / speed > MOST_COPYING * seen.seconds:
         return known
     name = f"{seen.model}/{seen.arithmetic}"
-    recent = (*known.shares.get(name, ()), efficiency(seen, rates))[-RECENT_PICTURES:]
-    return replace(known, shares={**known.shares, name: recent})
+    work = step_work(find_model(seen.model), (seen.width, seen.height), seen.text_tokens)
+    shares = _with_newer(known.shares, name, efficiency(seen, rates))
+    return replace(known, shares=shares, works=_with_newer(known.works, name, work))
+
+
+def beside_steps(result: Result) -> float | None:
+    """What caption, first step and decoding took beside the steps, in steps; None where no step was measured."""
+    step, seconds = result.seconds_per_step, result.seconds.total - result.seconds.load
+    return max(seconds / step - result.steps, LEAST_BESIDE) if step else None
+
+
+def _with_newer(rows: Mapping[str, tuple[float, ...]], name: str, value: float) -> dict[str, tuple[float, ...]]:
+    """The last few values of every name, one of them newer."""
+    return {**rows, name: (*rows.get(name, ()), value)[-RECENT_PICTURES:]}
 
 
 def efficiency(seen: Observation, rates: Rates) -> float:

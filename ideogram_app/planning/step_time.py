@@ -1,8 +1,9 @@
 """Step time of a card with all weights resident: counted flops over the card's dense peak.
 
 A step is both transformers once. Its time is counted work divided by the peak (machine/gpu_specs.py) and by the share
-of the peak that published runs of this model reached. It is a planning number for people, good to perhaps a third
-either way; what a machine really does is measured, stored in its profile (profile.py) and counted with from then on.
+of the peak that published runs of this model reached. It is a planning number for people, and a plan says within which
+range (assumptions.py); what a machine really does is measured, stored in its profile (profile.py) and counted with from
+then on.
 
 Left out: offloaded blocks, whose copies are planned in streaming.py.
 """
@@ -38,6 +39,12 @@ def step_flops(model: Model, width: int, height: int, text_tokens: int = TYPICAL
     """Work of one step: both transformers."""
     first, second = branch_flops(model, (width, height), text_tokens)
     return first + second
+
+
+def step_work(model: Model, size: tuple[int, int], text_tokens: int = TYPICAL_TEXT_TOKENS) -> float:
+    """Operations of one step, all counted alike: what pictures of two sizes are compared by."""
+    work = step_flops(model, *size, text_tokens)
+    return work.matrices + work.attention
 
 
 def ideal_seconds(rates: Rates, work: Flops, arithmetic: str) -> float:

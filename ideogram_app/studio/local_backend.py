@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ideogram_app.catalog.models import find_model
@@ -33,6 +34,7 @@ from ideogram_app.records import Event
 from ideogram_app.studio.setup_status import made_bytes
 from ideogram_app.studio.state import SourceState
 
+RATES_SEEN = 10  # events, of half a second or more each: a few bytes say little of a line
 CAPTIONS_TOKENIZED = 64  # the last ones are not tokenized again: reading the tokenizer takes longer than using it
 
 
@@ -154,7 +156,19 @@ class LocalBackend:
             return
         encoder = 0 if state.components_bytes else encoder_weights(find_model(model), 2)
         reserve = round((made_bytes(model, recipe) + encoder) * DISK_MARGIN)
-        yield from fetch(find_source(model), self._fetched_folder(model), offline=self._offline, reserve_bytes=reserve)
+        events = fetch(find_source(model), self._fetched_folder(model), offline=self._offline, reserve_bytes=reserve)
+        yield from self._timed(events)
+
+    def _timed(self, events: Iterator[Event]) -> Iterator[Event]:
+        """The events of a download; its rate is remembered for the next plan, also where it was stopped half-way."""
+        rates = []
+        try:
+            for event in events:
+                rates += [event.rate] if event.phase == "fetch" and event.rate else []
+                yield event
+        finally:
+            if len(rates) >= RATES_SEEN:
+                self._profiles.note_download(median(rates))
 
     def _components(self, model: str) -> Iterator[Event]:
         """Text encoder, tokenizer, scheduler and VAE of a pipeline folder; other sources hold none of them."""

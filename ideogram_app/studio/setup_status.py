@@ -17,6 +17,7 @@ from ideogram_app.catalog.sources import Source, find_source
 from ideogram_app.catalog.text_encoder import ENCODERS
 from ideogram_app.files import DISK_MARGIN
 from ideogram_app.hub.access import Access
+from ideogram_app.planning.downloads import EXAMPLE_RATE
 from ideogram_app.planning.footprint import encoder_weights
 from ideogram_app.planning.inputs import PlanInputs
 from ideogram_app.planning.planner import Plan
@@ -25,7 +26,6 @@ from ideogram_app.planning.weight_bytes import weight_bytes
 from ideogram_app.studio.state import Job, SourceState, State
 from ideogram_app.text import gb, lasting, listed
 
-EXAMPLE_RATE = 12_500_000  # bytes a second: 100 Mbit/s, shown as an example until bytes come
 # Weights a second, trying and hashing included, on two cores without a GPU (benchmarks/results/quantize-full-cpu.json:
 # `weights_per_second_overall` of gguf-q4_k and int8-w8a8). Formats with minima and scales to search stand behind the
 # first; the text encoder, which is stored as Q8_0, and everything else behind the second.

@@ -1,15 +1,21 @@
 """Machine card: the hardware, the plan for the chosen model, and *Why?*: every reason and every rejected recipe.
 
-Left out: live meters of memory and load; the numbers are those the plan was made from.
+Numbers that are expected stand with their 90 % interval; those of a result stand beside what came of it
+(ui/results.py). Left out: live meters of memory and load; the numbers are those the plan was made from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ideogram_app.catalog.models import find_model
 from ideogram_app.machine.hardware import Hardware
+from ideogram_app.planning.intervals import PICTURE, held
 from ideogram_app.planning.planner import Plan, Rejected
+from ideogram_app.planning.profile import MachineProfile
+from ideogram_app.records import Interval
 from ideogram_app.studio.state import State
-from ideogram_app.text import duration, size
+from ideogram_app.text import between, duration, remaining, size
 from ideogram_app.ui.words import RESIDENCY_WORDS, esc, facts, recipe_title
 
 KINDS = {"cuda": "NVIDIA GPU", "rocm": "AMD GPU", "mps": "Apple GPU", "xpu": "Intel GPU", "cpu": "Processor, no GPU"}
@@ -23,7 +29,8 @@ def machine_card(state: State, model: str) -> str:
         return f'<section class="card machine" aria-label="This machine"><p role="{role}">{esc(text)}</p></section>'
     return (
         '<section class="card machine" aria-label="This machine and the plan">'
-        f"{_machine(state.machine.hardware)}{_plan(state.machine.plans[model])}</section>"
+        f"{_machine(state.machine.hardware)}{_plan(state.machine.plans[model], _outcome(state.machine.known, model))}"
+        "</section>"
     )
 
 
@@ -62,7 +69,7 @@ def _free_of(free: int | None, total: int | None) -> str:
     return f"{size(free)} free of {size(total)}" if free is not None else size(total)
 
 
-def _plan(plan: Plan) -> str:
+def _plan(plan: Plan, outcome: list[tuple[str, str]]) -> str:
     title = find_model(plan.model).title
     if not plan.fits or plan.recipe is None:
         advice = f'<p class="note warn">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
@@ -79,21 +86,46 @@ def _plan(plan: Plan) -> str:
     advice = f'<p class="note">{esc(plan.suggestion)}</p>' if plan.suggestion else ""
     return (
         f'<div><p class="eyebrow">Plan for {esc(title)}</p>'
-        f"<h2>{esc(recipe_title(plan.recipe))} {chips}</h2>{facts(_expected(plan))}{advice}{_why(plan)}</div>"
+        f"<h2>{esc(recipe_title(plan.recipe))} {chips}</h2>{facts(_expected(plan) + outcome)}{advice}{_why(plan)}</div>"
     )
 
 
 def _expected(plan: Plan) -> list[tuple[str, str]]:
-    predicted, seconds = plan.predicted, plan.predicted.seconds_per_step
+    """What the plan expects, each number with its 90 % interval."""
+    predicted = plan.predicted
     rows = [
         ("Weights", size(predicted.weight_bytes)),
-        ("Peak device memory", size(predicted.peak_device_bytes) if predicted.peak_device_bytes else ""),
-        ("Peak RAM", size(predicted.peak_host_bytes)),
+        ("Peak device memory", _within(predicted.peak_device_bytes, predicted.peak_device_bytes_range, size)),
+        ("Peak RAM", _within(predicted.peak_host_bytes, predicted.peak_host_bytes_range, size)),
         ("Download", size(predicted.download_bytes) if predicted.download_bytes else ""),
         ("Disk", size(predicted.disk_bytes)),
-        ("Expected", f"{duration(seconds)} a step" if seconds else ""),
+        ("Expected, a step", _within(predicted.seconds_per_step, predicted.seconds_per_step_range, duration)),
+        ("Expected, a picture", _within(predicted.seconds_per_picture, predicted.seconds_per_picture_range, duration)),
+        ("Expected, the download", _within(predicted.download_seconds, predicted.download_seconds_range, remaining)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def _outcome(known: MachineProfile | None, model: str) -> list[tuple[str, str]]:
+    """What came of earlier plans on this machine: the last picture of this model, and how many numbers of all pictures
+    lay within their ranges."""
+    outcomes = known.outcomes if known else ()
+    last = next((row for row in reversed(outcomes) if (row.quantity, row.model) == (PICTURE, model)), None)
+    counts, rows = held(outcomes).values(), []
+    if last:
+        said = f"{duration(last.expected)} ({between(last.low, last.high, duration)}) expected"
+        rows.append(("Last picture", f"{duration(last.measured)}, {said}"))
+    if counts:
+        inside, of = sum(row.held for row in counts), sum(row.of for row in counts)
+        rows.append(("Ranges held here", f"{inside} of the last {of}"))
+    return rows
+
+
+def _within(expected: float | None, within: Interval | None, shown: Callable[[float], str]) -> str:
+    """An expected number with its 90 % interval; "" where nobody knows it."""
+    if not expected:
+        return ""
+    return f"{shown(expected)} ({between(within.low, within.high, shown)})" if within else shown(expected)
 
 
 def _why(plan: Plan) -> str:

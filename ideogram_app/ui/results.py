@@ -9,14 +9,14 @@ is a folder, and folders can be sorted and deleted as folders.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ideogram_app.catalog.models import find_model
 from ideogram_app.comparison.history import COMPARISON_FILE, SHEET_FILE, Entry
-from ideogram_app.records import REFERENCE, Event, Request, Result
+from ideogram_app.records import REFERENCE, Event, Interval, Request, Result
 from ideogram_app.studio.state import Job
-from ideogram_app.text import clock, decibels, duration, size
+from ideogram_app.text import between, clock, decibels, duration, size
 from ideogram_app.ui.offers import gave_up, offers, tried
 from ideogram_app.ui.words import act, bar, esc, file_url, gist, progress_words, recipe_title, settings
 
@@ -125,15 +125,21 @@ def _engaged(result: Result) -> str:
 
 
 def _numbers(result: Result) -> str:
+    """What was measured, and below it what the plan expected, with the interval that should hold nine of ten."""
     memory = size(result.peak_memory_bytes)
     expected = result.predicted_host_bytes if result.peak_device_bytes is None else result.predicted_device_bytes
-    beside = f"expected {size(expected)}" if expected else ""
+    said = result.predicted
+    in_range = said.host_bytes_range if result.peak_device_bytes is None else said.device_bytes_range
+    memory_beside = _beside(expected, in_range, size)
     peak = "Peak of the device, or of the process where there is no device; beside it what the plan expected"
+    step = _beside(said.seconds_per_step, said.seconds_per_step_range, duration)
+    picture = _beside(said.seconds_per_picture, said.seconds_per_picture_range, duration)
     warm = "weights were loaded" if result.warm else ""
+    of_total = " · ".join(part for part in (warm, f"{picture} without loading" if picture else "") if part)
     rows = [
-        ("A step", "Median of the steps after the first", duration(result.seconds_per_step), ""),
-        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total), warm),
-        ("Memory", peak, memory, beside),
+        ("A step", "Median of the steps after the first", duration(result.seconds_per_step), step),
+        ("Total", "Loading, reading the caption, drawing and decoding", duration(result.seconds.total), of_total),
+        ("Memory", peak, memory, memory_beside),
         ("Weights", "Of both transformers, as held while drawing", size(result.weight_bytes), ""),
         ("PSNR", "To the reference's picture; higher is closer", decibels(result.psnr), ""),
         ("SSIM", "To the reference's picture; 1 is the same", "–" if result.ssim is None else f"{result.ssim:.4f}", ""),
@@ -144,6 +150,13 @@ def _numbers(result: Result) -> str:
         for name, meaning, value, note in rows
     )
     return f'<dl class="strip">{inside}</dl>'
+
+
+def _beside(expected: float | None, within: Interval | None, shown: Callable[[float], str]) -> str:
+    """What the plan expected, with its 90 % interval; "" where nobody knew."""
+    if not expected:
+        return ""
+    return f"expected {shown(expected)}{f' ({between(within.low, within.high, shown)})' if within else ''}"
 
 
 def _pending(recipe: str, event: Event | None, shown: Shown) -> str:
