@@ -20,7 +20,7 @@ PROCESSOR_FLOPS = 1e12  # a good desktop processor in float32: 16 cores x 4 GHz 
 Capability = tuple[int, int]
 BFLOAT16_UNITS: Capability = (8, 0)  # NVIDIA's, from Ampere on
 # NVIDIA cards before Ampere: from capability, computing type, row of reasons; the first row that fits is taken. float16
-# alone is out of the question, as in ComfyUI (supported_models.py: Ideogram4 takes bfloat16 or float32): `o` and `down`
+# alone is out of the question, as in ComfyUI (its Ideogram4 takes bfloat16 or float32): `o` and `down`
 # feed a norm, so nothing bounds what they make. Turing stores bfloat16, for which every row kernel compiles. Before it
 # nothing of bfloat16 is sure (cuBLAS refuses it on sm_52 and sm_60, pytorch #57773), so all is float32.
 BEFORE_AMPERE: tuple[tuple[Capability, str, str], ...] = (

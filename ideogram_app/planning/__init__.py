@@ -4,6 +4,10 @@ Its modules (this list is made by tools/docs.py):
 
     activations.py      Activations in bytes: what is on a device beside the weights at each moment of a picture, from
                         shapes alone.
+    assumptions.py      Assumed errors: how far a plan's numbers may be off before this machine has shown its own, with
+                        their sources.
+    downloads.py        Download time: expected seconds and their 90 % range, from an example rate or from what the line
+                        has shown.
     failures.py         Failures in words: what any exception of one recipe is called, and what helps; one table.
     fallbacks.py        Fallbacks when memory ran out: `fallbacks(...) -> (Fallback, ...)`, the first that helps first,
                         and pure.
@@ -11,6 +15,8 @@ Its modules (this list is made by tools/docs.py):
                         loaded.
     inputs.py           Plan inputs: a machine, a model, a picture, and the memory that may be used for it, as one
                         frozen `PlanInputs`.
+    intervals.py        Prediction intervals: 90 % ranges round what a plan expects, from assumed widths and this
+                        machine's own errors.
     kernel_bytes.py     Temporaries of kernels without Triton, in bytes: what kernels/runs.py and torch_products.py hold
                         for a moment.
     lost_device.py      Sticky device errors: those after which a device computes nothing more in this process, known by
