@@ -80,7 +80,7 @@ def test_a_limit_is_never_below_what_the_plan_expects_torch_to_hold() -> None:
 def test_a_comparison_sets_the_limit_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: calls.append(limit))
-    request = Request("miniature", "a red circle", ("reference",), 128, 128, device_limit_bytes=4 * GB)
+    request = Request("miniature", "a red circle", ("reference",), "turbo-12", 128, 128, device_limit_bytes=4 * GB)
     for system, expected in ((WINDOWS, 1), ("Linux 6.8.0", 0)):
         calls.clear()
         pictures = compare(planned(request, replace(RTX_3060, os=system)), Session(Store(tmp_path), tmp_path))
