@@ -26,6 +26,7 @@ from ideogram_app.benchmark.command import benchmark, choose_device
 from ideogram_app.benchmark.limits import TimeUp, group_rows, time_limit, turns
 from ideogram_app.benchmark.ours import build_ours
 from ideogram_app.benchmark.profiling import family, profile_step, shares
+from ideogram_app.benchmark.receipts import read_receipt
 from ideogram_app.benchmark.report import Benchmark, file_name
 from ideogram_app.benchmark.rows import STOCK_ROWS, Row, RowMemory, int8_share, missing_packages, row_bytes, rows_for
 from ideogram_app.benchmark.session import BenchmarkSession, ceiling_seconds
@@ -472,29 +473,16 @@ def test_the_whole_command_ends_with_one_line_of_json(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **settings: None)  # the true one takes a minute
     app = typer.Typer()
     app.command()(benchmark)
-    stock = ["stock-bf16", "stock-torchao-int8-compiled", "stock-gguf-q4_k"]  # every row: the test of each by itself
-    flags = "--shape miniature --size 128 --steps 2 --recipes reference,int8-w8a8-rotated,gguf-q4_k --against"
-    line = [
-        *flags.split(),
-        ",".join(stock),
-        "--text-tokens",
-        "20",
-        "--padding",
-        "40",
-        "--dtype",
-        "bfloat16",
-        "--out",
-        str(tmp_path),
-    ]
+    stock = ["stock-bf16", "stock-gguf-q4_k", "stock-torchao-int8-compiled"]  # each row by itself has a test above
+    flags = "--shape miniature --size 128 --steps 2 --recipes reference,int8-w8a8-rotated,gguf-q4_k --text-tokens 20"
+    line = [*flags.split(), "--against", ",".join(stock), "--padding", "40", "--dtype", "bfloat16"]
+    line += ["--out", str(tmp_path), "--receipt", str(tmp_path / "receipt.json")]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.output
     found = from_json(Benchmark, done.stdout.splitlines()[-1])
-    assert [row.name for row in found.rows] == [
-        "reference",
-        "int8-w8a8-rotated",
-        "gguf-q4_k",
-        *stock,
-    ]
+    assert [row.name for row in found.rows] == ["reference", "int8-w8a8-rotated", "gguf-q4_k", *stock]
+    receipt = read_receipt(tmp_path / "receipt.json")
+    assert [row.requested for row in receipt.rows] == [row.name for row in found.rows] and receipt.weights == {}
     assert not found.missing and found.commit is not None and found.seconds < found.budget
     for row in found.rows:
         assert row.steps == 2 and row.ms_per_step > 0 and row.peak_memory_bytes >= 0 and row.share_of_ceiling > 0
