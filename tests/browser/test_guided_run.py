@@ -270,7 +270,7 @@ def test_a_disk_that_is_too_small_is_said_before_and_a_full_one_on_the_way(
 def test_killed_while_fetching_and_while_packing_a_new_process_goes_on_where_it_stopped(
     program: Program, hub: Hub, open_tab: Callable[[str], Page]
 ) -> None:
-    hub.faults.rate = 4_000_000.0
+    hub.faults.rate = 6_000_000.0
     with program.started() as url:
         tab = open_tab(url)
         press(at(tab, "fetch"), "Fetch it and make")
