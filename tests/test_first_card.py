@@ -39,6 +39,7 @@ def test_what_fails_is_kept_and_the_next_is_asked(tmp_path: Path, monkeypatch: p
     assert said["exit"] == 0 and "café" in said["output"]
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_ends_with_everything_it_started(tmp_path: Path) -> None:
     row = run_step(HANGS, tmp_path, 3.0)
     assert row["exit"] is None and "limit" in row["problem"]

@@ -112,6 +112,7 @@ def project(ready_venv: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[launch.E
 Project = tuple[launch.Environment, Notebook]
 
 
+@pytest.mark.slow
 def test_a_second_run_installs_nothing(project: Project) -> None:
     environment, notebook = project
     environment.prepare("requirements.txt")

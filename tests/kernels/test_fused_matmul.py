@@ -91,6 +91,7 @@ def test_widths_need_not_be_multiples_of_the_tile(device: str, n: int, k: int) -
 EVERY_TILE = sorted({choice.tile for card in CARDS for choice in tiles.choices_of(card)}, key=str)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("tile", EVERY_TILE, ids=str)
 def test_every_tile_of_the_table_makes_the_same_product(device: str, tile: tiles.Tile) -> None:

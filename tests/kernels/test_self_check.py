@@ -181,6 +181,7 @@ def test_a_set_that_cannot_be_built_is_replaced_by_the_next(tmp_path: Path) -> N
     assert made.add is PLAIN.add and made.name.startswith("plain in place of fast (") and "triton" in made.name
 
 
+@pytest.mark.slow
 def test_a_kernel_that_hangs_is_left_behind_after_its_limit(tmp_path: Path) -> None:
     release = threading.Event()
 

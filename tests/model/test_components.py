@@ -100,6 +100,7 @@ def test_the_identity_is_that_of_the_text_encoder(folder: Path) -> None:
     assert where.identity != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made_of", ["own", "stock"])
 @pytest.mark.parametrize("part", ["text_encoder", "vae"])
 def test_damaged_weights_are_named(folder: Path, part: str, made_of: str) -> None:
