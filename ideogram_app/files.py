@@ -212,6 +212,17 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.is_file() else -1
 
 
+def hash_sources(base: Path, places: Iterable[Path]) -> str:
+    """SHA-256 of Python sources below folders, or of files, by name below `base`; the first 16 digits. What cannot be
+    read is left out."""
+    digest = hashlib.sha256()
+    for place in places:
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            with suppress(OSError):
+                digest.update(file.relative_to(base).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def identity(folder: Path, parts: Iterable[str] = ("",)) -> str:
     """Identity of files in subfolders, without reading them: SHA-256 of the folder's path, names, sizes and times."""
     rows = [str(folder.absolute())]

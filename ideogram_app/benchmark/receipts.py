@@ -25,7 +25,7 @@ from pathlib import Path
 from ideogram_app.benchmark.report import Benchmark
 from ideogram_app.comparison.history import Comparison
 from ideogram_app.errors import RequestError
-from ideogram_app.files import write_text
+from ideogram_app.files import hash_sources, write_text
 from ideogram_app.machine.clocks import Clocks
 from ideogram_app.machine.hardware import Hardware
 from ideogram_app.machine.versions import commit
@@ -39,7 +39,7 @@ KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 
 
 @dataclass(frozen=True)
-class Machine:
+class ReceiptMachine:
     """Of `Hardware` what a time depends on; nothing that says whose machine it is."""
 
     kind: str
@@ -87,7 +87,7 @@ class Receipt:
     """
 
     kind: str
-    machine: Machine
+    machine: ReceiptMachine
     versions: dict[str, str]
     commit: str
     model: str
@@ -101,10 +101,7 @@ class Receipt:
 
 def kernels_hash() -> str:
     """SHA-256 of the kernels' sources, the first 16 digits: times of other kernels are other times."""
-    digest = hashlib.sha256()
-    for file in sorted(KERNELS.rglob("*.py")):
-        digest.update(file.relative_to(KERNELS).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    return hash_sources(KERNELS, [KERNELS])
 
 
 def digest_of(receipt: Receipt) -> str:
@@ -168,8 +165,8 @@ def _sealed(
     clocks: Clocks | None,
     rows: Iterable[ReceiptRow],
 ) -> Receipt:
-    names = Machine.__dataclass_fields__
-    machine = Machine(**{name: getattr(hardware, name) for name in names})
+    names = ReceiptMachine.__dataclass_fields__
+    machine = ReceiptMachine(**{name: getattr(hardware, name) for name in names})
     receipt = Receipt(
         kind=kind,
         machine=machine,

@@ -47,7 +47,7 @@ Order = tuple[SDPBackend, ...]
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenBackend:
     """What is done with tensors of one shape."""
 
     backend: SDPBackend
@@ -72,7 +72,7 @@ class Attention:
 
     def __init__(self, excluded: Collection[str] = (), order: Order | None = None) -> None:
         self.order, self.excluded = order, frozenset(excluded)
-        self._chosen: dict[Any, Choice] = {}
+        self._chosen: dict[Any, ChosenBackend] = {}
 
     def begin(self) -> None:
         """Forget: a new picture asks anew."""
@@ -110,7 +110,7 @@ class Attention:
             mixed = _in_place(mixed, dtype).mul_(power.transpose(0, 1))
         return mixed.flatten(1)  # most backends write (M, H, D), and nothing is copied
 
-    def _choose(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, narrowed: bool) -> Choice:
+    def _choose(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, narrowed: bool) -> ChosenBackend:
         order = self.order
         if order is None:
             order = backends(compute_capability(query.device), self.excluded)
@@ -118,8 +118,8 @@ class Attention:
         grouped = query.shape[0] > key.shape[0]
         if backend == MATH and grouped and query.device.type != "cpu":
             keys, values = (_repeated(x, query.shape[0])[None] for x in (key, value))
-            return Choice(ask(query[None], keys, values, order, causal), order, narrowed, repeats=True)
-        return Choice(backend, order, narrowed)
+            return ChosenBackend(ask(query[None], keys, values, order, causal), order, narrowed, repeats=True)
+        return ChosenBackend(backend, order, narrowed)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, order: Order = ()) -> Tensor:
@@ -175,7 +175,9 @@ def in_runs(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, sca
     return made
 
 
-def _mixed(choice: Choice, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None) -> Tensor:
+def _mixed(
+    choice: ChosenBackend, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float | None
+) -> Tensor:
     """(H, M, D) each -> (M, H, D)."""
     if choice.repeats or choice.backend == MATH:
         key, value = (_repeated(x, query.shape[0]) for x in (key, value))

@@ -10,7 +10,6 @@ of other machines, and a history; comparisons and benchmarks keep those.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ideogram_app.errors import RequestError
-from ideogram_app.files import locked, project_folder, write_text
+from ideogram_app.files import hash_sources, locked, project_folder, write_text
 from ideogram_app.machine.hardware import Hardware, parse_cpuinfo
 from ideogram_app.machine.versions import driver_version
 from ideogram_app.wire import from_json, to_json
@@ -132,13 +131,8 @@ def _processor() -> str:
 @cache
 def program_hash() -> str:
     """SHA-256 of the sources that a check depends on, its first 16 digits."""
-    package, digest = project_folder() / "ideogram_app", hashlib.sha256()
-    for name in SOURCES:
-        path = package / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            with suppress(OSError):
-                digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+    package = project_folder() / "ideogram_app"
+    return hash_sources(package, [package / name for name in SOURCES])
 
 
 class RecordFile:

@@ -9,9 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 from ideogram_app import __version__
+from ideogram_app.machine.hardware import answer_of
 
 PACKAGES = ("torch", "diffusers", "transformers", "torchao", "gguf", "triton")
-DRIVER_SECONDS = 5  # for nvidia-smi, which hangs where the driver does
 
 
 def versions() -> dict[str, str]:
@@ -37,14 +37,8 @@ def driver_version() -> str:
         pass
     except pynvml.NVMLError:
         return ""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False, timeout=DRIVER_SECONDS
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return (done.stdout.splitlines() or [""])[0].strip()
+    answer = answer_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return (answer.splitlines() or [""])[0].strip()
 
 
 def commit() -> str:

@@ -11,8 +11,8 @@ import pytest
 
 from ideogram_app.benchmark import receipts
 from ideogram_app.benchmark.receipts import (
-    Machine,
     Receipt,
+    ReceiptMachine,
     ReceiptRow,
     add,
     digest_of,
@@ -38,7 +38,7 @@ ROW = ReceiptRow("int8-w8a8-rotated", "int8-w8a8-rotated", 1024, 1024, 20, 3.4, 
 
 
 def receipt_of(name: str = CARDS[0], **changes: object) -> Receipt:
-    machine = Machine("cuda", name, (8, 6), 12 * 10**9, 1, 32 * 10**9, "A processor", 8, "580.1", "Linux 6")
+    machine = ReceiptMachine("cuda", name, (8, 6), 12 * 10**9, 1, 32 * 10**9, "A processor", 8, "580.1", "Linux 6")
     made = Receipt(
         "comparison", machine, {"torch": "2.13.0"}, "abc", "ideogram-4", {"fp8": "w"}, kernels_hash(), None, 0, (ROW,)
     )
